@@ -1,0 +1,42 @@
+"""Builds src/suffice/policies/quantiles.json: quantiles of the default policy's difficulty score.
+
+The sample is the demo's mixed workload, which is our own writing: about half of it is easy, as chat
+traffic is. A route's own traffic replaces it as it comes in (policies/quantiles.py).
+
+Usage: python scripts/build_quantiles.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+
+from suffice import features
+from suffice.gateway.parse import parse_chat
+from suffice.policies.predict import Scorer
+from suffice.policies.quantiles import table_of
+
+ROOT = Path(__file__).parents[1] / "src" / "suffice"
+
+
+def main() -> None:
+    score = Scorer(features.SIGNAL_NAMES)
+    scores = []
+    for line in (ROOT / "cli" / "demo_queries.jsonl").read_bytes().splitlines():
+        row = msgspec.json.decode(line)
+        body = msgspec.json.encode({"model": "auto", "messages": row["messages"]})
+        scores.append(score(features.extract(parse_chat(body, {}).messages)))
+    out = {
+        "about": "Quantiles 0 %, 1 %, ..., 100 % of the default policy's score over the demo's "
+        f"{len(scores)} queries. Built by scripts/build_quantiles.py.",
+        "features": features.SCHEMA,
+        "quantiles": [round(q, 4) for q in table_of(scores)],
+    }
+    (ROOT / "policies" / "quantiles.json").write_text(json.dumps(out, indent=1) + "\n")
+    print(f"{len(scores)} scores from {min(scores):.2f} to {max(scores):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""The catalog: which models exist, what they can do and cost, and which may take a query.
+
+Built-in rows come from `models.json`, built from genai-prices; the operator's config overrides any
+field. What is not known stays None and is shown as unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+
+from ..errors import ModelNotFound
+from ..types import Excluded, Model, Price, Steering, Usage
+
+__all__ = ["Catalog", "builtin_models", "lookup", "merged", "price_usd"]
+
+
+class _Row(msgspec.Struct):
+    name: str
+    provider: str
+    upstream: str
+    input: float | None
+    output: float | None
+    cached: float | None
+    cache_write: float | None
+    context_tokens: int | None
+    capabilities: list[str]
+    quality: float
+    first_chunk_s: float
+    output_tokens_per_s: float
+
+
+class _File(msgspec.Struct):
+    source: str
+    dated: str
+    models: list[_Row]
+
+
+def builtin_models() -> tuple[Model, ...]:
+    """The models that ship with suffice, with dated list prices and rough priors."""
+    raw = files(__package__).joinpath("models.json").read_bytes()
+    data = msgspec.json.decode(raw, type=_File)
+    return tuple(
+        Model(
+            name=r.name,
+            provider=r.provider,
+            upstream=r.upstream,
+            price=Price(r.input, r.output, r.cached, r.cache_write, data.source, data.dated),
+            context_tokens=r.context_tokens,
+            capabilities=frozenset(r.capabilities),
+            quality=r.quality,
+            quality_source="catalog",
+            first_chunk_s=r.first_chunk_s,
+            output_tokens_per_s=r.output_tokens_per_s,
+        )
+        for r in data.models
+    )
+
+
+def lookup(provider: str, upstream: str) -> Model | None:
+    """A model that is not built in, by genai-prices: its price and window. None where it does not
+    know the name either. Heavy on its first call; for start-up only."""
+    import datetime as dt
+
+    from . import prices
+
+    found = prices.find(provider, upstream)
+    if found is None:
+        return None
+    return Model(
+        name=f"{provider}/{upstream}",
+        provider=provider,
+        upstream=upstream,
+        price=prices.price_of(found, dt.datetime.now(dt.UTC)),
+        context_tokens=found.context_window,
+    )
+
+
+_PRICE_FIELDS = frozenset(Price.__struct_fields__) - {"source", "dated"}
+
+
+def merged(base: Model, overrides: dict[str, Any]) -> Model:
+    """`base` with the operator's fields over it; None values override nothing."""
+    given = {k: v for k, v in overrides.items() if v is not None}
+    prices = {k: given.pop(k) for k in list(given) if k in _PRICE_FIELDS}
+    if prices:
+        if "input_usd_per_mtok" in prices and "cached_input_usd_per_mtok" not in prices:
+            prices["cached_input_usd_per_mtok"] = None  # the old discount is of the old price
+        given["price"] = msgspec.structs.replace(base.price, **prices, source="config", dated=None)
+    if "capabilities" in given:
+        given["capabilities"] = frozenset(given["capabilities"])
+    if "quality" in given:
+        given["quality_source"] = "config"
+    return msgspec.structs.replace(base, **given)
+
+
+def price_usd(model: Model, usage: Usage | None) -> float | None:
+    """USD for `usage` at the model's list price; None where a price that is needed is unknown.
+
+    input_tokens includes cached and cache-written tokens, so each is billed once, at its own rate;
+    reasoning tokens are output tokens.
+    """
+    if usage is None:
+        return None
+    p = model.price
+    total = 0.0
+    if usage.input_tokens:
+        if p.input_usd_per_mtok is None:
+            return None
+        cached = min(usage.cached_input_tokens, usage.input_tokens)
+        written = min(usage.cache_write_tokens, usage.input_tokens - cached)
+        read_rate, write_rate = p.cached_input_usd_per_mtok, p.cache_write_usd_per_mtok
+        total += (usage.input_tokens - cached - written) * p.input_usd_per_mtok
+        total += cached * (p.input_usd_per_mtok if read_rate is None else read_rate)
+        total += written * (p.input_usd_per_mtok if write_rate is None else write_rate)
+    if usage.output_tokens:
+        if p.output_usd_per_mtok is None:
+            return None
+        total += usage.output_tokens * p.output_usd_per_mtok
+    return total / 1e6
+
+
+class Catalog:
+    """The models in use, by name."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._by_name = {m.name: m for m in models}
+        self._pools: dict[tuple[int, frozenset[str]], tuple[Any, ...]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._by_name)
+
+    def models(self) -> tuple[Model, ...]:
+        return tuple(self._by_name.values())
+
+    def get(self, name: str) -> Model:
+        """By full name, or by the upstream's bare name where only one provider has it.
+
+        Raises ModelNotFound, which offers the nearest known names.
+        """
+        found = self._by_name.get(name)
+        if found is None:
+            bare = [m for m in self._by_name.values() if m.upstream == name]
+            if len(bare) != 1:
+                raise ModelNotFound(name, self._by_name)
+            found = bare[0]
+        return found
+
+    def eligible(
+        self,
+        pool: tuple[Model, ...],
+        *,
+        needs: frozenset[str],
+        input_tokens: int,
+        max_output_tokens: int | None = None,
+        steering: Steering | None = None,
+    ) -> tuple[tuple[Model, ...], tuple[Excluded, ...]]:
+        """(models of `pool` that can take the query, those that cannot and why).
+
+        Hard limits only: window against the input estimate and the output asked for, capabilities,
+        the client's own allow-list and price ceiling. An unknown window or capability passes,
+        unless the client set `require_parameters`.
+        """
+        strict = steering is not None and steering.require_parameters
+        key = (id(pool), needs)
+        found = self._pools.get(key) if not strict else None
+        if found is None or found[0] is not pool:
+            found = (pool, *_able(pool, needs, strict))
+            if not strict:
+                if len(self._pools) >= 1024:
+                    self._pools.clear()
+                self._pools[key] = found
+        _, able, unable, smallest = found
+        tokens = input_tokens + (max_output_tokens or 0)
+        if tokens > smallest:
+            out = list(unable)
+            kept = []
+            for m in able:
+                if m.context_tokens is not None and tokens > m.context_tokens:
+                    out.append(Excluded(m.name, _window(tokens, m.context_tokens)))
+                else:
+                    kept.append(m)
+            able, unable = tuple(kept), tuple(out)
+        if steering is not None:
+            able, unable = _steered(able, unable, steering)
+        return able, unable
+
+
+def _window(tokens: int, context_tokens: int) -> str:
+    return f"about {tokens} tokens do not fit its window of {context_tokens}"
+
+
+def _able(
+    pool: Sequence[Model], needs: frozenset[str], strict: bool
+) -> tuple[tuple[Model, ...], tuple[Excluded, ...], float]:
+    kept: list[Model] = []
+    out: list[Excluded] = []
+    for m in pool:
+        missing = needs - m.capabilities if m.capabilities is not None else frozenset()
+        if missing:
+            out.append(Excluded(m.name, f"cannot do {', '.join(sorted(missing))}"))
+        elif strict and needs and m.capabilities is None:
+            out.append(Excluded(m.name, "its capabilities are unknown and were required"))
+        else:
+            kept.append(m)
+    windows = [m.context_tokens for m in kept if m.context_tokens is not None]
+    return tuple(kept), tuple(out), min(windows, default=float("inf"))
+
+
+def _steered(
+    able: tuple[Model, ...], unable: tuple[Excluded, ...], s: Steering
+) -> tuple[tuple[Model, ...], tuple[Excluded, ...]]:
+    limits = (s.max_input_usd_per_mtok, s.max_output_usd_per_mtok)
+    if s.only is None and not s.ignore and not s.order and s.sort is None and limits == (None, None):
+        return able, unable
+    kept: list[Model] = []
+    out = list(unable)
+    for m in able:
+        price = (m.price.input_usd_per_mtok, m.price.output_usd_per_mtok)
+        over = [
+            p is None or p > limit for p, limit in zip(price, limits, strict=True) if limit is not None
+        ]
+        if s.only is not None and m.provider not in s.only:
+            out.append(Excluded(m.name, "provider.only leaves it out"))
+        elif m.provider in s.ignore:
+            out.append(Excluded(m.name, "provider.ignore names it"))
+        elif any(over):
+            out.append(Excluded(m.name, "its price is above provider.max_price, or unknown"))
+        else:
+            kept.append(m)
+    if s.order:
+        rank = {name: i for i, name in enumerate(s.order)}
+        kept.sort(key=lambda m: rank.get(m.provider, len(rank)))
+    return tuple(kept), tuple(out)

@@ -1,0 +1,289 @@
+"""Every error suffice raises, as one tree.
+
+SufficeError
+├── ConfigError            a file, key or flag is wrong: names the field and the remedy (exit code 2)
+├── UsageError             a command or function was called wrongly (exit code 2)
+├── JobError               a command ran and failed (exit code 1)
+├── RequestError           the client's request is refused (HTTP 4xx), never sent upstream
+│   ├── BadRequest             400 bad JSON, missing or wrong-typed field
+│   ├── Unauthorized           401 no key or an unknown one
+│   ├── Forbidden              403 the key may not do this
+│   ├── NotFound               404 unknown path, decision, ...
+│   │   └── ModelNotFound          404 unknown model or route; offers the nearest known names
+│   ├── MethodNotAllowed       405
+│   ├── PayloadTooLarge        413
+│   ├── Unprocessable          422 well-formed but out of range
+│   └── RateLimited            429 our own limits or budgets
+├── NoCandidate            no model can serve this query now (503), or ever (400): says why for each
+├── UpstreamError          one attempt at one model failed; classified by status first
+├── PlanExhausted          every attempt of a plan failed; carries the attempts
+├── StoreError             the store cannot be read or written
+├── TableError             an outcomes or queries table is unusable: names file, column, row
+└── ArtifactError          a trained artifact is missing, tampered with or of another schema
+
+Errors carry fields, not only prose, so that every surface can render them in its own shape.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from .types import Attempt, Decision
+
+UpstreamKind = Literal[
+    "connect",  # no connection could be made
+    "timeout_connect",
+    "timeout_first_chunk",
+    "timeout_idle",
+    "timeout_total",
+    "rate_limit",  # 429
+    "overloaded",  # 503, 529
+    "server",  # other 5xx
+    "auth",  # 401, 403
+    "not_found",  # 404: the upstream does not know this model
+    "bad_request",  # other 4xx: the request itself is at fault
+    "context_length",  # the prompt does not fit the upstream's window
+    "content_filter",
+    "malformed",  # 200 with a body that is not the dialect's
+    "cut",  # the stream ended before its terminator
+    "cancelled",  # the client left
+]
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """The known names closest to `name`, best first, at most `n`.
+
+    >>> nearest("gpt4o", ["gpt-4o", "claude"])
+    ['gpt-4o']
+    """
+    names = list(known)
+    folded: dict[str, str] = {}
+    for k in names:
+        folded.setdefault(k.lower(), k)
+        folded.setdefault(k.rsplit("/", 1)[-1].lower(), k)
+    hits = difflib.get_close_matches(name.lower(), list(folded), n=2 * n, cutoff=0.5)
+    return list(dict.fromkeys(folded[h] for h in hits))[:n]
+
+
+class SufficeError(Exception):
+    """Base of every error that suffice raises on purpose."""
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}" if self.remedy else self.message
+
+
+class ConfigError(SufficeError):
+    """A configuration value is wrong. `field` is a dotted path such as `routes.auto.objective`."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        remedy: str | None = None,
+        source: str | None = None,
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.field = field
+        self.source = source
+
+    def __str__(self) -> str:
+        where = ": ".join(p for p in (self.source, self.field) if p)
+        text = super().__str__()
+        return f"{where}: {text}" if where else text
+
+
+class UsageError(SufficeError):
+    """A command or function was called with arguments that make no sense."""
+
+
+class JobError(SufficeError):
+    """A command did its work and the work failed."""
+
+
+class RequestError(SufficeError):
+    """A client's request is refused before anything is called.
+
+    `status` is the HTTP status, `type`, `code` and `param` are the fields of OpenAI's error object.
+    """
+
+    status: ClassVar[int] = 400
+    type: ClassVar[str] = "invalid_request_error"
+    default_code: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        remedy: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.param = param
+        self.code = code or self.default_code
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(RequestError):
+    status = 400
+
+
+class Unauthorized(RequestError):
+    status = 401
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+
+
+class Forbidden(RequestError):
+    status = 403
+    type = "permission_error"
+    default_code = "forbidden"
+
+
+class NotFound(RequestError):
+    status = 404
+    default_code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    default_code = "model_not_found"
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        close = nearest(name, known)
+        remedy = f"Nearest known: {', '.join(close)}." if close else "GET /v1/models lists them."
+        super().__init__(f"There is no model or route named {name!r}.", param="model", remedy=remedy)
+        self.name = name
+        self.nearest = close
+
+
+class MethodNotAllowed(RequestError):
+    status = 405
+    default_code = "method_not_allowed"
+
+
+class PayloadTooLarge(RequestError):
+    status = 413
+    default_code = "request_too_large"
+
+
+class Unprocessable(RequestError):
+    status = 422
+    default_code = "out_of_range"
+
+
+class RateLimited(RequestError):
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+
+class NoCandidate(SufficeError):
+    """No model of the route can take this query.
+
+    `reasons` maps each model to why it was left out. `permanent` is true when waiting would not
+    help (the prompt fits no window, no model has the capability): then the client gets a 400.
+    """
+
+    def __init__(
+        self, message: str, *, reasons: dict[str, str], permanent: bool, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+        self.permanent = permanent
+        self.param = param
+        self.status = 400 if permanent else 503
+        self.retry_after_s: float | None = None if permanent else 5.0
+
+
+class UpstreamError(SufficeError):
+    """One attempt at one model failed.
+
+    status: the upstream's HTTP status, None where there was none. kind: see `UpstreamKind`.
+    retry_after_s: seconds the upstream asked us to wait. body: what it said, at most 4 KiB.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: UpstreamKind,
+        status: int | None = None,
+        provider: str = "",
+        model: str = "",
+        retry_after_s: float | None = None,
+        body: bytes = b"",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind: UpstreamKind = kind
+        self.status = status
+        self.provider = provider
+        self.model = model
+        self.retry_after_s = retry_after_s
+        self.body = body[:4096]
+        self.param = param
+        self.code = code
+
+
+class PlanExhausted(SufficeError):
+    """Every attempt of the plan failed. `last` is the error to show, `attempts` what was tried.
+
+    `decision` and `overhead_ms` are filled in by the router, so that a failure explains itself too.
+    """
+
+    def __init__(self, message: str, *, last: UpstreamError, attempts: tuple[Attempt, ...]) -> None:
+        super().__init__(message)
+        self.last = last
+        self.attempts = attempts
+        self.decision: Decision | None = None
+        self.overhead_ms = 0.0
+
+
+class StoreError(SufficeError):
+    """The store cannot be opened, read or written."""
+
+
+class TableError(SufficeError):
+    """A table of queries or outcomes is unusable."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        column: str | None = None,
+        row: int | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.path = path
+        self.column = column
+        self.row = row
+
+    def __str__(self) -> str:
+        where = ", ".join(
+            p
+            for p in (
+                self.path,
+                f"column {self.column!r}" if self.column else None,
+                f"row {self.row}" if self.row is not None else None,
+            )
+            if p
+        )
+        text = super().__str__()
+        return f"{where}: {text}" if where else text
+
+
+class ArtifactError(SufficeError):
+    """A trained artifact is missing, tampered with, or of a schema this version cannot read."""

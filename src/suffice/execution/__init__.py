@@ -1,0 +1,22 @@
+"""Execution: walks a plan. The only room with a clock."""
+
+from __future__ import annotations
+
+from .breaker import Breaker, BreakerSettings
+from .engine import Caller, Engine, OpenedReply, Reply
+from .flow import Call, Flow, GiveUp, Wait
+from .health import Health
+
+__all__ = [
+    "Breaker",
+    "BreakerSettings",
+    "Call",
+    "Caller",
+    "Engine",
+    "Flow",
+    "GiveUp",
+    "Health",
+    "OpenedReply",
+    "Reply",
+    "Wait",
+]

@@ -1,0 +1,161 @@
+"""Which model to call next: retry, failover and backoff as logic without I/O and without a clock.
+
+A driver asks `next()` and reports what came of it with `failed(...)` or `succeeded()`:
+
+    Call(model, number)   call it
+    Wait(seconds)         sleep, then ask again
+    GiveUp(error)         the plan is spent; `error` is the most telling failure
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ..errors import UpstreamError
+from ..types import Retries, Step
+
+
+class Call(msgspec.Struct, frozen=True):
+    step: Step
+    number: int  # 1-based within the request
+
+
+class Wait(msgspec.Struct, frozen=True):
+    seconds: float
+
+
+class GiveUp(msgspec.Struct, frozen=True):
+    error: UpstreamError
+
+
+Action = Call | Wait | GiveUp
+
+# The same model may do better a moment later.
+RETRYABLE = frozenset({"connect", "timeout_connect", "rate_limit", "overloaded", "server", "cut"})
+# No model would do better: the request itself is at fault, or nobody waits any more.
+FINAL = frozenset({"bad_request", "cancelled"})
+# What the client can act on is the better thing to tell it.
+_TELLING = (
+    "bad_request",
+    "context_length",
+    "content_filter",
+    "rate_limit",
+    "overloaded",
+    "timeout_total",
+    "timeout_first_chunk",
+    "timeout_idle",
+)
+_SPENT = ("insufficient_quota", "billing_hard_limit_reached")
+
+
+class Flow:
+    """One request's way through a plan. Deterministic given its arguments.
+
+    Another model of the plan is preferred to waiting for the same one: each step is tried once, in
+    order, before any is tried again; only the last one standing is waited for. Every attempt counts
+    against `retries.max_attempts`, every second against `total_s`.
+
+    fits(model): whether the prompt fits a model with a larger window, asked after context_length.
+    """
+
+    def __init__(
+        self,
+        plan: Sequence[Step],
+        retries: Retries,
+        *,
+        total_s: float = 600.0,
+        seed: int = 0,
+        fits: Callable[[str, str], bool] | None = None,
+        pass_content_filter: bool = False,
+    ) -> None:
+        if not plan:
+            raise ValueError("plan: expected at least one step")
+        self._queue = list(plan)
+        self._retries = retries
+        self._total_s = total_s
+        self._seed = seed
+        self._fits = fits
+        self._pass_content_filter = pass_content_filter
+        self._number = 0
+        self._tries: dict[str, int] = {}
+        self._again: list[tuple[float, Step]] = []  # (elapsed time from which on, step)
+        self._errors: list[UpstreamError] = []
+        self._elapsed_s = 0.0
+        self._over: UpstreamError | None = None
+        self._current: Step | None = None
+
+    @property
+    def attempts(self) -> int:
+        return self._number
+
+    def next(self) -> Action:
+        if self._over is not None:
+            return GiveUp(self._over)
+        spent = self._number >= self._retries.max_attempts or self._elapsed_s >= self._total_s
+        if self._number and spent:
+            return GiveUp(self._telling())
+        if self._queue:
+            return self._call(self._queue.pop(0))
+        if not self._again:
+            return GiveUp(self._telling())
+        due_s, step = min(self._again, key=lambda item: item[0])
+        wait_s = due_s - self._elapsed_s
+        if wait_s > 0:
+            if self._elapsed_s + wait_s >= self._total_s:
+                return GiveUp(self._telling())
+            return Wait(wait_s)
+        self._again.remove((due_s, step))
+        return self._call(step)
+
+    def waited(self, elapsed_s: float) -> None:
+        """Time has passed: `elapsed_s` seconds since the request began."""
+        self._elapsed_s = max(self._elapsed_s, elapsed_s)
+
+    def failed(self, error: UpstreamError, elapsed_s: float) -> None:
+        """The last Call failed. elapsed_s: seconds since the request began."""
+        step = self._current
+        assert step is not None, "failed() without a Call"
+        self._current = None
+        self._elapsed_s = max(self._elapsed_s, elapsed_s)
+        self._errors.append(error)
+        if error.kind in FINAL or (error.kind == "content_filter" and not self._pass_content_filter):
+            self._over = error
+            return
+        if error.kind == "context_length":
+            # Only a larger window helps; a smaller one would fail the same way.
+            fits = self._fits
+            self._queue = [s for s in self._queue if fits is None or fits(s.model, step.model)]
+            self._again = [a for a in self._again if fits is None or fits(a[1].model, step.model)]
+            return
+        if error.kind not in RETRYABLE or (error.code in _SPENT):
+            return
+        tries = self._tries[step.model]
+        if tries > self._retries.per_model:
+            return
+        wait_s = self._backoff_s(tries, step.model)
+        if error.retry_after_s is not None:
+            if error.retry_after_s > self._retries.max_wait_s:
+                return
+            wait_s = max(wait_s, error.retry_after_s)
+        self._again.append((self._elapsed_s + wait_s, step))
+
+    def _call(self, step: Step) -> Call:
+        self._number += 1
+        self._tries[step.model] = self._tries.get(step.model, 0) + 1
+        self._current = step
+        return Call(step, self._number)
+
+    def _backoff_s(self, tries: int, model: str) -> float:
+        """Exponential with full jitter above half: base * 2^(tries-1) * U(0.5, 1)."""
+        draw = random.Random(f"{self._seed}/{model}/{tries}").uniform(0.5, 1.0)
+        return float(min(self._retries.max_wait_s, self._retries.base_s * 2 ** (tries - 1)) * draw)
+
+    def _telling(self) -> UpstreamError:
+        for kind in _TELLING:
+            for error in reversed(self._errors):
+                if error.kind == kind:
+                    return error
+        return self._errors[-1]

@@ -1,0 +1,96 @@
+"""Features: a query as float32 numbers. The one place where text becomes numbers, for serving and
+training alike.
+
+>>> x = extract_text("What's the weather today?")
+>>> dict(explain(x))["lookup"] > 0
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log1p
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import Features, Message
+from .ask import Ask, human_asks, is_follow_up
+from .signals import SIGNAL_NAMES, ask_signals, estimate_tokens, to_array
+
+__all__ = ["SCHEMA", "SIGNAL_NAMES", "explain", "extract", "extract_text", "vector"]
+
+SCHEMA = "signals-1"  # changes whenever the same text would give other numbers
+
+_PROMPT = SIGNAL_NAMES.index("log_prompt_tokens")
+_TURNS = SIGNAL_NAMES.index("turns")
+_TOOLS = SIGNAL_NAMES.index("tools")
+_NO_ASK = Ask("", 0, 0, 0, False)
+_MESSAGE_TOKENS = 4  # what the chat template adds to each message
+_IMAGE_TOKENS = 800  # about what providers bill for a picture of medium size
+_AUDIO_TOKENS = 1500
+
+
+def extract(messages: Sequence[Message], *, extra_tokens: int = 0, tools: int = 0) -> Features:
+    """Features of a conversation.
+
+    messages: canonical, oldest first. extra_tokens: estimate for what is not in them (tool schemas,
+    response format). tools: how many tools are offered.
+
+    The signals are those of the last human ask. A short follow-up inherits: each signal is the
+    larger of its own and those of the asks before it, back to the last that stands by itself.
+    """
+    human_turns = 0
+    prompt_tokens = float(extra_tokens)
+    total_chars = 0
+    for m in messages:
+        total_chars += len(m.text)
+        prompt_tokens += estimate_tokens(m.text) + _MESSAGE_TOKENS
+        if m.images or m.audio:
+            prompt_tokens += m.images * _IMAGE_TOKENS + m.audio * _AUDIO_TOKENS
+        if m.role == "user" and not m.is_tool_result:
+            human_turns += 1
+    asks = human_asks(messages, 4 if human_turns > 1 else 1) or [_NO_ASK]
+    ask = asks[0]
+    values = ask_signals(ask)
+    ask_tokens = values[1]
+    follow_up = len(asks) > 1 and is_follow_up(ask)
+    if follow_up:
+        for earlier in asks[1:]:
+            values = list(map(max, values, ask_signals(earlier)))
+            if not is_follow_up(earlier):
+                break
+    values[_PROMPT] = log1p(prompt_tokens)
+    values[_TURNS] = log1p(max(0, human_turns - 1))
+    values[_TOOLS] = log1p(tools)
+    last = messages[-1] if messages else None
+    return Features(
+        signals=to_array(values),
+        ask_chars=ask.chars,
+        ask_tokens=int(np.expm1(ask_tokens)) if ask_tokens else 0,
+        input_tokens=int(prompt_tokens) + 1,
+        human_turns=max(1, human_turns),
+        follow_up=follow_up,
+        in_tool_loop=last is not None and last.is_tool_result,
+        harness_chars=max(0, total_chars - ask.chars),
+        schema=SCHEMA,
+    )
+
+
+def extract_text(prompt: str) -> Features:
+    """Features of a single prompt, as tables of queries hold them."""
+    return extract((Message("user", prompt),))
+
+
+def vector(features: Features) -> NDArray[np.float32]:
+    """float32 (n_signals,): what is stored with a decision and learned from."""
+    return features.signals
+
+
+def explain(features: Features, top: int = 5) -> tuple[tuple[str, float], ...]:
+    """The `top` signals that stand out most, as (name, value), strongest first. The length always
+    leads, because it carries most of what is known without labels."""
+    s = features.signals.tolist()
+    pairs = [(n, round(v, 3)) for n, v in zip(SIGNAL_NAMES[2:_PROMPT], s[2:_PROMPT], strict=True) if v]
+    pairs.sort(key=lambda p: -p[1])
+    return ((SIGNAL_NAMES[0], round(s[0], 3)), *pairs[: top - 1])

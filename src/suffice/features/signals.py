@@ -1,0 +1,214 @@
+"""An ask as numbers: counts that a person can read, in a fixed order, Unicode-safe and bounded.
+
+Words are looked up in one dictionary; characters are counted by C-level methods. At most 1,025
+characters are looked at, so that no input costs more than a few hundred microseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from math import log1p
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ask import Ask
+
+SIGNAL_NAMES: tuple[str, ...] = (
+    "log_chars",  # log(1 + characters of the last human ask)
+    "log_tokens",  # log(1 + estimated tokens of it)
+    "lines",  # log(1 + paragraphs and list items)
+    "digits",  # share of characters
+    "numbers",  # log(1 + count), as all counts below
+    "math",
+    "code",
+    "reasoning",
+    "creative",
+    "wh_words",
+    "constraints",
+    "connectives",
+    "questions",
+    "sentences",
+    "parts",  # enumerated parts, "and then", several questions
+    "commas",
+    "parentheses",
+    "quotes",
+    "non_ascii",  # share of characters
+    "structure",  # asks for a table, JSON, a list, steps
+    "lookup",  # short retrieval-style ask: weather, capital of, what time
+    "log_prompt_tokens",  # log(1 + estimated tokens of the whole prompt)
+    "turns",
+    "log_pasted",  # log(1 + characters of pasted material beside the ask)
+    "tools",
+)
+
+_CLASSES: dict[str, str] = {
+    "math": (
+        "prove proof theorem lemma integral derivative equation equations polynomial matrix "
+        "eigenvalue eigenvalues prime primes modulo probability expected converge converges "
+        "convergence limit sum product solve solutions geometry triangle algebra calculus sqrt "
+        "frac sin cos tan log induction irrational divisible inequality bijection vector topology "
+        "beweise beweis satz gleichung gleichungen integral ableitung wahrscheinlichkeit "
+        "prouve prouver démontre démontrer démontrez théorème équation intégrale dérivée "
+        "demuestra demostrar demuestre teorema ecuación integral derivada probabilidad "
+        "prove prova demonstre equação dimostra dimostrare equazione "
+        "докажи докажите теорема уравнение интеграл вероятность सिद्ध प्रमेय समीकरण أثبت برهن"
+    ),
+    "code": (
+        "code function class method def return import async await python javascript typescript "
+        "java rust golang sql query regex api endpoint bug debug exception traceback stack "
+        "compile compiler segfault null pointer thread threads deadlock race mutex git docker "
+        "kubernetes algorithm complexity refactor unittest pytest schema database index json "
+        "html css react node npm bash shell script variable loop array recursion bytecode "
+        "funktion fehler código función fonction código código-fonte codice funzione код функция"
+    ),
+    "reasoning": (
+        "why explain derive prove design compare contrast analyse analyze evaluate debug optimise "
+        "optimize justify reason reasoning tradeoff tradeoffs plan strategy architecture "
+        "implications critique assess diagnose investigate summarise summarize detail detailed "
+        "thoroughly rigorous rigorously step steps consider infer deduce determine review "
+        "warum erkläre erklären vergleiche analysiere begründe entwirf leite fasse "
+        "pourquoi explique expliquez compare analyse justifie conçois résume détail "
+        "explica compara analiza justifica diseña resume detalle porque spiega confronta "
+        "analizza progetta riassumi explique compare analise projete resuma "
+        "почему объясни сравни проанализируй обоснуй спроектируй समझाइए समझाओ तुलना विश्लेषण "
+        "اشرح قارن حلل لماذا 설명 비교 분석"
+    ),
+    "creative": (
+        "story poem essay novel song lyrics haiku limerick screenplay dialogue slogan write "
+        "draft compose rewrite blog speech letter invent imagine schreibe gedicht geschichte "
+        "écris poème histoire escribe poema cuento scrivi poesia storia escreva напиши стих"
+    ),
+    "wh_words": (
+        "what who when where which whose how wer was wann wo welche wie qui que quoi quand où "
+        "quel quelle comment qué quién cuándo dónde cuál cómo chi cosa quando dove quale come "
+        "quem onde qual кто что когда где какой как क्या कौन कब कहाँ कैसे ما من متى أين كيف"
+    ),
+    "constraints": (
+        "must should only exactly least most without except avoid never always ensure unless "
+        "maximum minimum constraint constraints require requires required limit within valid "
+        "strictly muss nur genau höchstens mindestens ohne doit seulement exactement sans "
+        "debe solo exactamente máximo mínimo sin deve solo esattamente senza должен только ровно"
+    ),
+    "connectives": (
+        "and then because therefore however although while since if else given assuming suppose "
+        "such both either whereas after before finally und dann weil wenn et puis parce si "
+        "y luego porque e poi perché и затем потому если"
+    ),
+    "structure": (
+        "table json yaml csv xml list bullet bullets outline sections markdown columns schema "
+        "format headings tabelle liste tableau lista tabla tabella таблица список"
+    ),
+    "lookup": (
+        "weather today tomorrow capital time date hello hi hey thanks thank spell synonym "
+        "define meaning translate convert president population height distance price currency "
+        "birthday wetter heute hauptstadt übersetze hallo météo aujourd'hui capitale traduis "
+        "bonjour clima tiempo hoy capital traduce hola tempo oggi capitale traduci ciao hoje "
+        "traduza olá погода сегодня столица переведи привет मौसम आज राजधानी नमस्ते الطقس اليوم "
+        "عاصمة مرحبا 날씨 오늘 수도 안녕"
+    ),
+}
+
+
+def _table() -> dict[str, tuple[int, ...]]:
+    table: dict[str, tuple[int, ...]] = {}
+    for name, words in _CLASSES.items():
+        at = SIGNAL_NAMES.index(name)
+        for word in words.split():
+            known = table.get(word, ())
+            if at not in known:
+                table[word] = (*known, at)
+    return table
+
+
+_WORDS = _table()
+# Scripts without spaces: looked for anywhere in the ask.
+_ANYWHERE: tuple[tuple[str, int], ...] = tuple(
+    (term, SIGNAL_NAMES.index(name))
+    for name, terms in {
+        "math": "证明 方程 积分 概率 定理 証明 方程式 積分 確率 증명 방정식",
+        "code": "代码 函数 程序 调试 コード 関数 バグ 코드 함수",
+        "reasoning": "解释 分析 比较 为什么 设计 总结 详细 説明 分析 比較 なぜ 設計 要約 설명해",
+        "creative": "写一 诗 故事 書いて 物語 詩 써줘",
+        "lookup": "天气 今天 首都 你好 翻译 天気 今日 こんにちは 翻訳",
+        "wh_words": "什么 谁 哪 怎么 何 誰 どこ いつ 무엇 어디",
+    }.items()
+    for term in terms.split()
+)
+
+_TOKEN = re.compile(r"[^\W_]+")
+_MATH_MARKS = re.compile(r"\\[a-z]{2,}|[=<>≤≥∑∫√∞∀∃∈⊂≡±×÷^]|\$[^$]{1,80}\$")
+_CODE_MARKS = re.compile(r"```|[{};]\s|=>|->|==|!=|\w\(|\w\.\w+\(|</?[a-z]+>|Traceback|Error:")
+_PARTS = re.compile(r"(?:^|\s)(?:\(?[1-9a-e][.)]|[-*•])\s|(?:and|und|et|y|e) then ")
+_DIGITS = b"0123456789"
+_ENDS = re.compile(r"[.!?。！？]+(?:\s|$)|[。！？]")
+
+_I = {name: i for i, name in enumerate(SIGNAL_NAMES)}
+_N = len(SIGNAL_NAMES)
+_COUNTS = tuple(
+    _I[n]
+    for n in (
+        "numbers math code reasoning creative wh_words constraints connectives questions sentences "
+        "parts commas parentheses quotes structure lookup"
+    ).split()
+)
+
+
+def estimate_tokens(text: str) -> float:
+    """Tokens of `text` without a tokenizer: about 4 characters of ASCII each, 1.6 bytes less the
+    more of it is written in scripts that tokenizers split finely (Chinese: one a character)."""
+    n = len(text)
+    if text.isascii():
+        return n / 4.0
+    extra = len(text.encode("utf-8", "surrogatepass")) - n  # 1 for é or я, 2 for 字, 3 for an emoji
+    wide = extra / 2.0
+    return max(0.0, n - wide) / 4.0 + wide * 0.9
+
+
+def ask_signals(ask: Ask) -> list[float]:
+    """All signals that depend on the ask alone, as a list (n_signals,) of floats."""
+    text = ask.text
+    v = [0.0] * _N
+    chars = ask.chars
+    v[0] = log1p(chars)
+    scale = chars / len(text) if text else 1.0
+    v[1] = log1p(estimate_tokens(text) * scale)
+    v[2] = log1p(ask.lines)
+    low = text.lower()
+    words = _TOKEN.findall(low)
+    get = _WORDS.get
+    for word in words:
+        hit = get(word)
+        if hit is not None:
+            for i in hit:
+                v[i] += 1.0
+        elif word[0] in "0123456789":
+            v[4] += 1.0
+    raw = text.encode("utf-8", "surrogatepass")
+    if text:
+        v[3] = (len(raw) - len(raw.translate(None, _DIGITS))) / len(text)
+    if not text.isascii():
+        v[18] = sum(map(len, re.findall(r"[^\x00-\x7f]+", text))) / len(text)
+        for term, i in _ANYWHERE:
+            if term in text:
+                v[i] += 1.0
+        v[12] += text.count("？") + text.count("؟")
+    v[5] += len(_MATH_MARKS.findall(text))
+    v[6] += len(_CODE_MARKS.findall(text)) + (2.0 if ask.code else 0.0)
+    v[12] += text.count("?")
+    v[13] = len(_ENDS.findall(text))
+    v[14] = len(_PARTS.findall(low)) + max(0.0, v[12] - 1.0)
+    v[15] = text.count(",")
+    v[16] = text.count("(")
+    v[17] = text.count('"') / 2
+    if len(words) > 14:
+        v[20] = 0.0  # a long ask is no look-up, whatever words it holds
+    for i in _COUNTS:
+        if v[i]:
+            v[i] = log1p(v[i])
+    v[23] = log1p(ask.pasted)
+    return v
+
+
+def to_array(values: list[float]) -> NDArray[np.float32]:
+    return np.array(values, dtype=np.float32)

@@ -1,0 +1,186 @@
+"""Every path but the chat endpoint: models, dry runs, decisions, feedback, health, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..errors import MethodNotAllowed, NotFound, RequestError, SufficeError
+from .chat import read_body, request_id_of
+from .parse import decode, parse_chat
+from .render import error_body, error_headers, failure, to_json
+
+if TYPE_CHECKING:
+    from ..router import Router
+    from .auth import Auth
+
+_log = logging.getLogger("suffice.gateway")
+
+
+class _FeedbackBody(msgspec.Struct):
+    decision_id: str
+    score: float
+    source: str = "user"
+    comment: str | None = None
+    key: str | None = None
+
+
+_decode_feedback = msgspec.json.Decoder(_FeedbackBody).decode
+
+
+def _json(value: Any, request: Request, status: int = 200) -> Response:
+    return Response(
+        to_json(value),
+        status,
+        {"x-request-id": _request_id(request)},
+        media_type="application/json",
+    )
+
+
+def _headers(request: Request) -> dict[bytes, bytes]:
+    return dict(request.scope["headers"])
+
+
+def _request_id(request: Request) -> str:
+    found = getattr(request.state, "request_id", None)
+    if found is None:
+        found = request.state.request_id = request_id_of(_headers(request))
+    return str(found)
+
+
+def _error(request: Request, error: Exception) -> Response:
+    f = failure(error)
+    if f.status == 500:
+        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    response = Response(error_body(f, request.url.path), f.status)
+    response.raw_headers += error_headers(f, _request_id(request))
+    return response
+
+
+async def _on_http_exception(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    path, method = request.url.path, request.method
+    if exc.status_code == 404:
+        return _error(request, NotFound(f"There is nothing at {method} {path}.", code="unknown_url"))
+    if exc.status_code == 405:
+        allow = (exc.headers or {}).get("Allow", "")
+        response = _error(
+            request, MethodNotAllowed(f"{method} is not allowed on {path}.", remedy=f"Use {allow}.")
+        )
+        response.headers["allow"] = allow
+        return response
+    error = RequestError(exc.detail)
+    response = _error(request, error)
+    response.status_code = exc.status_code
+    return response
+
+
+async def _on_error(request: Request, exc: Exception) -> Response:
+    return _error(request, exc)
+
+
+def create_rest(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette:
+    """The Starlette app for all but chat. Every error leaves it in the dialect's own shape."""
+
+    async def body_of(request: Request) -> bytes:
+        auth.check(_headers(request))
+        return await read_body(request.receive, _headers(request), max_body_bytes)
+
+    async def models(request: Request) -> Response:
+        auth.check(_headers(request))
+        rows = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "suffice"}
+            for name in router.route_names()
+        ]
+        rows += [
+            {"id": m.name, "object": "model", "created": 0, "owned_by": m.provider}
+            for m in router.models()
+        ]
+        return _json({"object": "list", "data": rows}, request)
+
+    async def model(request: Request) -> Response:
+        auth.check(_headers(request))
+        name = request.path_params["name"]
+        target = router.resolve(name)
+        owner = target.models[0].provider if target.bypass else "suffice"
+        row = {"id": name, "object": "model", "created": 0, "owned_by": owner}
+        return _json(row, request)
+
+    async def route(request: Request) -> Response:
+        body = await body_of(request)
+        query = parse_chat(body, _headers(request), request_id=_request_id(request))
+        return _json(router.explain(router.decide(query)), request)
+
+    async def decision(request: Request) -> Response:
+        auth.check(_headers(request))
+        decision_id = request.path_params["id"]
+        found = await asyncio.to_thread(router.decision, decision_id)
+        if found is None:
+            raise NotFound(f"There is no decision {decision_id!r}.", param="id")
+        return _json(found, request)
+
+    async def feedback(request: Request) -> Response:
+        f: _FeedbackBody = decode(_decode_feedback, await body_of(request))
+        await asyncio.to_thread(
+            router.feedback, f.decision_id, f.score, source=f.source, comment=f.comment, key=f.key
+        )
+        return _json({"object": "feedback", "decision_id": f.decision_id, "score": f.score}, request)
+
+    async def healthz(request: Request) -> Response:
+        return _json({"status": "ok"}, request)
+
+    async def readyz(request: Request) -> Response:
+        state = router.ready()
+        return _json(state, request, 503 if state["status"] == "unready" else 200)
+
+    async def metrics(request: Request) -> Response:
+        text = await asyncio.to_thread(router.metrics)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def home(request: Request) -> Response:
+        from .. import __version__
+
+        paths = sorted(r.path for r in routes)
+        return _json({"service": "suffice", "version": __version__, "paths": paths}, request)
+
+    async def chat_other_method(request: Request) -> Response:
+        raise HTTPException(405, headers={"Allow": "POST"})
+
+    routes = [
+        Route("/", home, methods=["GET"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/{name:path}", model, methods=["GET"]),
+        Route("/v1/route", route, methods=["POST"]),
+        Route("/v1/decisions/{id}", decision, methods=["GET"]),
+        Route("/v1/feedback", feedback, methods=["POST"]),
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+        # POST never comes here: the app hands it to the chat endpoint before Starlette sees it.
+        Route(
+            "/v1/chat/completions",
+            chat_other_method,
+            methods=["GET", "PUT", "PATCH", "DELETE", "OPTIONS"],
+        ),
+    ]
+
+    async def on_disconnect(request: Request, exc: Exception) -> Response:
+        return Response(status_code=499)
+
+    return Starlette(
+        routes=routes,
+        exception_handlers={
+            HTTPException: _on_http_exception,
+            SufficeError: _on_error,
+            ClientDisconnect: on_disconnect,
+            500: _on_error,
+        },
+    )
