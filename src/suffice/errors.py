@@ -159,7 +159,8 @@ class ModelNotFound(NotFound):
     default_code = "model_not_found"
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        close = nearest(name, known)
+        names = list(known)
+        close = nearest(name, names) or names[:3]
         remedy = f"Nearest known: {', '.join(close)}." if close else "GET /v1/models lists them."
         super().__init__(f"There is no model or route named {name!r}.", param="model", remedy=remedy)
         self.name = name

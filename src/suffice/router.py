@@ -8,6 +8,7 @@ Everything a request goes through is in `Router.answer`; read that first.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import catalog, execution, features, policies, providers
+from . import catalog, execution, features, policies, providers, telemetry
 from .errors import (
     BadRequest,
     ConfigError,
@@ -32,7 +33,6 @@ from .errors import (
 )
 from .types import (
     Attempt,
-    Candidate,
     Decision,
     Excluded,
     Features,
@@ -44,10 +44,13 @@ from .types import (
     Prediction,
     Query,
     Record,
+    Retries,
     Session,
     Steering,
     Step,
+    Store,
     Target,
+    Timeouts,
     Usage,
 )
 
@@ -68,6 +71,8 @@ class Route(msgspec.Struct, frozen=True):
     objective: Objective
     fallbacks: tuple[Model, ...] = ()
     fallback_max_usd_per_query: float | None = None
+    timeouts: Timeouts = Timeouts()
+    retries: Retries = Retries()
     bypass: bool = False
 
 
@@ -238,16 +243,535 @@ class Router:
         self,
         settings: Settings | Resolved,
         *,
-        transport: Any = None,
         env: Mapping[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
-        from . import config, store, telemetry
+        from . import config
 
         env = os.environ if env is None else env
         resolved = settings if isinstance(settings, config.Resolved) else config.resolve(settings, env)
+        own = resolved.settings
         self._resolved = resolved
         self.warnings: tuple[str, ...] = resolved.warnings
+        self.api_keys: tuple[str, ...] = resolved.api_keys
+        self.host, self.port, self.workers = own.server.host, own.server.port, own.server.workers
+        self.max_body_bytes = own.server.max_body_bytes
+        self._keep_prompts = own.store.keep_prompts
         self._catalog = catalog.Catalog(resolved.models)
-        self._targets = {
-            m.name: Target(m, resolved.providers[m.provider]) for m in resolved.models
+        self._targets = {m.name: Target(m, resolved.providers[m.provider]) for m in resolved.models}
+        self._specs = dict(resolved.routes)
+        self._policies = {name: self._make_policy(spec) for name, spec in self._specs.items()}
+        self._sketches = {name: policies.Sketch() for name in self._specs}
+        self._pools: dict[tuple[str, ...], tuple[Model, ...]] = {}
+        self._breaker = execution.Breaker(execution.BreakerSettings(), time.monotonic)
+        self._health = execution.Health(time.monotonic)
+        self._engine = execution.Engine(self._breaker, self._health)
+        self._dialects = {name: make() for name, make in providers.DIALECTS.items()}
+        self._transport_: Any = None
+        self._store_: Any = None
+        self._metrics = telemetry.Metrics()
+        self._telemetry = telemetry.Telemetry([self._metrics])
+        self._sessions = _Sessions()
+        self._random = random.Random(os.urandom(16) if seed is None else seed)
+
+    @classmethod
+    def from_config(
+        cls,
+        path: str | Path | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        store_url: str | None = None,
+    ) -> Router:
+        """A router from a suffice.toml (None: ./suffice.toml, else what the environment offers).
+
+        host, port, store_url override the file. Raises ConfigError or StoreError.
+        """
+        from . import config
+
+        env = os.environ if env is None else env
+        settings = config.load_settings(path, env)
+        server: dict[str, Any] = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
+        if server:
+            settings = settings.model_copy(
+                update={"server": settings.server.model_copy(update=server)}
+            )
+        if store_url is not None:
+            settings = settings.model_copy(
+                update={"store": settings.store.model_copy(update={"url": store_url})}
+            )
+        router = cls(config.resolve(settings, env), env=env)
+        config.check_bind(router.host, router.api_keys, settings.server.api_keys_env)
+        return router
+
+    @classmethod
+    def for_explaining(
+        cls, path: str | Path | None = None, *, env: Mapping[str, str] | None = None
+    ) -> Router:
+        """A router that can decide but need not be able to call: keys are not asked for. With no
+        config and nothing in the environment it routes over an example pool of catalog models."""
+        from . import config
+
+        env = os.environ if env is None else env
+        try:
+            settings = config.load_settings(path, env)
+        except ConfigError:
+            if path is not None or Path(config.DEFAULT_FILE).exists():
+                raise
+            names = ("openai/gpt-6-luna", "openai/gpt-6.1-terra", "openai/gpt-6.1-sol")
+            settings = config.Settings(
+                routes={
+                    "auto": config.RouteSettings(models=names, objective={"keep_quality": 0.95})
+                },
+                source=EXAMPLE_POOL,
+            )
+        return cls(config.resolve(settings, env, need_keys=False), env=env)
+
+    # ── the straight line ────────────────────────────────────────────────────────────────────────
+
+    async def answer(self, query: Query, started: float | None = None) -> Answer:
+        """One query through the whole house. started: `perf_counter()` when it came in.
+
+        Raises RequestError, NoCandidate, or PlanExhausted when every attempt failed.
+        """
+        started = perf_counter() if started is None else started
+        route = self.resolve(query.model)
+        x, decision = self._evaluate(query, route)
+        answer = Answer(self, query, x, decision, started)
+        try:
+            answer.reply = await self._engine.run(
+                decision.plan,
+                _Call(self, query),
+                stream=query.stream,
+                timeouts=route.timeouts,
+                retries=route.retries,
+                cost_of=self._cost_of,
+                seed=decision.seed,
+                input_tokens=x.input_tokens,
+                fits=self._larger_window,
+                affordable=self._affordable(route, x, decision) if route.fallbacks else None,
+            )
+        except PlanExhausted as error:
+            error.decision, error.overhead_ms = decision, answer.overhead_ms
+            answer.record(_status_of(error.last), str(error), attempts=error.attempts)
+            raise
+        except asyncio.CancelledError:
+            answer.record(499, "the client left")
+            raise
+        if not query.stream:
+            answer.record(answer.reply.status)
+        return answer
+
+    def _evaluate(self, query: Query, route: Route) -> tuple[Features, Decision]:
+        """Features, candidates within the hard limits, and the policy's decision. Calls nothing."""
+        x = features.extract(query.messages, extra_tokens=_schema_tokens(query.fields))
+        models, excluded = self._catalog.eligible(
+            self._pool(query.steering, route),
+            needs=query.needs,
+            input_tokens=x.input_tokens,
+            max_output_tokens=query.max_output_tokens,
+            steering=query.steering if query.steering is not _NO_STEERING else None,
+        )
+        if not models:
+            raise _no_candidate(route, excluded)
+        models, cooling = self._breaker.available(models)
+        decision_id = f"dec_{int(time.time() * 1000):011x}{self._random.getrandbits(64):016x}"
+        seed = self._random.getrandbits(32)
+        if route.bypass or route.policy is None:
+            decision = _bypass(models[0], x, query.max_output_tokens, decision_id)
+        else:
+            decision = route.policy.decide(
+                x,
+                self._health.candidates(models),
+                self._objective(query.steering, route),
+                self._sessions.get(query.session, time.time()) if len(query.messages) > 1 else None,
+                id=decision_id,
+                seed=seed,
+                max_output_tokens=query.max_output_tokens,
+            )
+            self._learn_traffic(route, decision)
+        return x, self._finish(decision, query, route, x, excluded + cooling, models)
+
+    def _finish(
+        self,
+        decision: Decision,
+        query: Query,
+        route: Route,
+        x: Features,
+        excluded: tuple[Excluded, ...],
+        models: tuple[Model, ...],
+    ) -> Decision:
+        """The decision with the route's own part: fallbacks, client's wishes, what was left out."""
+        plan = decision.plan
+        steering = query.steering
+        if steering is not _NO_STEERING:
+            plan = _wished(plan, steering, {m.name: m for m in models})
+        if route.fallbacks and steering.allow_fallbacks:
+            fit, _ = self._catalog.eligible(
+                route.fallbacks, needs=query.needs, input_tokens=x.input_tokens
+            )
+            planned = {s.model for s in plan}
+            plan += tuple(Step(m.name, "fallback") for m in fit if m.name not in planned)
+        return msgspec.structs.replace(
+            decision,
+            route=route.name,
+            model=plan[0].model,
+            plan=plan,
+            excluded=excluded,
+            features=features.explain(x),
+        )
+
+    # ── parts of the line ────────────────────────────────────────────────────────────────────────
+
+    def resolve(self, name: str) -> Route:
+        """A route by name, or one concrete model as a bypass. Raises ModelNotFound."""
+        route = self._routes.get(name)
+        if route is not None:
+            return route
+        bare = name.removeprefix("suffice/")
+        route = self._routes.get(bare)
+        if route is not None:
+            return route
+        try:
+            model = self._catalog.get(name)
+        except ModelNotFound:
+            raise ModelNotFound(name, [*self._specs, *self._catalog.names()]) from None
+        spec = next(iter(self._specs.values()))
+        route = Route(
+            model.name,
+            (model,),
+            None,
+            Objective(kind="best"),
+            timeouts=spec.timeouts,
+            retries=spec.retries,
+            bypass=True,
+        )
+        return route
+
+    def _pool(self, steering: Steering, route: Route) -> tuple[Model, ...]:
+        """The route's models, or those the client asked for in this call."""
+        names = steering.models
+        if names is None:
+            return route.models
+        pool = self._pools.get(names)
+        if pool is None:
+            pool = tuple(dict.fromkeys(m for n in names for m in self._named(n)))
+            if len(self._pools) >= 1024:
+                self._pools.clear()
+            self._pools[names] = pool
+        return pool
+
+    def _named(self, name: str) -> tuple[Model, ...]:
+        try:
+            return self.resolve(name).models
+        except ModelNotFound as error:
+            error.param = "models"
+            raise
+
+    def _objective(self, steering: Steering, route: Route) -> Objective:
+        if steering.objective is None:
+            if steering.sort is not None:
+                return Objective(kind="cheapest" if steering.sort == "price" else "fastest")
+            return route.objective
+        try:
+            return policies.parse_objective(steering.objective)
+        except ValueError as error:
+            raise BadRequest(f"{error}.", param="suffice.objective", code="invalid_value") from None
+
+    def _learn_traffic(self, route: Route, decision: Decision) -> None:
+        """The route's own difficulty scores replace the shipped quantiles as they come in."""
+        policy = route.policy
+        if not isinstance(policy, policies.DefaultPolicy) or decision.score is None:
+            return
+        sketch = self._sketches[route.name]
+        if sketch.add(decision.score):
+            fresh = policy.with_quantiles(sketch.table())
+            self._policies[route.name] = fresh
+            self.__dict__.pop("_routes", None)
+
+    def _cost_of(self, model: str, usage: Usage | None) -> float | None:
+        return catalog.price_usd(self._targets[model].model, usage)
+
+    def _larger_window(self, model: str, than: str) -> bool:
+        a, b = self._targets[model].model.context_tokens, self._targets[than].model.context_tokens
+        return a is None or b is None or a > b
+
+    def _affordable(self, route: Route, x: Features, decision: Decision) -> Any:
+        """A check of fallback steps: they must not cost more than the operator agreed to."""
+        ceiling = route.fallback_max_usd_per_query
+        if ceiling is None:
+            known = [p.cost_usd for p in decision.predictions if p.cost_usd is not None]
+            ceiling = max(known, default=None)
+        output = 80 + int(700 * (decision.difficulty or 0.5))
+
+        def check(step: Step) -> str | None:
+            if step.role != "fallback" or ceiling is None:
+                return None
+            usage = Usage(input_tokens=x.input_tokens, output_tokens=output)
+            cost = self._cost_of(step.model, usage)
+            if cost is None:
+                return "a fallback of unknown price"
+            if cost > ceiling * 1.0001:
+                return f"a fallback at ${cost:.6f} is above the ceiling of ${ceiling:.6f}"
+            return None
+
+        return check
+
+    def _record(self, answer: Answer, status: int, error: str | None, attempts: Any) -> None:
+        reply, query = answer.reply, answer.query
+        tries: tuple[Attempt, ...] = tuple(attempts if reply is None else reply.attempts)
+        if attempts is None and reply is None:
+            tries = ()
+        now_s = time.time()
+        record = Record(
+            decision=answer.decision,
+            attempts=tries,
+            created_s=now_s,
+            request_id=query.request_id,
+            status=status,
+            model=reply.model if reply is not None else None,
+            usage=reply.usage if reply is not None else None,
+            cost_usd=reply.cost_usd if reply is not None else execution.total_usd(tries),
+            latency_s=perf_counter() - answer._started,
+            first_chunk_s=reply.first_chunk_s if reply is not None else None,
+            overhead_ms=answer.overhead_ms,
+            dialect=query.dialect,
+            stream=query.stream,
+            session=query.session,
+            key_id=query.key_id,
+            features=answer._x,
+            prompt=bytes(query.fields["messages"]) if self._keep_prompts else None,
+            error=error,
+            metadata=query.steering.metadata,
+        )
+        if reply is not None and status < 400:
+            self._sessions.put(query.session, reply, answer._x.input_tokens, now_s)
+        self.store.append(record)
+        self._telemetry.emit(record)
+
+    def _make_policy(self, spec: Any) -> Policy:
+        try:
+            return policies.make(spec.policy, features.SIGNAL_NAMES)
+        except ValueError as error:
+            raise ConfigError(
+                f"{error}.", field=f"routes.{spec.name}.policy", source=self._resolved.settings.source
+            ) from None
+
+    # ── what users of the class call ─────────────────────────────────────────────────────────────
+
+    @functools.cached_property
+    def _routes(self) -> dict[str, Route]:
+        return {
+            name: Route(
+                name,
+                spec.models,
+                self._policies[name],
+                spec.objective,
+                spec.fallbacks,
+                spec.fallback_max_usd_per_query,
+                timeouts=spec.timeouts,
+                retries=spec.retries,
+            )
+            for name, spec in self._specs.items()
         }
+
+    @property
+    def routes(self) -> Mapping[str, Route]:
+        """Routes by name."""
+        return self._routes
+
+    @property
+    def source(self) -> str:
+        """Where the settings came from: a file's path, or words."""
+        return str(self._resolved.settings.source)
+
+    def route_names(self) -> tuple[str, ...]:
+        return tuple(self._specs)
+
+    def models(self) -> tuple[Model, ...]:
+        """The catalog in use."""
+        return self._catalog.models()
+
+    @property
+    def store(self) -> Store:
+        """The store; opened at its first use, so that explaining a decision touches no disk."""
+        if self._store_ is None:
+            from . import store
+
+            own = self._resolved.settings.store
+            self._store_ = store.open_store(own.url, keep_prompts=own.keep_prompts)
+        return self._store_  # type: ignore[no-any-return]
+
+    @property
+    def _transport(self) -> Any:
+        if self._transport_ is None:
+            from .providers.transport import PyreqwestTransport
+
+            self._transport_ = PyreqwestTransport()
+        return self._transport_
+
+    def decide(self, query: Query) -> Decision:
+        """The Decision for a parsed query. Calls and stores nothing."""
+        return self._evaluate(query, self.resolve(query.model))[1]
+
+    def route(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        route: str = "auto",
+        objective: Any = None,
+        models: Sequence[str] | None = None,
+        tools: Sequence[Any] | None = None,
+        response_format: Any = None,
+        max_tokens: int | None = None,
+        session: str | None = None,
+    ) -> Decision:
+        """Evaluate and select without calling anything: needs no keys and no network.
+
+        messages: a prompt, or messages in OpenAI's shape. Raises BadRequest, ModelNotFound,
+        NoCandidate.
+        """
+        from .gateway.parse import parse_chat
+
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        body: dict[str, Any] = {"model": route, "messages": messages}
+        own = {"objective": objective, "models": models, "session": session}
+        given = {k: v for k, v in own.items() if v is not None}
+        optional = {"tools": tools, "response_format": response_format, "max_tokens": max_tokens}
+        body.update({k: v for k, v in optional.items() if v is not None})
+        if given:
+            body["suffice"] = given
+        return self.decide(parse_chat(msgspec.json.encode(body), {}))
+
+    def explain(self, decision: Decision) -> dict[str, Any]:
+        """A decision as plain data, ready for JSON."""
+        plain = msgspec.to_builtins(decision)
+        assert isinstance(plain, dict)
+        return {"object": "decision", **plain}
+
+    def decision(self, decision_id: str) -> dict[str, Any] | None:
+        """A recorded decision with its attempts and feedback; None where there is none."""
+        return self.store.decision(decision_id)
+
+    def feedback(
+        self,
+        decision_id: str,
+        score: float,
+        *,
+        source: str = "user",
+        comment: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        """Score a decision in [0, 1]; the same (decision, source, key) again replaces the score.
+
+        Raises Unprocessable for a score out of range, NotFound for an unknown decision, StoreError
+        where it cannot be stored.
+        """
+        if not 0.0 <= score <= 1.0:  # also catches NaN
+            raise Unprocessable(
+                f"`score`: Expected a number from 0 to 1, got {score!r}.", param="score"
+            )
+        if not source or len(source) > 64:
+            raise Unprocessable("`source`: Expected 1 to 64 characters.", param="source")
+        given = Feedback(
+            decision_id=decision_id,
+            score=float(score),
+            source=source,
+            comment=comment,
+            created_s=time.time(),
+            key=key,
+        )
+        if not self.store.add_feedback(given):
+            raise NotFound(f"There is no decision {decision_id!r}.", param="decision_id")
+
+    def ready(self) -> dict[str, Any]:
+        """ok, or degraded (serving, but the store is down and records are spooled)."""
+        health = self.store.health()
+        return {
+            "status": "ok" if health.ok else "degraded",
+            "store": msgspec.to_builtins(health),
+            "cooling_down": self._breaker.open_models(),
+            "warnings": list(self.warnings),
+        }
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""
+        return self._metrics.render()
+
+    def warm(self) -> None:
+        """Open store and transport and decide once, so that no client pays for the first time."""
+        assert self.store is not None and self._transport is not None
+        for name, route in self._routes.items():
+            if route.policy is not None:
+                x = features.extract((Message("user", "warm up"),))
+                models, _ = self._catalog.eligible(route.models, needs=frozenset(), input_tokens=1)
+                candidates = self._health.candidates(models)
+                route.policy.decide(x, candidates, self._specs[name].objective)
+
+    def close(self) -> None:
+        """Flush and close the store. The transport of a running loop is closed by `aclose`."""
+        if self._store_ is not None:
+            self._store_.close()
+
+    async def aclose(self) -> None:
+        """Close the upstream connections, then flush and close the store."""
+        if self._transport_ is not None:
+            await self._transport_.aclose()
+            self._transport_ = None
+        await asyncio.to_thread(self.close)
+
+
+EXAMPLE_POOL = "an example pool (no config, no keys)"
+_NO_STEERING = Steering()
+
+
+def _status_of(error: UpstreamError) -> int:
+    return {"rate_limit": 429, "overloaded": 503, "bad_request": 400}.get(error.kind, 502)
+
+
+def _schema_tokens(fields: Mapping[str, msgspec.Raw]) -> int:
+    """About how many tokens tools and a response format add to the prompt."""
+    total = 0
+    for name in ("tools", "functions", "response_format"):
+        raw = fields.get(name)
+        if raw is not None:
+            total += len(bytes(raw)) // 4
+    return total
+
+
+def _no_candidate(route: Route, excluded: tuple[Excluded, ...]) -> NoCandidate:
+    reasons = {e.model: e.why for e in excluded}
+    listed = "; ".join(f"{m}: {why}" for m, why in reasons.items()) or "its pool is empty"
+    return NoCandidate(
+        f"No model of {route.name!r} can take this query. {listed}.",
+        reasons=reasons,
+        permanent=all(e.permanent for e in excluded),
+    )
+
+
+def _bypass(model: Model, x: Features, limit: int | None, decision_id: str) -> Decision:
+    """A concrete model was asked for: recorded, not routed."""
+    return Decision(
+        id=decision_id,
+        model=model.name,
+        plan=(Step(model.name),),
+        predictions=(Prediction(model.name, None, None, None, 1.0),),
+        reason=f"{model.name} was asked for by name: recorded, not routed.",
+        policy="bypass",
+        policy_version="bypass-1",
+        objective=Objective(kind="best"),
+        basis="bypass",
+    )
+
+
+def _wished(
+    plan: tuple[Step, ...], steering: Steering, models: Mapping[str, Model]
+) -> tuple[Step, ...]:
+    """The plan by the client's own order of providers, and without failover where it said so."""
+    if steering.order:
+        rank = {p: i for i, p in enumerate(steering.order)}
+        order = sorted(plan, key=lambda s: rank.get(models[s.model].provider, len(rank)))
+        plan = tuple(Step(s.model, "choice" if i == 0 else "failover") for i, s in enumerate(order))
+    return plan if steering.allow_fallbacks else plan[:1]

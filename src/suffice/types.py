@@ -226,7 +226,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective
     basis: Literal["prior", "trained", "certified", "bypass"]
     propensity: float = 1.0
-    difficulty: float | None = None  # the policy's score in [0, 1]
+    difficulty: float | None = None  # share of traffic that is easier, in [0, 1]
+    score: float | None = None  # the policy's own difficulty score before it became a quantile
     features: tuple[tuple[str, float], ...] = ()  # the signals that mattered, strongest first
     excluded: tuple[Excluded, ...] = ()
     route: str = ""

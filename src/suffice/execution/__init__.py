@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .breaker import Breaker, BreakerSettings
-from .engine import Caller, Engine, OpenedReply, Reply
+from .engine import Caller, Engine, OpenedReply, Reply, total_usd
 from .flow import Call, Flow, GiveUp, Wait
 from .health import Health
 
@@ -19,4 +19,5 @@ __all__ = [
     "OpenedReply",
     "Reply",
     "Wait",
+    "total_usd",
 ]

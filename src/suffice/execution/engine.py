@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -335,7 +335,7 @@ class _Run:
         )
 
 
-def total_usd(attempts: list[Attempt]) -> float | None:
+def total_usd(attempts: Sequence[Attempt]) -> float | None:
     """Sum over attempts; None where one of them has an unknown price."""
     if len(attempts) == 1:
         return attempts[0].cost_usd

@@ -104,6 +104,7 @@ def serve(
         router.close()
         _serve_many(config, host, port, n, lambda: ready(url, router) if ready else None)
         return
+    router.warm()  # a store that cannot be opened is said here, before anything listens
     import uvloop
 
     def tell() -> None:

@@ -7,8 +7,12 @@ prior; the objective is then solved over that predicted distribution.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..types import (
     Candidate,
@@ -47,16 +51,17 @@ class _Pool:
         behind = max(known, default=1e-6) * 1.01
         self.typical = [behind if c is None else c for c in costs]
         self.lam = 0.0
-        self.choice: list[int] | None = None
+        self.choice: tuple[int, ...] | None = None
         if objective.kind == "keep_quality":
             self.lam, self.choice = cheapest_mix(
-                self.curves, self.typical, (objective.value or 0.0), self.best
+                tuple(self.curves), tuple(self.typical), (objective.value or 0.0), self.best
             )
 
 
+@lru_cache(maxsize=1024)
 def cheapest_mix(
-    curves: Sequence[Sequence[float]], costs: Sequence[float], keep: float, best: int
-) -> tuple[float, list[int]]:
+    curves: tuple[tuple[float, ...], ...], costs: tuple[float, ...], keep: float, best: int
+) -> tuple[float, tuple[int, ...]]:
     """The cheapest assignment of models to difficulty quantiles whose mean predicted quality is at
     least `keep` x that of model `best`.
 
@@ -66,45 +71,46 @@ def cheapest_mix(
     largest that keeps the target, then what slack the last breakpoint leaves is spent on single
     quantiles, the best saving per lost quality first.
     """
-    n, steps = len(costs), len(curves[0])
-    target = keep * sum(curves[best]) / steps
+    q = np.asarray(curves)
+    c = np.asarray(costs)[:, None]
+    n, steps = q.shape
+    columns = np.arange(steps)
+    target = keep * float(q[best].mean())
 
-    def assign(lam: float) -> tuple[float, list[int]]:
-        total, chosen = 0.0, []
-        for g in range(steps):
-            i = max(range(n), key=lambda m: (curves[m][g] - lam * costs[m], -costs[m]))
-            chosen.append(i)
-            total += curves[i][g]
-        return total / steps, chosen
+    def assign(lam: float) -> NDArray[np.intp]:
+        merit = q - lam * c
+        # Ties go to the cheaper model.
+        return np.asarray(np.argmax(merit - 1e-15 * c / c.max(initial=1e-12), axis=0))
 
-    low, high = 0.0, 1.0 / max(min(c for c in [*costs, 1.0] if c > 0), 1e-9)
-    quality, chosen = assign(low)
-    if quality < target:  # only where keep > 1 or `best` is not the best everywhere
-        return 0.0, [best] * steps
-    if assign(high)[0] >= target:
-        return high, assign(high)[1]
-    for _ in range(60):
+    def mean(chosen: NDArray[np.intp]) -> float:
+        return float(q[chosen, columns].mean())
+
+    positive = [x for x in costs if x > 0]
+    low, high = 0.0, 1e3 / min(positive, default=1.0)
+    if mean(assign(low)) < target:  # only where `best` is not the best everywhere
+        return 0.0, (best,) * steps
+    if mean(assign(high)) >= target:
+        return high, tuple(assign(high).tolist())
+    for _ in range(80):
         mid = (low + high) / 2
-        if assign(mid)[0] >= target:
+        if mean(assign(mid)) >= target:
             low = mid
         else:
             high = mid
-    quality, chosen = assign(low)
-    slack = (quality - target) * steps
+    chosen = assign(low).tolist()
+    slack = mean(assign(low)) * steps - target * steps
     moves = sorted(
-        (
-            ((curves[i][g] - curves[m][g]) / (costs[i] - costs[m]), g, m)
-            for g, i in enumerate(chosen)
-            for m in range(n)
-            if costs[m] < costs[i]
-        ),
+        ((curves[i][g] - curves[m][g]) / (costs[i] - costs[m]), g, m)
+        for g, i in enumerate(chosen)
+        for m in range(n)
+        if costs[m] < costs[i]
     )
     for _, g, m in moves:
         lost = curves[chosen[g]][g] - curves[m][g]
-        if costs[m] < costs[chosen[g]] and lost <= slack + 1e-12:
+        if costs[m] < costs[chosen[g]] and lost <= slack:
             slack -= lost
             chosen[g] = m
-    return low, chosen
+    return low, tuple(chosen)
 
 
 class DefaultPolicy:
@@ -171,7 +177,8 @@ class DefaultPolicy:
             raise ValueError("candidates: expected at least one")
         objective = self.objective or objective
         pool = self._pool(candidates, objective)
-        u = rank(self._table, self._score(x))
+        score = self._score(x)
+        u = rank(self._table, score)
         out = predict.output_tokens(u, max_output_tokens)
         g = int(u * GRID + 0.5)
         incumbent = self._incumbent(candidates, session)
@@ -230,6 +237,7 @@ class DefaultPolicy:
             basis="prior",
             propensity=1.0,
             difficulty=u,
+            score=score,
             seed=seed,
         )
 

@@ -1,0 +1,38 @@
+"""The table of commands. A new one is one file and one line here."""
+
+from __future__ import annotations
+
+import click
+import typer
+
+
+def build() -> click.Command:
+    """The command tree, ready to be called."""
+    from . import demo, doctor, feedback, models, route, serve
+
+    app = typer.Typer(
+        name="suffice",
+        help="Routes every LLM query to the cheapest model that suffices.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def root(
+        version: bool = typer.Option(False, "--version", help="Show the version and leave."),
+    ) -> None:
+        if version:
+            from .. import __version__
+
+            typer.echo(f"suffice {__version__}")
+            raise typer.Exit
+
+    app.command("demo")(demo.command)
+    app.command("serve")(serve.command)
+    app.command("route")(route.command)
+    app.command("models")(models.command)
+    app.command("doctor")(doctor.command)
+    app.command("feedback")(feedback.command)
+    return typer.main.get_command(app)

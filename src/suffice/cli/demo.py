@@ -1,0 +1,339 @@
+"""`suffice demo`: the whole product on this machine, with no keys.
+
+A real gateway on a real port, three simulated providers behind it (said so on screen), a workload
+of realistic queries, one provider failing half-way, feedback, and what it all cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import typer
+
+from ..errors import JobError, TableError
+
+if TYPE_CHECKING:
+    from ..providers.fake import FakeUpstream
+    from ..types import Model
+
+SEED = 7
+# name, provider, USD per million tokens in and out, quality prior, skill, first chunk s, tokens/s.
+# Skill drives the simulation; the prior is what the router is told, as an operator would guess it.
+_MODELS = (
+    ("swift/light-8b", 0.10, 0.40, 0.72, 0.60, 0.02, 6000.0),
+    ("harbor/medium-70b", 0.60, 2.40, 0.88, 0.88, 0.04, 4000.0),
+    ("summit/large-pro", 3.00, 12.00, 0.97, 1.22, 0.07, 3000.0),
+)
+_WINDOW = 8  # queries under way at once
+
+
+class Query(msgspec.Struct, kw_only=True):
+    """One line of the workload. difficulty: as written by its author, in [0, 1]."""
+
+    messages: list[dict[str, Any]]
+    id: str = ""
+    kind: str = "own"
+    difficulty: float | None = None
+    output_tokens: int | None = None
+    tools: list[Any] | None = None
+    response_format: Any = None
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What came back for one query."""
+
+    id: str
+    kind: str
+    query: str
+    model: str = ""
+    decision_id: str = ""
+    reason: str = ""
+    predicted_quality: float | None = None
+    cost_usd: float | None = None
+    latency_s: float = 0.0
+    overhead_ms: float = 0.0
+    attempts: int = 0
+    difficulty: float = 0.5
+    sufficient: bool | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    error: str | None = None
+
+
+def command(
+    queries: Path = typer.Option(None, "--queries", help="Your own queries: one JSON object a line."),
+    json: bool = typer.Option(False, "--json", help="The summary as one JSON object."),
+) -> None:
+    """See the whole product at work on this machine. No keys, no network, under a minute."""
+    from .output import print_json
+
+    workload = load(queries)
+    directory = Path(tempfile.mkdtemp(prefix="suffice-demo-"))
+    if json:
+        print_json(run(workload, directory, None))
+        return
+    from .demo_view import View
+
+    view = View(len(workload))
+    with view:
+        summary = run(workload, directory, view)
+    view.summary(summary)
+
+
+def load(path: Path | None) -> list[Query]:
+    """The workload. Raises TableError that names the file and the line."""
+    own = path is not None
+    try:
+        data = path.read_bytes() if path else files(__package__).joinpath("demo_queries.jsonl").read_bytes()
+    except OSError as error:
+        raise TableError(f"it cannot be read: {error.strerror}.", path=str(path)) from None
+    out: list[Query] = []
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = msgspec.json.decode(line)
+            if isinstance(row, dict) and "messages" not in row and "prompt" in row:
+                row["messages"] = [{"role": "user", "content": row.pop("prompt")}]
+            if isinstance(row, str):
+                row = {"messages": [{"role": "user", "content": row}]}
+            query = msgspec.convert(row, Query)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise TableError(
+                f"{error}.",
+                path=str(path) if own else "the demo's own queries",
+                row=number,
+                remedy='Each line: {"prompt": "..."} or {"messages": [...]}.',
+            ) from None
+        query.id = query.id or f"q{number}"
+        out.append(query)
+    if not out:
+        raise TableError("it holds no queries.", path=str(path))
+    return out
+
+
+def _config(fakes: list[FakeUpstream], directory: Path) -> Path:
+    lines = ["[store]", f'url = "sqlite:///{(directory / "demo.db").as_posix()}"']
+    for fake, (name, i, o, quality, _, first_s, rate) in zip(fakes, _MODELS, strict=True):
+        provider = name.split("/")[0]
+        lines += [
+            f"[providers.{provider}]  # simulated",
+            'dialect = "openai"',
+            f'base_url = "{fake.base_url}"',
+            f'[models."{name}"]',
+            f"input_usd_per_mtok = {i}",
+            f"output_usd_per_mtok = {o}",
+            "context_tokens = 128000",
+            'capabilities = ["tools", "vision", "json_schema"]',
+            f"quality = {quality}",
+            f"first_chunk_s = {first_s}",
+            f"output_tokens_per_s = {rate}",
+        ]
+    names = ", ".join(f'"{m[0]}"' for m in _MODELS)
+    lines += ["[routes.auto]", f"models = [{names}]", "objective = { keep_quality = 0.95 }"]
+    path = directory / "suffice.toml"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def run(workload: list[Query], directory: Path, view: Any) -> dict[str, Any]:
+    """The demo from start to end. Raises JobError where a request was lost."""
+    from ..gateway import BackgroundServer
+    from ..providers.fake import FakeModel, FakeUpstream, Script
+
+    began = time.monotonic()
+    fakes: list[FakeUpstream] = []
+    try:
+        for name, _, _, _, skill, first_s, rate in _MODELS:
+            model = FakeModel(
+                reply="This reply is simulated.", skill=skill, first_chunk_s=first_s, tokens_per_s=rate
+            )
+            script = Script(models={name.split("/", 1)[1]: model}, seed=SEED)
+            fakes.append(FakeUpstream(script).start())
+        config = _config(fakes, directory)
+        with BackgroundServer(config, cwd=directory) as server:
+            if view is not None:
+                view.start(server.base_url, [m[0] for m in _MODELS])
+            outcomes = asyncio.run(_drive(server.base_url, workload, fakes[0], view))
+    finally:
+        for fake in fakes:
+            fake.stop()
+    return _summary(workload, outcomes, config, time.monotonic() - began)
+
+
+async def _drive(
+    base_url: str, workload: list[Query], failing: FakeUpstream, view: Any
+) -> list[Outcome]:
+    """Sends the workload, takes one provider down for its third quarter, posts feedback."""
+    from pyreqwest.client import ClientBuilder
+
+    down_at, up_at = len(workload) // 2, len(workload) * 3 // 4
+    gate = asyncio.Semaphore(_WINDOW)
+    outcomes: list[Outcome | None] = [None] * len(workload)
+    client = ClientBuilder().build()
+
+    async def one(i: int) -> None:
+        try:
+            outcome = outcomes[i] = await _ask(client, base_url, workload[i])
+        finally:
+            gate.release()
+        if view is not None:
+            view.add(outcome)
+
+    tasks = []
+    try:
+        for i in range(len(workload)):
+            await gate.acquire()
+            if len(workload) >= 4 and i in (down_at, up_at):
+                failing.set_down(i == down_at)
+                if view is not None:
+                    view.outage(_MODELS[0][0].split("/")[0], i == down_at)
+            tasks.append(asyncio.create_task(one(i)))
+        await asyncio.gather(*tasks)
+    finally:
+        failing.set_down(False)
+        await client.close()
+    return [o for o in outcomes if o is not None]
+
+
+def shown(query: Query) -> str:
+    """The last thing a person said, on one line."""
+    for m in reversed(query.messages):
+        if m.get("role") == "user":
+            content = m.get("content")
+            if isinstance(content, list):
+                content = " ".join(p.get("text", "") for p in content if isinstance(p, dict))
+            return " ".join(str(content or "").split())
+    return ""
+
+
+async def _ask(client: Any, base_url: str, query: Query) -> Outcome:
+    """One query through the gateway, then its feedback. Failures are outcomes, not exceptions."""
+    from pyreqwest.exceptions import PyreqwestError
+
+    out = Outcome(id=query.id, kind=query.kind, query=shown(query))
+    body: dict[str, Any] = {"model": "auto", "messages": query.messages, "suffice": {"explain": True}}
+    # Only the simulation reads this: how hard the query is and how long its answer.
+    meta: dict[str, Any] = {"id": query.id}
+    if query.difficulty is not None:
+        meta["difficulty"] = str(query.difficulty)
+    if query.output_tokens is not None:
+        meta["output_tokens"] = str(query.output_tokens)
+    body["metadata"] = meta
+    if query.tools:
+        body["tools"] = query.tools
+    if query.response_format:
+        body["response_format"] = query.response_format
+    began = time.perf_counter()
+    try:
+        request = client.post(base_url + "/v1/chat/completions").body_json(body).build()
+        response = await request.send()
+        reply = await response.json()
+        out.latency_s = time.perf_counter() - began
+        if response.status != 200:
+            out.error = f"{response.status}: {reply['error']['message']}"
+            return out
+        head = response.get_header
+        out.model = head("x-suffice-model")
+        out.decision_id = head("x-suffice-decision-id")
+        out.reason = head("x-suffice-reason")
+        out.attempts = int(head("x-suffice-attempts"))
+        out.overhead_ms = float(head("x-suffice-overhead-ms"))
+        cost = head("x-suffice-cost-usd")
+        out.cost_usd = None if cost == "unknown" else float(cost)
+        decision = reply["suffice"]
+        out.difficulty = decision["difficulty"]
+        for p in decision["predictions"]:
+            if p["model"] == out.model:
+                out.predicted_quality = p["quality"]
+        usage = reply["usage"]
+        out.input_tokens, out.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+        verdict = reply.get("simulated")
+        if verdict is not None:
+            out.sufficient = verdict["sufficient"]
+            scored = {
+                "decision_id": out.decision_id,
+                "score": float(verdict["sufficient"]),
+                "source": "test",
+            }
+            sent = await client.post(base_url + "/v1/feedback").body_json(scored).build().send()
+            if sent.status != 200:
+                out.error = f"feedback: {sent.status}: {await sent.text()}"
+    except PyreqwestError as error:
+        out.error = str(error)
+    return out
+
+
+def _model(row: tuple[Any, ...]) -> Model:
+    from ..types import Model, Price
+
+    provider, upstream = row[0].split("/", 1)
+    return Model(name=row[0], provider=provider, upstream=upstream, price=Price(row[1], row[2]))
+
+
+def _summary(
+    workload: list[Query], outcomes: list[Outcome], config: Path, seconds: float
+) -> dict[str, Any]:
+    """Everything the demo says at its end. The single models' cost is priced on the same tokens,
+    their quality by the simulation's own rule on the same queries."""
+    from ..catalog import price_usd
+    from ..providers.fake import sufficient
+    from ..types import Usage
+
+    lost = [o for o in outcomes if o.error is not None]
+    answered = [o for o in outcomes if o.error is None]
+    if lost:
+        raise JobError(
+            f"{len(lost)} of {len(outcomes)} requests were lost; the first: {lost[0].id}: {lost[0].error}"
+        )
+    graded = [o for o in answered if o.sufficient is not None]
+    difficulties = {q.id: q.difficulty for q in workload}
+    singles = {}
+    for row in _MODELS:
+        model = _model(row)
+        used = [Usage(input_tokens=o.input_tokens, output_tokens=o.output_tokens) for o in answered]
+        good = [
+            sufficient(SEED, model.upstream, o.id, row[4], float(difficulties[o.id] or 0))
+            for o in graded
+        ]
+        singles[model.name] = {
+            "cost_usd": sum(price_usd(model, u) or 0.0 for u in used),
+            "quality_of_the_simulation": sum(good) / len(good) if good else None,
+        }
+    cost = sum(o.cost_usd or 0.0 for o in answered)
+    names = [m[0] for m in _MODELS]
+    overhead = sorted(o.overhead_ms for o in answered)
+    kept = sum(bool(o.sufficient) for o in graded) / len(graded) if graded else None
+    dear = singles[names[-1]]["cost_usd"] or 0.0
+    return {
+        "simulated": True,
+        "queries": len(outcomes),
+        "answered": len(answered),
+        "lost": len(lost),
+        "seconds": round(seconds, 2),
+        "cost_usd": cost,
+        "quality_of_the_simulation": kept,
+        "always_cheapest": {"model": names[0], **singles[names[0]]},
+        "always_best": {"model": names[-1], **singles[names[-1]]},
+        "cheaper_than_always_best": 1 - cost / dear if dear else None,
+        "share": {n: sum(o.model == n for o in answered) / len(answered) for n in names},
+        "attempts": sum(o.attempts for o in answered),
+        "failovers": sum(o.attempts > 1 for o in answered),
+        "feedback_posted": len(graded),
+        "overhead_ms": {
+            "median": statistics.median(overhead),
+            "p95": overhead[min(len(overhead) - 1, int(len(overhead) * 0.95))],
+        },
+        "records": str(config.with_name("demo.db")),
+        "config": str(config),
+        "example_decision": answered[0].decision_id,
+        "decisions": outcomes,
+    }
+

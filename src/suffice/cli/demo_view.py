@@ -1,0 +1,127 @@
+"""What the demo shows while it runs, and its summary."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .output import number, usd
+
+_COLOURS = ("green", "cyan", "magenta")
+
+
+class View:
+    """Rows as they come, with a progress bar beneath them. `with` it around the run."""
+
+    def __init__(self, total: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._progress = Progress(
+            TextColumn("[bold]routing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+        )
+        self._task = self._progress.add_task("", total=total)
+        self._live = Live(self._progress, console=self.console, refresh_per_second=8)
+        self._colour: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)
+
+    def start(self, base_url: str, models: list[str]) -> None:
+        self._colour = dict(zip(models, _COLOURS, strict=False))
+        self.console.print(
+            Panel(
+                f"A real gateway at [bold]{base_url}[/bold]. The providers behind it are "
+                "[bold yellow]SIMULATED[/bold yellow]: prices, speed and skill are made up, replies "
+                "are canned, and the quality shown is that of the simulation.",
+                title="suffice demo",
+                border_style="blue",
+            )
+        )
+        self.console.print(self._table(header=True))
+
+    def _table(self, *, header: bool = False) -> Table:
+        table = Table(box=None, show_header=header, pad_edge=False, header_style="bold")
+        width = self.console.width
+        wide = max(16, (width - 48) // 2)
+        table.add_column("query", width=wide, no_wrap=True, overflow="ellipsis")
+        table.add_column("model", width=18, no_wrap=True)
+        table.add_column("why", width=wide, no_wrap=True, overflow="ellipsis")
+        table.add_column("quality", width=7, justify="right")
+        table.add_column("cost", width=9, justify="right")
+        table.add_column("time", width=6, justify="right")
+        return table
+
+    def add(self, o: Any) -> None:
+        table = self._table()
+        if o.error is not None:
+            table.add_row(o.query, "[red]LOST[/red]", o.error, "", "", "")
+        else:
+            colour = self._colour.get(o.model, "white")
+            why = f"harder than {o.difficulty:.0%} of traffic"
+            if o.attempts > 1:
+                why = f"[yellow]failed over, {o.attempts} attempts[/yellow]; {why}"
+            table.add_row(
+                o.query,
+                f"[{colour}]{o.model}[/{colour}]",
+                why,
+                number(o.predicted_quality),
+                usd(o.cost_usd),
+                f"{o.latency_s * 1e3:.0f} ms",
+            )
+        self.console.print(table)
+        self._progress.advance(self._task)
+
+    def outage(self, provider: str, down: bool) -> None:
+        said = "taken down now" if down else "up again"
+        self.console.rule(f"[bold red]provider {provider} is {said}", style="red")
+
+    def summary(self, s: dict[str, Any]) -> None:
+        show = self.console.print
+        table = Table(title="What it cost (simulated providers)", header_style="bold")
+        table.add_column("")
+        table.add_column("cost", justify="right")
+        table.add_column("quality of the simulation", justify="right")
+        rows = (
+            (f"always cheapest: {s['always_cheapest']['model']}", s["always_cheapest"]),
+            ("[bold green]suffice[/bold green]", s),
+            (f"always best: {s['always_best']['model']}", s["always_best"]),
+        )
+        for name, row in rows:
+            quality = row["quality_of_the_simulation"]
+            table.add_row(
+                name, usd(row["cost_usd"]), "not graded" if quality is None else f"{quality:.1%}"
+            )
+        show()
+        show(table)
+        if s["cheaper_than_always_best"] is not None:
+            show(f"{s['cheaper_than_always_best']:.0%} cheaper than always using the best model.")
+        share = ", ".join(f"{m} {x:.0%}" for m, x in s["share"].items())
+        o = s["overhead_ms"]
+        show(
+            f"{s['answered']} of {s['queries']} queries answered, [bold]{s['lost']} lost[/bold]; "
+            f"{s['attempts']} attempts, {s['failovers']} failed over; {share}."
+        )
+        show(
+            f"Router overhead: median {o['median']:.2f} ms, 95 % under {o['p95']:.2f} ms. "
+            f"Feedback posted: {s['feedback_posted']}. Took {s['seconds']:.1f} s."
+        )
+        show(f"Records: {s['records']}", soft_wrap=True)
+        show("Look at one decision:", style="bold")
+        show(
+            f"  suffice serve --config {s['config']}\n"
+            f"  curl -s localhost:8484/v1/decisions/{s['example_decision']}",
+            soft_wrap=True,
+            highlight=False,
+        )

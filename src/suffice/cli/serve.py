@@ -1,0 +1,33 @@
+"""`suffice serve`: the gateway."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from ..router import Router
+
+
+def command(
+    config: Path = typer.Option(None, "--config", help="A suffice.toml."),
+    host: str = typer.Option(None, "--host", help="Address to listen on."),
+    port: int = typer.Option(None, "--port", min=1, max=65535, help="Port to listen on."),
+    workers: int = typer.Option(None, "--workers", min=1, max=64, help="Processes."),
+) -> None:
+    """Run the gateway: point an OpenAI client's base URL at it."""
+    from ..gateway import serve
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+
+    def ready(url: str, router: Router) -> None:
+        for warning in router.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"suffice gateway at {url}/v1  (models from {router.source})")
+        for name, route in router.routes.items():
+            typer.echo(f"  {name}: {', '.join(m.name for m in route.models)}")
+
+    serve(config, host=host, port=port, workers=workers, ready=ready)

@@ -1,0 +1,12 @@
+"""A scripted fake upstream: drives our tests and demo, and our users' tests.
+
+In a test:   with FakeUpstream({"models": {"m": {"reply": "Hi."}}}) as fake: ...
+In a shell:  python -m suffice.providers.fake --script script.json --port 9009
+"""
+
+from __future__ import annotations
+
+from .script import Action, FakeModel, Script, load_script, sufficient
+from .server import FakeUpstream, Seen
+
+__all__ = ["Action", "FakeModel", "FakeUpstream", "Script", "Seen", "load_script", "sufficient"]

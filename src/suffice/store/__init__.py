@@ -1,0 +1,21 @@
+"""The store: decisions, attempts and feedback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .sql import SqlStore
+
+__all__ = ["open_store"]
+
+
+def open_store(url: str, *, keep_prompts: bool = False, spool: Path | None = None) -> SqlStore:
+    """The store at `url`, brought to this version's schema. SQLAlchemy is imported here, not before.
+
+    spool: where records go while the database is down; None = beside it. Raises StoreError.
+    """
+    from .sql import SqlStore, default_spool
+
+    return SqlStore(url, keep_prompts=keep_prompts, spool=spool or default_spool(url))

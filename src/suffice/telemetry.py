@@ -1,0 +1,123 @@
+"""What happened, handed to hooks. A hook that fails is logged once and never breaks a request."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+
+from .types import Record, TelemetryHook
+
+_log = logging.getLogger("suffice.telemetry")
+
+
+class Telemetry:
+    """Hands each Record to every hook."""
+
+    def __init__(self, hooks: Iterable[TelemetryHook] = ()) -> None:
+        self._hooks = list(hooks)
+        self._told: set[int] = set()
+
+    def emit(self, record: Record) -> None:
+        for hook in self._hooks:
+            try:
+                hook(record)
+            except Exception as error:  # a hook is foreign code; a request must not die of it
+                if id(hook) not in self._told:
+                    self._told.add(id(hook))
+                    _log.error("telemetry hook %r failed: %s", hook, error, exc_info=error)
+
+
+_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+
+
+class _Histogram:
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.sum += value
+        for i, bound in enumerate(self.bounds):
+            if value <= bound:
+                self.counts[i] += 1
+                return
+        self.counts[-1] += 1
+
+
+class Metrics:
+    """A hook that counts, and renders Prometheus text at each scrape.
+
+    Counting is plain dictionaries: prometheus-client, which costs 20 us a labelled observation, is
+    asked only to render.
+    """
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, str, str], int] = defaultdict(int)
+        self._attempts: dict[tuple[str, str], int] = defaultdict(int)
+        self._cost: dict[str, float] = defaultdict(float)
+        self._unknown: dict[str, int] = defaultdict(int)
+        self._tokens: dict[tuple[str, str], int] = defaultdict(int)
+        self._duration = _Histogram(_BUCKETS_S)
+        self._first_chunk = _Histogram(_BUCKETS_S)
+        self._overhead = _Histogram(_OVERHEAD_S)
+
+    def __call__(self, r: Record) -> None:
+        model = r.model or "none"
+        self._requests[r.decision.route, model, str(r.status)] += 1
+        for a in r.attempts:
+            self._attempts[a.model, a.outcome] += 1
+        if r.cost_usd is None:
+            self._unknown[model] += 1
+        else:
+            self._cost[model] += r.cost_usd
+        u = r.usage
+        if u is not None:
+            self._tokens[model, "input"] += u.input_tokens
+            self._tokens[model, "output"] += u.output_tokens
+        self._duration.observe(r.latency_s)
+        self._overhead.observe(r.overhead_ms / 1e3)
+        if r.first_chunk_s is not None:
+            self._first_chunk.observe(r.first_chunk_s)
+
+    def render(self) -> bytes:
+        """Prometheus text format, version 0.0.4."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+
+        counters = (
+            ("suffice_requests", "Requests.", ("route", "model", "status"), self._requests),
+            ("suffice_attempts", "Calls of models.", ("model", "outcome"), self._attempts),
+            ("suffice_tokens", "Tokens.", ("model", "direction"), self._tokens),
+            ("suffice_cost_usd", "USD at list prices.", ("model",), self._cost),
+            ("suffice_cost_unknown", "Requests of unknown cost.", ("model",), self._unknown),
+        )
+        histograms = (
+            ("suffice_request_duration_seconds", "Whole requests.", self._duration),
+            ("suffice_first_chunk_seconds", "Time to the first chunk.", self._first_chunk),
+            ("suffice_overhead_seconds", "Our own time before the upstream.", self._overhead),
+        )
+
+        class Collector:
+            def collect(self) -> Iterable[Metric]:
+                for name, text, labels, values in counters:
+                    family = CounterMetricFamily(name, text, labels=labels)
+                    for key, value in list(values.items()):
+                        family.add_metric([key] if isinstance(key, str) else list(key), value)
+                    yield family
+                for name, text, h in histograms:
+                    total, buckets = 0, []
+                    for bound, count in zip((*h.bounds, float("inf")), h.counts, strict=True):
+                        total += count
+                        buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
+                    shown = HistogramMetricFamily(name, text)
+                    shown.add_metric([], buckets, h.sum)
+                    yield shown
+
+        registry = CollectorRegistry()
+        registry.register(Collector())  # type: ignore[arg-type]  # duck-typed by prometheus-client
+        return generate_latest(registry)
