@@ -71,9 +71,9 @@ class _Tree(BaseModel):
 
 class ServerSettings(_Tree):
     host: str = "127.0.0.1"
-    port: int = Field(8484, ge=1, le=65535)
-    workers: int = Field(1, ge=1, le=64)
-    max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024)
+    port: int = Field(default=8484, ge=1, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     api_keys_env: str = "SUFFICE_API_KEYS"
 
 
@@ -91,30 +91,30 @@ class ProviderSettings(_Tree):
 
 
 class ModelSettings(_Tree):
-    input_usd_per_mtok: float | None = Field(None, ge=0)
-    output_usd_per_mtok: float | None = Field(None, ge=0)
-    cached_input_usd_per_mtok: float | None = Field(None, ge=0)
-    cache_write_usd_per_mtok: float | None = Field(None, ge=0)
-    context_tokens: int | None = Field(None, ge=1)
-    max_output_tokens: int | None = Field(None, ge=1)
+    input_usd_per_mtok: float | None = Field(default=None, ge=0)
+    output_usd_per_mtok: float | None = Field(default=None, ge=0)
+    cached_input_usd_per_mtok: float | None = Field(default=None, ge=0)
+    cache_write_usd_per_mtok: float | None = Field(default=None, ge=0)
+    context_tokens: int | None = Field(default=None, ge=1)
+    max_output_tokens: int | None = Field(default=None, ge=1)
     capabilities: tuple[Ability, ...] | None = None
-    quality: float | None = Field(None, ge=0, le=1)
-    first_chunk_s: float | None = Field(None, gt=0)
-    output_tokens_per_s: float | None = Field(None, gt=0)
+    quality: float | None = Field(default=None, ge=0, le=1)
+    first_chunk_s: float | None = Field(default=None, gt=0)
+    output_tokens_per_s: float | None = Field(default=None, gt=0)
 
 
 class TimeoutSettings(_Tree):
-    connect_s: float = Field(5.0, gt=0)
-    first_chunk_s: float | None = Field(None, gt=0)
-    idle_s: float = Field(30.0, gt=0)
-    total_s: float = Field(600.0, gt=0)
+    connect_s: float = Field(default=5.0, gt=0)
+    first_chunk_s: float | None = Field(default=None, gt=0)
+    idle_s: float = Field(default=30.0, gt=0)
+    total_s: float = Field(default=600.0, gt=0)
 
 
 class RetrySettings(_Tree):
-    per_model: int = Field(1, ge=0, le=10)
-    max_attempts: int = Field(6, ge=1, le=50)
-    base_s: float = Field(0.25, ge=0)
-    max_wait_s: float = Field(5.0, ge=0)
+    per_model: int = Field(default=1, ge=0, le=10)
+    max_attempts: int = Field(default=6, ge=1, le=50)
+    base_s: float = Field(default=0.25, ge=0)
+    max_wait_s: float = Field(default=5.0, ge=0)
 
 
 class RouteSettings(_Tree):
@@ -122,7 +122,7 @@ class RouteSettings(_Tree):
     policy: str = "default"
     objective: Any = "balanced"
     fallbacks: tuple[str, ...] = ()
-    fallback_max_usd_per_query: float | None = Field(None, gt=0)
+    fallback_max_usd_per_query: float | None = Field(default=None, gt=0)
     timeouts: TimeoutSettings = TimeoutSettings()
     retries: RetrySettings = RetrySettings()
 
@@ -304,7 +304,10 @@ def resolve(settings: Settings, env: Mapping[str, str], *, need_keys: bool = Tru
     warnings: list[str] = []
     builtin = {m.name: m for m in catalog.builtin_models()}
     named = dict.fromkeys(
-        [*settings.models, *(n for r in settings.routes.values() for n in (*r.models, *r.fallbacks))]
+        [
+            *settings.models,
+            *(n for r in settings.routes.values() for n in (*r.models, *r.fallbacks)),
+        ]
     )
     providers: dict[str, Provider] = {}
     models: dict[str, Model] = {}

@@ -162,7 +162,9 @@ class ModelNotFound(NotFound):
         names = list(known)
         close = nearest(name, names) or names[:3]
         remedy = f"Nearest known: {', '.join(close)}." if close else "GET /v1/models lists them."
-        super().__init__(f"There is no model or route named {name!r}.", param="model", remedy=remedy)
+        super().__init__(
+            f"There is no model or route named {name!r}.", param="model", remedy=remedy
+        )
         self.name = name
         self.nearest = close
 

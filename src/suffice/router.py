@@ -173,7 +173,8 @@ class Answer:
         return next((p.cost_usd for p in self.decision.predictions if p.model == model), None)
 
     def explanation(self) -> dict[str, Any]:
-        return self._router.explain(self.decision)
+        told = msgspec.structs.replace(self.decision, features=features.explain(self._x))
+        return self._router.explain(told)
 
     async def events(self, *, wants_usage: bool) -> AsyncIterator[bytes]:
         """Bytes of server-sent events, without the terminator; records the request at the end.
@@ -188,13 +189,13 @@ class Answer:
                     continue
                 if event.kind != "done":
                     yield event.raw
-            status, error = 200, None
+            status, error = 200, ""
         except UpstreamError as failed:
             status, error = 502, failed.message
             raise
         finally:
             await self._reply.aclose()
-            self.record(status, error)
+            self.record(status, error or None)
 
     async def aclose(self) -> None:
         """Close the upstream; a stream that was never read is recorded as one the client left."""
@@ -249,7 +250,9 @@ class Router:
         from . import config
 
         env = os.environ if env is None else env
-        resolved = settings if isinstance(settings, config.Resolved) else config.resolve(settings, env)
+        resolved = (
+            settings if isinstance(settings, config.Resolved) else config.resolve(settings, env)
+        )
         own = resolved.settings
         self._resolved = resolved
         self.warnings: tuple[str, ...] = resolved.warnings
@@ -292,7 +295,9 @@ class Router:
 
         env = os.environ if env is None else env
         settings = config.load_settings(path, env)
-        server: dict[str, Any] = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
+        server: dict[str, Any] = {
+            k: v for k, v in (("host", host), ("port", port)) if v is not None
+        }
         if server:
             settings = settings.model_copy(
                 update={"server": settings.server.model_copy(update=server)}
@@ -419,7 +424,6 @@ class Router:
             model=plan[0].model,
             plan=plan,
             excluded=excluded,
-            features=features.explain(x),
         )
 
     # ── parts of the line ────────────────────────────────────────────────────────────────────────
@@ -438,7 +442,7 @@ class Router:
         except ModelNotFound:
             raise ModelNotFound(name, [*self._specs, *self._catalog.names()]) from None
         spec = next(iter(self._specs.values()))
-        route = Route(
+        return Route(
             model.name,
             (model,),
             None,
@@ -447,7 +451,6 @@ class Router:
             retries=spec.retries,
             bypass=True,
         )
-        return route
 
     def _pool(self, steering: Steering, route: Route) -> tuple[Model, ...]:
         """The route's models, or those the client asked for in this call."""
@@ -555,7 +558,9 @@ class Router:
             return policies.make(spec.policy, features.SIGNAL_NAMES)
         except ValueError as error:
             raise ConfigError(
-                f"{error}.", field=f"routes.{spec.name}.policy", source=self._resolved.settings.source
+                f"{error}.",
+                field=f"routes.{spec.name}.policy",
+                source=self._resolved.settings.source,
             ) from None
 
     # ── what users of the class call ─────────────────────────────────────────────────────────────
@@ -580,6 +585,13 @@ class Router:
     def routes(self) -> Mapping[str, Route]:
         """Routes by name."""
         return self._routes
+
+    @property
+    def version(self) -> str:
+        """Of the package."""
+        from importlib.metadata import version
+
+        return version("suffice")
 
     @property
     def source(self) -> str:
@@ -613,7 +625,8 @@ class Router:
 
     def decide(self, query: Query) -> Decision:
         """The Decision for a parsed query. Calls and stores nothing."""
-        return self._evaluate(query, self.resolve(query.model))[1]
+        x, decision = self._evaluate(query, self.resolve(query.model))
+        return msgspec.structs.replace(decision, features=features.explain(x))
 
     def route(
         self,
@@ -653,7 +666,11 @@ class Router:
 
     def decision(self, decision_id: str) -> dict[str, Any] | None:
         """A recorded decision with its attempts and feedback; None where there is none."""
-        return self.store.decision(decision_id)
+        found = self.store.decision(decision_id)
+        if found is not None and found.get("feature_vector") is not None:
+            # Kept as numbers only; what stood out is worked out when somebody asks.
+            found["features"] = features.explain_vector(found["feature_vector"])
+        return found
 
     def feedback(
         self,
@@ -702,7 +719,8 @@ class Router:
 
     def warm(self) -> None:
         """Open store and transport and decide once, so that no client pays for the first time."""
-        assert self.store is not None and self._transport is not None
+        assert self._transport is not None
+        self.store.add_feedback(Feedback(decision_id="", score=0.0))  # compiles its statements
         for name, route in self._routes.items():
             if route.policy is not None:
                 x = features.extract((Message("user", "warm up"),))

@@ -119,5 +119,5 @@ class Metrics:
                     yield shown
 
         registry = CollectorRegistry()
-        registry.register(Collector())  # type: ignore[arg-type]  # duck-typed by prometheus-client
+        registry.register(Collector())
         return generate_latest(registry)

@@ -141,7 +141,7 @@ class Features(msgspec.Struct, frozen=True):
     """A query as numbers. Made by the features room only, for serving and training alike.
 
     signals: float32 (n_signals,), in the order of `suffice.features.SIGNAL_NAMES`.
-    token_ids: int32 (n_tokens,), the capped last human ask for the compiled heads; None until asked.
+    token_ids: int32 (n_tokens,), the capped last human ask, for compiled heads; None until asked.
     input_tokens: estimate for the WHOLE prompt (all messages, tools), for windows and cost.
     """
 
@@ -403,7 +403,7 @@ class Response(Protocol):
 
 
 class Transport(Protocol):
-    """Sends one HTTP request. Raises UpstreamError of kind connect / timeout_* / cut, only those."""
+    """Sends one HTTP request. Raises UpstreamError of kind connect, timeout_* or cut only."""
 
     async def send(
         self,

@@ -217,14 +217,22 @@ def _steered(
     able: tuple[Model, ...], unable: tuple[Excluded, ...], s: Steering
 ) -> tuple[tuple[Model, ...], tuple[Excluded, ...]]:
     limits = (s.max_input_usd_per_mtok, s.max_output_usd_per_mtok)
-    if s.only is None and not s.ignore and not s.order and s.sort is None and limits == (None, None):
+    if (
+        s.only is None
+        and not s.ignore
+        and not s.order
+        and s.sort is None
+        and limits == (None, None)
+    ):
         return able, unable
     kept: list[Model] = []
     out = list(unable)
     for m in able:
         price = (m.price.input_usd_per_mtok, m.price.output_usd_per_mtok)
         over = [
-            p is None or p > limit for p, limit in zip(price, limits, strict=True) if limit is not None
+            p is None or p > limit
+            for p, limit in zip(price, limits, strict=True)
+            if limit is not None
         ]
         if s.only is not None and m.provider not in s.only:
             out.append(Excluded(m.name, "provider.only leaves it out"))

@@ -8,24 +8,13 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 done, 1 the job failed, 2 bad usage or config."""
-    import click
-
     from ..errors import JobError, StoreError, SufficeError, UpstreamError
     from .app import build
 
     try:
-        result = build()(argv, prog_name="suffice", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.exceptions.Abort:
-        print("stopped.", file=sys.stderr)
-        return 130
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return 2
+        build()(argv, prog_name="suffice")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except SufficeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, (JobError, StoreError, UpstreamError)) else 2
@@ -44,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    return result if isinstance(result, int) else 0
+    return 0
 
 
 def entry() -> None:

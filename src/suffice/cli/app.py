@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import click
+from collections.abc import Callable
+from typing import Any
+
 import typer
 
 
-def build() -> click.Command:
+def build() -> Callable[..., Any]:
     """The command tree, ready to be called."""
     from . import demo, doctor, feedback, models, route, serve
 
@@ -24,9 +26,9 @@ def build() -> click.Command:
         version: bool = typer.Option(False, "--version", help="Show the version and leave."),
     ) -> None:
         if version:
-            from .. import __version__
+            from importlib.metadata import version as of
 
-            typer.echo(f"suffice {__version__}")
+            typer.echo(f"suffice {of('suffice')}")
             raise typer.Exit
 
     app.command("demo")(demo.command)

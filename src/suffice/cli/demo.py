@@ -68,7 +68,9 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 
 def command(
-    queries: Path = typer.Option(None, "--queries", help="Your own queries: one JSON object a line."),
+    queries: Path = typer.Option(
+        None, "--queries", help="Your own queries: one JSON object a line."
+    ),
     json: bool = typer.Option(False, "--json", help="The summary as one JSON object."),
 ) -> None:
     """See the whole product at work on this machine. No keys, no network, under a minute."""
@@ -91,7 +93,11 @@ def load(path: Path | None) -> list[Query]:
     """The workload. Raises TableError that names the file and the line."""
     own = path is not None
     try:
-        data = path.read_bytes() if path else files(__package__).joinpath("demo_queries.jsonl").read_bytes()
+        data = (
+            path.read_bytes()
+            if path
+            else files(__package__).joinpath("demo_queries.jsonl").read_bytes()
+        )
     except OSError as error:
         raise TableError(f"it cannot be read: {error.strerror}.", path=str(path)) from None
     out: list[Query] = []
@@ -153,7 +159,10 @@ def run(workload: list[Query], directory: Path, view: Any) -> dict[str, Any]:
     try:
         for name, _, _, _, skill, first_s, rate in _MODELS:
             model = FakeModel(
-                reply="This reply is simulated.", skill=skill, first_chunk_s=first_s, tokens_per_s=rate
+                reply="This reply is simulated.",
+                skill=skill,
+                first_chunk_s=first_s,
+                tokens_per_s=rate,
             )
             script = Script(models={name.split("/", 1)[1]: model}, seed=SEED)
             fakes.append(FakeUpstream(script).start())
@@ -219,7 +228,11 @@ async def _ask(client: Any, base_url: str, query: Query) -> Outcome:
     from pyreqwest.exceptions import PyreqwestError
 
     out = Outcome(id=query.id, kind=query.kind, query=shown(query))
-    body: dict[str, Any] = {"model": "auto", "messages": query.messages, "suffice": {"explain": True}}
+    body: dict[str, Any] = {
+        "model": "auto",
+        "messages": query.messages,
+        "suffice": {"explain": True},
+    }
     # Only the simulation reads this: how hard the query is and how long its answer.
     meta: dict[str, Any] = {"id": query.id}
     if query.difficulty is not None:
@@ -336,4 +349,3 @@ def _summary(
         "example_decision": answered[0].decision_id,
         "decisions": outcomes,
     }
-

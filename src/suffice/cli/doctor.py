@@ -58,7 +58,9 @@ def examine(config: Path | None, timeout_s: float) -> list[Check]:
         checks.append(Check("server", False, str(error)))
     for name, provider in found.providers.items():
         if provider.api_key_env and not provider.api_key:
-            told = f"set {provider.api_key_env} in the environment; its models are left out till then"
+            told = (
+                f"set {provider.api_key_env} in the environment; its models are left out till then"
+            )
             checks.append(Check(f"provider {name}", False, told))
             continue
         problem = asyncio.run(reachable(provider, timeout_s))

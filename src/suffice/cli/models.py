@@ -9,7 +9,9 @@ import typer
 
 def command(
     config: Path = typer.Option(None, "--config", help="A suffice.toml."),
-    all_: bool = typer.Option(False, "--all", help="Everything in the catalog, not only what is in use."),
+    all_: bool = typer.Option(
+        False, "--all", help="Everything in the catalog, not only what is in use."
+    ),
     json: bool = typer.Option(False, "--json", help="One JSON object."),
 ) -> None:
     """Show the models in use: prices, windows, capabilities, and where each figure comes from."""
@@ -17,7 +19,7 @@ def command(
 
     from .. import catalog
     from ..router import EXAMPLE_POOL, Router
-    from .output import print_json, usd
+    from .output import print_json
 
     router = Router.for_explaining(config)
     example = router.source == EXAMPLE_POOL
@@ -30,7 +32,9 @@ def command(
 
     console = Console()
     said = "the built-in catalog (nothing is configured)" if example else router.source
-    console.print(f"[dim]models from {'the built-in catalog' if all_ else said}; USD per million tokens[/dim]")
+    console.print(
+        f"[dim]models from {'the built-in catalog' if all_ else said}; USD per million tokens[/dim]"
+    )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("model", "input", "cached", "output", "window", "can", "quality", "price from"):
         right = name in ("input", "cached", "output", "window", "quality")

@@ -19,7 +19,13 @@ def usd(value: float | None) -> str:
         return "unknown"
     if value == 0:
         return "$0"
-    return f"${value:.6f}" if abs(value) < 0.01 else f"${value:.4f}" if abs(value) < 1 else f"${value:.2f}"
+    return (
+        f"${value:.6f}"
+        if abs(value) < 0.01
+        else f"${value:.4f}"
+        if abs(value) < 1
+        else f"${value:.2f}"
+    )
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:

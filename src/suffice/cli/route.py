@@ -87,7 +87,9 @@ def show(router: Router, decision: Decision) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("candidate", "quality", "cost", "latency", "propensity"):
         table.add_column(name, justify="left" if name == "candidate" else "right")
-    for p in sorted(decision.predictions, key=lambda p: [s.model for s in decision.plan].index(p.model)):
+    for p in sorted(
+        decision.predictions, key=lambda p: [s.model for s in decision.plan].index(p.model)
+    ):
         mark = "→ " if p.model == decision.model else "  "
         table.add_row(
             mark + p.model,

@@ -21,7 +21,9 @@ def command(
     """Run the gateway: point an OpenAI client's base URL at it."""
     from ..gateway import serve
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
 
     def ready(url: str, router: Router) -> None:
         for warning in router.warnings:

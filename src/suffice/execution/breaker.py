@@ -5,7 +5,7 @@ Never the last one: where every candidate is open, all are offered, the soonest 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
@@ -142,4 +142,6 @@ class Breaker:
     def open_models(self) -> dict[str, str]:
         """Models that are left alone now, and why."""
         now_s = self._clock()
-        return {m: self._states[m].why for m in self._tripped if self._states[m].open_until_s > now_s}
+        return {
+            m: self._states[m].why for m in self._tripped if self._states[m].open_until_s > now_s
+        }

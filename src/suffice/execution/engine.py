@@ -225,8 +225,16 @@ def _exhausted(last: UpstreamError, attempts: list[Attempt]) -> PlanExhausted:
 class _Run:
     """One attempt."""
 
-    __slots__ = ("_attempts", "_cost_of", "_engine", "_input_tokens", "_model", "_number")
-    __slots__ += ("_started_s", "_wall_s")
+    __slots__ = (
+        "_attempts",
+        "_cost_of",
+        "_engine",
+        "_input_tokens",
+        "_model",
+        "_number",
+        "_started_s",
+        "_wall_s",
+    )
 
     def __init__(
         self,
@@ -294,7 +302,9 @@ class _Run:
         )
         reply.cost_usd = total_usd(self._attempts)
         engine.breaker.succeeded(model)
-        engine.health.observe(model, first_chunk_s, latency_s, usage.output_tokens if usage else None)
+        engine.health.observe(
+            model, first_chunk_s, latency_s, usage.output_tokens if usage else None
+        )
 
     def failed(
         self,
@@ -346,8 +356,18 @@ def total_usd(attempts: Sequence[Attempt]) -> float | None:
 class _StreamRun:
     """One streamed attempt: opened up to its commit point, then handed to the client."""
 
-    __slots__ = ("_batches", "_chunks", "_closed", "_deadline", "_first_s", "_head", "_opened")
-    __slots__ += ("_reply", "_run", "_timeouts")
+    __slots__ = (
+        "_batches",
+        "_chunks",
+        "_closed",
+        "_deadline",
+        "_first_s",
+        "_head",
+        "_opened",
+        "_reply",
+        "_run",
+        "_timeouts",
+    )
 
     def __init__(self, run: _Run, timeouts: Timeouts) -> None:
         self._run = run

@@ -121,7 +121,9 @@ class Flow:
         self._current = None
         self._elapsed_s = max(self._elapsed_s, elapsed_s)
         self._errors.append(error)
-        if error.kind in FINAL or (error.kind == "content_filter" and not self._pass_content_filter):
+        if error.kind in FINAL or (
+            error.kind == "content_filter" and not self._pass_content_filter
+        ):
             self._over = error
             return
         if error.kind == "context_length":

@@ -18,7 +18,15 @@ from ..types import Features, Message
 from .ask import Ask, human_asks, is_follow_up
 from .signals import SIGNAL_NAMES, ask_signals, estimate_tokens, to_array
 
-__all__ = ["SCHEMA", "SIGNAL_NAMES", "explain", "extract", "extract_text", "vector"]
+__all__ = [
+    "SCHEMA",
+    "SIGNAL_NAMES",
+    "explain",
+    "explain_vector",
+    "extract",
+    "extract_text",
+    "vector",
+]
 
 SCHEMA = "signals-1"  # changes whenever the same text would give other numbers
 
@@ -90,7 +98,13 @@ def vector(features: Features) -> NDArray[np.float32]:
 def explain(features: Features, top: int = 5) -> tuple[tuple[str, float], ...]:
     """The `top` signals that stand out most, as (name, value), strongest first. The length always
     leads, because it carries most of what is known without labels."""
-    s = features.signals.tolist()
-    pairs = [(n, round(v, 3)) for n, v in zip(SIGNAL_NAMES[2:_PROMPT], s[2:_PROMPT], strict=True) if v]
+    return explain_vector(features.signals.tolist(), top)
+
+
+def explain_vector(s: Sequence[float], top: int = 5) -> tuple[tuple[str, float], ...]:
+    """`explain` for a stored vector, (n_signals,)."""
+    pairs = [
+        (n, round(v, 3)) for n, v in zip(SIGNAL_NAMES[2:_PROMPT], s[2:_PROMPT], strict=True) if v
+    ]
     pairs.sort(key=lambda p: -p[1])
     return ((SIGNAL_NAMES[0], round(s[0], 3)), *pairs[: top - 1])

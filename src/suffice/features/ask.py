@@ -26,21 +26,141 @@ _WRAPPER = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _FENCE = re.compile(r"```[^\n]{0,40}\n(.{400,16384}?)```", re.DOTALL)
-_SPACE = re.compile(r"\s+")
 _LABEL = re.compile(r"^(?:question|user|human|prompt|q)\s*:\s*", re.IGNORECASE)
 
 _FOLLOW = frozenset(
-    "yes yeah yep yup ok okay sure no nope please thanks thank great good perfect continue go do "
-    "proceed next again more now and also then try fix same retry redo shorter longer why "
-    "ja nein weiter bitte danke jetzt nochmal und oui non continue vas d'accord encore maintenant "
-    "et si sí no vale continúa sigue ahora otra y sì continua adesso ancora e sim não agora "
-    "да нет давай продолжай дальше ещё теперь и हाँ हां नहीं ठीक आगे نعم لا أكمل استمر الآن "
-    "네 예 아니요 계속 좋아 evet hayır devam tak nie dalej".split()
+    [
+        "yes",
+        "yeah",
+        "yep",
+        "yup",
+        "ok",
+        "okay",
+        "sure",
+        "no",
+        "nope",
+        "please",
+        "thanks",
+        "thank",
+        "great",
+        "good",
+        "perfect",
+        "continue",
+        "go",
+        "do",
+        "proceed",
+        "next",
+        "again",
+        "more",
+        "now",
+        "and",
+        "also",
+        "then",
+        "try",
+        "fix",
+        "same",
+        "retry",
+        "redo",
+        "shorter",
+        "longer",
+        "why",
+        "ja",
+        "nein",
+        "weiter",
+        "bitte",
+        "danke",
+        "jetzt",
+        "nochmal",
+        "und",
+        "oui",
+        "non",
+        "continue",
+        "vas",
+        "d'accord",
+        "encore",
+        "maintenant",
+        "et",
+        "si",
+        "sí",
+        "no",
+        "vale",
+        "continúa",
+        "sigue",
+        "ahora",
+        "otra",
+        "y",
+        "sì",
+        "continua",
+        "adesso",
+        "ancora",
+        "e",
+        "sim",
+        "não",
+        "agora",
+        "да",
+        "нет",
+        "давай",
+        "продолжай",
+        "дальше",
+        "ещё",
+        "теперь",
+        "и",
+        "हाँ",
+        "हां",
+        "नहीं",
+        "ठीक",
+        "आगे",
+        "نعم",
+        "لا",
+        "أكمل",
+        "استمر",
+        "الآن",
+        "네",
+        "예",
+        "아니요",
+        "계속",
+        "좋아",
+        "evet",
+        "hayır",
+        "devam",
+        "tak",
+        "nie",
+        "dalej",
+    ]
 )
 _FOLLOW_CJK = ("继续", "好的", "是的", "可以", "続け", "はい", "お願い", "次", "再", "ください")
 _POINTS_BACK = frozenset(
-    "it that this these those them one ones second first last previous above same instead again "
-    "das dies es cela ça eso esto lo questo isso это это̀ тот".split()
+    [
+        "it",
+        "that",
+        "this",
+        "these",
+        "those",
+        "them",
+        "one",
+        "ones",
+        "second",
+        "first",
+        "last",
+        "previous",
+        "above",
+        "same",
+        "instead",
+        "again",
+        "das",
+        "dies",
+        "es",
+        "cela",
+        "ça",
+        "eso",
+        "esto",
+        "lo",
+        "questo",
+        "isso",
+        "это",
+        "это̀",
+        "тот",
+    ]
 )
 
 
@@ -76,7 +196,7 @@ def clean(raw: str) -> Ask:
             text = bare
     # Wrapped lines are one paragraph; a blank line or a list item is structure.
     lines = text.count("\n\n") + text.count("\n- ") + text.count("\n* ") + text.count("\n1")
-    text = _SPACE.sub(" ", text).strip() if not text.isspace() else ""
+    text = " ".join(text.split())
     if text and text[0] in "QqUuHhPp":
         text = _LABEL.sub("", text)
     chars = len(text)

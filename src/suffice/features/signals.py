@@ -141,16 +141,33 @@ _MATH_MARKS = re.compile(r"\\[a-z]{2,}|[=<>≤≥∑∫√∞∀∃∈⊂≡±×
 _CODE_MARKS = re.compile(r"```|[{};]\s|=>|->|==|!=|\w\(|\w\.\w+\(|</?[a-z]+>|Traceback|Error:")
 _PARTS = re.compile(r"(?:^|\s)(?:\(?[1-9a-e][.)]|[-*•])\s|(?:and|und|et|y|e) then ")
 _DIGITS = b"0123456789"
-_ENDS = re.compile(r"[.!?。！？]+(?:\s|$)|[。！？]")
+# Most asks hold none of these, and one scan for a set of characters is cheap.
+_ODD = re.compile(r"[\\=<>≤≥∑∫√∞∀∃∈⊂≡±×÷^$`{}(]|Error")
+_ENDS = frozenset(".!?")
+_LISTED = re.compile(r"[0-9*•)-]| then ")
 
 _I = {name: i for i, name in enumerate(SIGNAL_NAMES)}
 _N = len(SIGNAL_NAMES)
 _COUNTS = tuple(
     _I[n]
-    for n in (
-        "numbers math code reasoning creative wh_words constraints connectives questions sentences "
-        "parts commas parentheses quotes structure lookup"
-    ).split()
+    for n in [
+        "numbers",
+        "math",
+        "code",
+        "reasoning",
+        "creative",
+        "wh_words",
+        "constraints",
+        "connectives",
+        "questions",
+        "sentences",
+        "parts",
+        "commas",
+        "parentheses",
+        "quotes",
+        "structure",
+        "lookup",
+    ]
 )
 
 
@@ -193,11 +210,17 @@ def ask_signals(ask: Ask) -> list[float]:
             if term in text:
                 v[i] += 1.0
         v[12] += text.count("？") + text.count("؟")
-    v[5] += len(_MATH_MARKS.findall(text))
-    v[6] += len(_CODE_MARKS.findall(text)) + (2.0 if ask.code else 0.0)
+        v[13] = text.count("。") + text.count("！") + text.count("？")
+    if _ODD.search(text) is not None:
+        v[5] += len(_MATH_MARKS.findall(text))
+        v[6] += len(_CODE_MARKS.findall(text))
+    if ask.code:
+        v[6] += 2.0
     v[12] += text.count("?")
-    v[13] = len(_ENDS.findall(text))
-    v[14] = len(_PARTS.findall(low)) + max(0.0, v[12] - 1.0)
+    v[13] += text.count(". ") + text.count("? ") + text.count("! ") + (text[-1:] in _ENDS)
+    if _LISTED.search(low) is not None:
+        v[14] = len(_PARTS.findall(low))
+    v[14] += max(0.0, v[12] - 1.0)
     v[15] = text.count(",")
     v[16] = text.count("(")
     v[17] = text.count('"') / 2

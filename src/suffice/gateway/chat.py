@@ -1,13 +1,14 @@
 """`POST /v1/chat/completions`: a plain ASGI callable, because this is the path that costs money.
 
-    bytes -> Query -> router.answer -> JSON or server-sent events + x-suffice-* headers -> bytes
+bytes -> Query -> router.answer -> JSON or server-sent events + x-suffice-* headers -> bytes
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
+import random
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,10 @@ _WATCH_AFTER_S = 0.05
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
+# Request ids are names, not secrets: one draw from the system at start, not 17 us for each.
+_ids = random.Random(os.urandom(16))
+
+
 class ClientLeft(Exception):
     """The client closed its connection while its body was still being read."""
 
@@ -58,7 +63,7 @@ def request_id_of(headers: Mapping[bytes, bytes]) -> str:
         text = given.decode("ascii")
         if text.isprintable():
             return text
-    return "req_" + secrets.token_hex(12)
+    return f"req_{_ids.getrandbits(96):024x}"
 
 
 async def read_body(receive: AsgiReceive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
@@ -93,20 +98,21 @@ def _too_large(limit: int) -> PayloadTooLarge:
 
 
 class _Leaving:
-    """Cancels the serving task once the client has left."""
+    """Cancels the serving task once the client has left. Made for each request, so it does nothing
+    but hold; `_Sweeper` begins to watch it when the request has lasted a while."""
 
-    __slots__ = ("_handle", "_loop", "_receive", "_task", "_watcher", "left")
+    __slots__ = ("_receive", "_task", "_watcher", "left", "since_s")
 
-    def __init__(self, receive: AsgiReceive) -> None:
+    def __init__(self, receive: AsgiReceive, now_s: float) -> None:
         self.left = False
+        self.since_s = now_s
         self._receive = receive
-        self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
-        self._handle = self._loop.call_later(_WATCH_AFTER_S, self._start)
 
-    def _start(self) -> None:
-        self._watcher = self._loop.create_task(self._watch())
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._watcher is None:
+            self._watcher = loop.create_task(self._watch())
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -116,9 +122,37 @@ class _Leaving:
             self._task.cancel()
 
     def stop(self) -> None:
-        self._handle.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+
+
+class _Sweeper:
+    """One timer for all requests of an app, running only while there are any."""
+
+    def __init__(self) -> None:
+        self._open: set[_Leaving] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def add(self, leaving: _Leaving) -> None:
+        self._open.add(leaving)
+        if self._timer is None:
+            self._loop = asyncio.get_running_loop()
+            self._timer = self._loop.call_later(_WATCH_AFTER_S, self._sweep)
+
+    def discard(self, leaving: _Leaving) -> None:
+        self._open.discard(leaving)
+        leaving.stop()
+
+    def _sweep(self) -> None:
+        assert self._loop is not None
+        due_s = perf_counter() - _WATCH_AFTER_S * 0.8
+        for leaving in self._open:
+            if leaving.since_s <= due_s:
+                leaving.watch(self._loop)
+        self._timer = None
+        if self._open:
+            self._timer = self._loop.call_later(_WATCH_AFTER_S, self._sweep)
 
 
 async def send_all(send: AsgiSend, status: int, headers: Headers, body: bytes) -> None:
@@ -150,6 +184,7 @@ class ChatEndpoint:
         self._auth = auth
         self._max_body_bytes = max_body_bytes
         self._keepalive_s = keepalive_s
+        self._sweeper = _Sweeper()
 
     async def __call__(self, scope: Scope, receive: AsgiReceive, send: AsgiSend) -> None:
         started = perf_counter()
@@ -164,14 +199,15 @@ class ChatEndpoint:
             return
         except ClientLeft:
             return
-        leaving = _Leaving(receive)
+        leaving = _Leaving(receive, started)
+        self._sweeper.add(leaving)
         stream = _Stream(send, request_id, self._keepalive_s) if query.stream else None
         try:
             answer = await self._router.answer(query, started)
             if stream is not None:
                 await stream.run(answer, wants_usage=query.wants_usage)
             else:
-                leaving.stop()
+                self._sweeper.discard(leaving)
                 await self._send_whole(send, answer, request_id.encode("latin-1"))
         except asyncio.CancelledError:
             if not leaving.left:
@@ -183,7 +219,7 @@ class ChatEndpoint:
             else:
                 await send_error(send, error, scope["path"], request_id)
         finally:
-            leaving.stop()
+            self._sweeper.discard(leaving)
             if stream is not None:
                 stream.stop()
 
@@ -266,7 +302,7 @@ class _Stream:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             tail = DONE
             if answer.explain:
-                extra = {"object": "chat.completion.chunk", "choices": []}
+                extra: dict[str, Any] = {"object": "chat.completion.chunk", "choices": []}
                 extra["suffice"] = answer.explanation()
                 tail = b"data: " + to_json(extra) + b"\n\n" + DONE
             await send({"type": "http.response.body", "body": tail, "more_body": False})

@@ -209,7 +209,9 @@ def parse_chat(
         )
     if not chat.model.strip():
         raise BadRequest("`model`: Expected a name, got ''.", param="model", code="invalid_value")
-    limit = chat.max_completion_tokens if chat.max_completion_tokens is not None else chat.max_tokens
+    limit = (
+        chat.max_completion_tokens if chat.max_completion_tokens is not None else chat.max_tokens
+    )
     if limit is not None and limit < 1:
         name = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
         raise BadRequest(

@@ -54,6 +54,15 @@ _UPSTREAM_STATUS: dict[str, tuple[int, str]] = {
 }
 
 
+_OPENAI_TYPE = {
+    400: "invalid_request_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
 class Failure(msgspec.Struct, frozen=True):
     """An error as a client sees it, before it takes the shape of a dialect."""
 
@@ -93,14 +102,13 @@ def failure(error: BaseException) -> Failure:
         status, code = _UPSTREAM_STATUS[error.kind]
         if error.kind == "bad_request" and error.status in (400, 413, 415, 422):
             status = error.status
-        kind = {400: "invalid_request_error", 422: "invalid_request_error", 429: "rate_limit_error"}
         wait = error.retry_after_s
         if wait is None and status in (429, 503):
             wait = 5.0
         return Failure(
             status,
             str(error),
-            kind.get(status, "api_error"),
+            _OPENAI_TYPE.get(status, "api_error"),
             error.code or code,
             error.param,
             wait,

@@ -69,7 +69,9 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     path, method = request.url.path, request.method
     if exc.status_code == 404:
-        return _error(request, NotFound(f"There is nothing at {method} {path}.", code="unknown_url"))
+        return _error(
+            request, NotFound(f"There is nothing at {method} {path}.", code="unknown_url")
+        )
     if exc.status_code == 405:
         allow = (exc.headers or {}).get("Allow", "")
         response = _error(
@@ -132,7 +134,9 @@ def create_rest(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette
         await asyncio.to_thread(
             router.feedback, f.decision_id, f.score, source=f.source, comment=f.comment, key=f.key
         )
-        return _json({"object": "feedback", "decision_id": f.decision_id, "score": f.score}, request)
+        return _json(
+            {"object": "feedback", "decision_id": f.decision_id, "score": f.score}, request
+        )
 
     async def healthz(request: Request) -> Response:
         return _json({"status": "ok"}, request)
@@ -146,10 +150,8 @@ def create_rest(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def home(request: Request) -> Response:
-        from .. import __version__
-
         paths = sorted(r.path for r in routes)
-        return _json({"service": "suffice", "version": __version__, "paths": paths}, request)
+        return _json({"service": "suffice", "version": router.version, "paths": paths}, request)
 
     async def chat_other_method(request: Request) -> Response:
         raise HTTPException(405, headers={"Allow": "POST"})

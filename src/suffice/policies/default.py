@@ -183,7 +183,11 @@ class DefaultPolicy:
         g = int(u * GRID + 0.5)
         incumbent = self._incumbent(candidates, session)
         cached = session.cached_tokens if session is not None and incumbent is not None else 0
-        leaving = predict.switch_usd(candidates[incumbent].model, cached) if incumbent is not None else 0.0
+        leaving = (
+            predict.switch_usd(candidates[incumbent].model, cached)
+            if incumbent is not None
+            else 0.0
+        )
         quality = [curve[g] for curve in pool.curves]
         cost: list[float | None] = []
         speed: list[float | None] = []

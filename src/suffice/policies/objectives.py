@@ -87,7 +87,9 @@ def _weights(x: Any) -> Objective:
         raise ValueError(f"objective.weights: expected a table of cost, speed, quality, got {x!r}")
     unknown = set(x) - {"cost", "speed", "quality"}
     if unknown:
-        raise ValueError(f"objective.weights: unknown {sorted(unknown)}; known: cost, speed, quality")
+        raise ValueError(
+            f"objective.weights: unknown {sorted(unknown)}; known: cost, speed, quality"
+        )
     w = {k: _number(f"weights.{k}", v, 0.0, 1e6) for k, v in x.items()}
     if not any(w.values()):
         raise ValueError("objective.weights: at least one weight must be above 0")

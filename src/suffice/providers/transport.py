@@ -48,7 +48,7 @@ class WholeResponse:
 
     async def read(self, limit: int | None = None) -> bytes:
         try:
-            data = (await self._response.bytes()).to_bytes()
+            data: bytes = (await self._response.bytes()).to_bytes()
         except px.PyreqwestError as error:
             raise _upstream_error(error, self._url, "timeout_total") from None
         return data if limit is None else data[:limit]
@@ -144,7 +144,9 @@ class PyreqwestTransport:
         except px.PyreqwestError as error:
             raise _upstream_error(error, url, "timeout_total") from None
 
-    async def get(self, url: str, headers: Sequence[tuple[str, str]], timeout_s: float) -> WholeResponse:
+    async def get(
+        self, url: str, headers: Sequence[tuple[str, str]], timeout_s: float
+    ) -> WholeResponse:
         """A GET, for discovery and health checks. Raises UpstreamError."""
         builder = self._client(timeout_s).get(url).headers(headers)
         try:

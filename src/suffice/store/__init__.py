@@ -12,7 +12,7 @@ __all__ = ["open_store"]
 
 
 def open_store(url: str, *, keep_prompts: bool = False, spool: Path | None = None) -> SqlStore:
-    """The store at `url`, brought to this version's schema. SQLAlchemy is imported here, not before.
+    """The store at `url`, brought to this version's schema. Imports SQLAlchemy, so not before.
 
     spool: where records go while the database is down; None = beside it. Raises StoreError.
     """

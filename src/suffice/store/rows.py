@@ -13,15 +13,51 @@ _encode = msgspec.json.encode
 _decode = msgspec.json.decode
 
 # The order is that of the insert statements; tuples cost less than dictionaries.
-DECISION = (
-    "id created_s request_id route chosen model policy policy_version basis propensity difficulty "
-    "status attempts stream session key_id input_tokens output_tokens cached_input_tokens cost_usd "
-    "latency_s first_chunk_s overhead_ms features features_schema detail prompt error"
-).split()
-ATTEMPT = (
-    "decision_id number model outcome started_s latency_s first_chunk_s status error "
-    "input_tokens output_tokens cost_usd finish_reason"
-).split()
+DECISION = [
+    "id",
+    "created_s",
+    "request_id",
+    "route",
+    "chosen",
+    "model",
+    "policy",
+    "policy_version",
+    "basis",
+    "propensity",
+    "difficulty",
+    "status",
+    "attempts",
+    "stream",
+    "session",
+    "key_id",
+    "input_tokens",
+    "output_tokens",
+    "cached_input_tokens",
+    "cost_usd",
+    "latency_s",
+    "first_chunk_s",
+    "overhead_ms",
+    "features",
+    "features_schema",
+    "detail",
+    "prompt",
+    "error",
+]
+ATTEMPT = [
+    "decision_id",
+    "number",
+    "model",
+    "outcome",
+    "started_s",
+    "latency_s",
+    "first_chunk_s",
+    "status",
+    "error",
+    "input_tokens",
+    "output_tokens",
+    "cost_usd",
+    "finish_reason",
+]
 
 Row = tuple[Any, ...]
 
@@ -31,7 +67,6 @@ class _Detail(msgspec.Struct):
     predictions: Any
     reason: str
     objective: Any
-    features: Any
     excluded: Any
     seed: int
     dialect: str
@@ -46,7 +81,6 @@ def to_rows(r: Record, keep_prompts: bool) -> tuple[Row, list[Row]]:
         d.predictions,
         d.reason,
         d.objective,
-        d.features,
         d.excluded,
         d.seed,
         r.dialect,

@@ -6,7 +6,6 @@ from sqlalchemy import (
     Boolean,
     Column,
     Float,
-    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -51,7 +50,8 @@ decisions = Table(
     Column("detail", Text, nullable=False),  # JSON: the rest of the decision
     Column("prompt", Text),  # JSON of the messages, only with keep_prompts
     Column("error", Text),
-    Index("decisions_created", "created_s"),
+    # Ids begin with the time, so the key orders by time too; without rowid it is one b-tree.
+    sqlite_with_rowid=False,
 )
 
 attempts = Table(
@@ -70,6 +70,7 @@ attempts = Table(
     Column("output_tokens", Integer),
     Column("cost_usd", Float),
     Column("finish_reason", String(64)),
+    sqlite_with_rowid=False,
 )
 
 feedback = Table(

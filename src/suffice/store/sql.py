@@ -63,7 +63,9 @@ class SqlStore:
         self._insert_attempts = _insert(self._engine, "attempts", ATTEMPT)
         if self._spooled:
             self._replay()
-        self._thread = threading.Thread(target=self._write_forever, name="suffice-store", daemon=True)
+        self._thread = threading.Thread(
+            target=self._write_forever, name="suffice-store", daemon=True
+        )
         self._thread.start()
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
@@ -186,7 +188,8 @@ class SqlStore:
                 return [dict(r) for r in connection.execute(query).mappings()]
         except SQLAlchemyError as error:
             raise StoreError(
-                f"The store cannot be read: {_first_line(error)}.", remedy=f"Check {_shown(self.url)}."
+                f"The store cannot be read: {_first_line(error)}.",
+                remedy=f"Check {_shown(self.url)}.",
             ) from None
 
     def decision(self, decision_id: str) -> dict[str, Any] | None:
@@ -197,7 +200,9 @@ class SqlStore:
             found = dict(zip(DECISION, row, strict=True))
             attempts = [dict(zip(ATTEMPT, a, strict=True)) for a in tries]
         else:
-            rows = self._rows(sa.select(schema.decisions).where(schema.decisions.c.id == decision_id))
+            rows = self._rows(
+                sa.select(schema.decisions).where(schema.decisions.c.id == decision_id)
+            )
             if not rows:
                 return None
             found = rows[0]
@@ -218,7 +223,7 @@ class SqlStore:
         """The newest decisions first, without attempts."""
         self.flush()
         t = schema.decisions
-        query = sa.select(t).order_by(t.c.created_s.desc()).limit(limit)
+        query = sa.select(t).order_by(t.c.id.desc()).limit(limit)
         if since_s is not None:
             query = query.where(t.c.created_s >= since_s)
         if route is not None:
@@ -252,7 +257,7 @@ class SqlStore:
                 f.c.source,
             )
             .join(f, f.c.decision_id == d.c.id)
-            .order_by(d.c.created_s)
+            .order_by(d.c.id)
         )
         if since_s is not None:
             query = query.where(d.c.created_s >= since_s)

@@ -134,9 +134,7 @@ class _Connection(asyncio.Protocol):
         except msgspec.DecodeError as error:
             self.error(400, f"simulated: {error}")
             return
-        self._seen = seen = Seen(
-            request.model, bool(request.stream), body, headers, time.time()
-        )
+        self._seen = seen = Seen(request.model, bool(request.stream), body, headers, time.time())
         fake._note(seen)
         model = fake.script.models.get(request.model)
         if model is None and fake.script.any_model:
@@ -180,7 +178,9 @@ class _Connection(asyncio.Protocol):
             return False
         return True
 
-    def _facts(self, request: _Body, model: FakeModel) -> tuple[dict[str, Any], dict[str, int], Any]:
+    def _facts(
+        self, request: _Body, model: FakeModel
+    ) -> tuple[dict[str, Any], dict[str, int], Any]:
         """(the assistant's message, usage, what the simulation says of the answer)."""
         meta = request.metadata if isinstance(request.metadata, dict) else {}
         text = model.reply
@@ -240,13 +240,17 @@ class _Connection(asyncio.Protocol):
         if model.usage:
             out["usage"] = {
                 **usage,
-                "prompt_tokens_details": {"cached_tokens": min(model.cached_tokens, usage["prompt_tokens"])},
+                "prompt_tokens_details": {
+                    "cached_tokens": min(model.cached_tokens, usage["prompt_tokens"])
+                },
             }
         if verdict is not None:
             out["simulated"] = verdict
         body = _encode(out)
         if action.kind in ("cut", "stall_mid"):
-            head = f"HTTP/1.1 200 X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+            head = (
+                f"HTTP/1.1 200 X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+            )
             self.transport.write(head.encode() + b"\r\n\r\n" + body[: len(body) // 2])
             if action.kind == "stall_mid":
                 await asyncio.sleep(3600)
@@ -313,7 +317,7 @@ def _example(schema: Any) -> Any:
         return {k: _example(v) for k, v in (schema.get("properties") or {}).items()}
     if kind == "array":
         return [_example(schema.get("items"))]
-    return {"string": "simulated", "integer": 1, "number": 1.5, "boolean": True}.get(str(kind), None)
+    return {"string": "simulated", "integer": 1, "number": 1.5, "boolean": True}.get(str(kind))
 
 
 class FakeUpstream:
@@ -325,7 +329,9 @@ class FakeUpstream:
         fake.seen             # what it received
     """
 
-    def __init__(self, script: Script | dict[str, Any], *, port: int = 0, keep: int = 10_000) -> None:
+    def __init__(
+        self, script: Script | dict[str, Any], *, port: int = 0, keep: int = 10_000
+    ) -> None:
         self.script = msgspec.convert(script, Script) if isinstance(script, dict) else script
         self.port = port
         self._keep = keep

@@ -42,8 +42,8 @@ def upgrade() -> None:
         sa.Column("detail", sa.Text, nullable=False),
         sa.Column("prompt", sa.Text),
         sa.Column("error", sa.Text),
+        sqlite_with_rowid=False,
     )
-    op.create_index("decisions_created", "decisions", ["created_s"])
     op.create_table(
         "attempts",
         sa.Column("decision_id", sa.String(64), primary_key=True),
@@ -59,6 +59,7 @@ def upgrade() -> None:
         sa.Column("output_tokens", sa.Integer),
         sa.Column("cost_usd", sa.Float),
         sa.Column("finish_reason", sa.String(64)),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "feedback",
