@@ -150,24 +150,10 @@ _I = {name: i for i, name in enumerate(SIGNAL_NAMES)}
 _N = len(SIGNAL_NAMES)
 _COUNTS = tuple(
     _I[n]
-    for n in [
-        "numbers",
-        "math",
-        "code",
-        "reasoning",
-        "creative",
-        "wh_words",
-        "constraints",
-        "connectives",
-        "questions",
-        "sentences",
-        "parts",
-        "commas",
-        "parentheses",
-        "quotes",
-        "structure",
-        "lookup",
-    ]
+    for n in (
+        "numbers math code reasoning creative wh_words constraints connectives questions "
+        "sentences parts commas parentheses quotes structure lookup "
+    ).split()
 )
 
 

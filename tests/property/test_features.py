@@ -1,0 +1,102 @@
+"""Text becomes numbers: finite, bounded, the same under white space and harness noise."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from suffice import features
+from suffice.features import SIGNAL_NAMES, extract, extract_text
+from suffice.types import Message
+
+ASK = slice(0, SIGNAL_NAMES.index("log_prompt_tokens"))
+
+
+@given(st.text(max_size=3000))
+def test_any_text_gives_finite_numbers(text: str) -> None:
+    x = extract_text(text)
+    assert x.signals.dtype == np.float32
+    assert x.signals.shape == (len(SIGNAL_NAMES),)
+    assert np.isfinite(x.signals).all()
+    assert (x.signals >= 0).all()
+    assert x.input_tokens >= 1
+    features.explain(x)
+
+
+WORDS = st.lists(
+    st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8), min_size=1, max_size=30
+)
+
+
+@given(WORDS, st.lists(st.sampled_from([" ", "  ", "\n", "\t", " \n "]), min_size=40, max_size=40))
+def test_white_space_and_wrapping_change_nothing(words: list[str], gaps: list[str]) -> None:
+    plain = extract_text(" ".join(words))
+    wrapped = extract_text("".join(w + g for w, g in zip(words, gaps, strict=False)) + "\n\n  ")
+    keep = [i for i, n in enumerate(SIGNAL_NAMES[ASK]) if n != "lines"]
+    assert np.array_equal(plain.signals[keep], wrapped.signals[keep])
+
+
+@given(st.text(st.characters(exclude_characters="<>`"), max_size=400))
+def test_what_a_harness_adds_does_not_change_the_ask(noise: str) -> None:
+    ask = "Rename the function load to load_config everywhere."
+    wrapped = f"<system-reminder>{noise}</system-reminder>\n{ask}"
+    bare = extract((Message("user", ask),))
+    noisy = extract(
+        (
+            Message("system", "You are an agent. " * 200),
+            Message("user", wrapped),
+            Message("assistant", "", tool_calls=1),
+            Message("tool", noise, is_tool_result=True),
+        )
+    )
+    at = SIGNAL_NAMES.index("log_pasted")
+    assert np.array_equal(np.delete(bare.signals[ASK], []), noisy.signals[ASK])
+    assert noisy.signals[at] > 0
+    assert noisy.in_tool_loop
+    assert noisy.harness_chars > 3000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A" * 10_000_000, "0123456789abcdef" * 600_000, "<context>" * 1_000_000, "```\n" * 500_000,
+     ("<" * 100 + "x" * 1000 + "</context>") * 9000, "\\frac{" * 1_000_000],
+)  # fmt: skip
+def test_work_on_adversarial_text_is_bounded(text: str) -> None:
+    began = time.process_time()
+    extract_text(text)
+    # A generous sanity bound, a hundred times what it takes: quadratic work would take minutes.
+    assert time.process_time() - began < 2.0
+
+
+@pytest.mark.parametrize(
+    "follow", ["yes, go ahead", "continue", "ja, bitte", "да, давай", "好的", "and in French?", "do it"]
+)
+def test_a_follow_up_inherits_what_it_follows(follow: str) -> None:
+    proof = "Prove that every bounded sequence of real numbers has a convergent subsequence."
+    alone = extract_text(proof)
+    x = extract((Message("user", proof), Message("assistant", "Shall I?"), Message("user", follow)))
+    assert x.follow_up
+    at = SIGNAL_NAMES.index("math")
+    assert x.signals[at] == alone.signals[at] > 0
+    assert x.signals[0] >= alone.signals[0]
+
+
+def test_a_new_question_does_not_inherit() -> None:
+    x = extract(
+        (
+            Message("user", "Prove that the square root of 2 is irrational."),
+            Message("assistant", "Suppose not ..."),
+            Message("user", "Which films were on at the cinema in Oslo last week?"),
+        )
+    )
+    assert not x.follow_up
+
+
+def test_longer_is_never_shorter() -> None:
+    lengths = [extract_text("word " * n).signals[0] for n in (1, 10, 100, 1000, 10_000)]
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) == 5

@@ -1,0 +1,123 @@
+"""Retry and failover, as thousands of random scripts without a network."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.errors import UpstreamError, UpstreamKind
+from suffice.execution import Call, Flow, GiveUp, Wait
+from suffice.execution.flow import FINAL, RETRYABLE
+from suffice.types import Retries, Step
+
+KINDS = [k for k in get_args(UpstreamKind)]
+FAILURE = st.tuples(
+    st.sampled_from(KINDS), st.none() | st.floats(0, 20), st.floats(0.001, 5.0), st.booleans()
+)
+PLANS = st.lists(st.sampled_from("abcde"), min_size=1, max_size=5, unique=True)
+RETRIES = st.builds(
+    Retries,
+    per_model=st.integers(0, 3),
+    max_attempts=st.integers(1, 8),
+    base_s=st.floats(0, 1),
+    max_wait_s=st.floats(0, 5),
+)
+
+
+@given(PLANS, RETRIES, st.lists(FAILURE, max_size=60), st.integers(0, 9), st.floats(0.5, 60))
+@settings(max_examples=3000)
+def test_any_script(
+    plan: list[str],
+    retries: Retries,
+    script: list[tuple[UpstreamKind, float | None, float, bool]],
+    seed: int,
+    total_s: float,
+) -> None:
+    flow = Flow([Step(m) for m in plan], retries, seed=seed, total_s=total_s)
+    now_s, calls, tries = 0.0, [], dict.fromkeys(plan, 0)
+    last_kind: dict[str, str] = {}
+    may_retry_at: dict[str, float] = {}
+    failures = iter([*script, *[("server", None, 0.1, False)] * 60])
+    for _ in range(200):
+        action = flow.next()
+        if isinstance(action, Wait):
+            assert 0 < action.seconds <= max(5.0, retries.max_wait_s) + 1e-9
+            assert calls, "nothing is waited for before the first call"
+            now_s += action.seconds
+            assert now_s < total_s + 1e-6, "no wait goes past the total"
+            flow.waited(now_s)
+            continue
+        if isinstance(action, GiveUp):
+            break
+        assert isinstance(action, Call)
+        model = action.step.model
+        calls.append(model)
+        tries[model] += 1
+        assert action.number == len(calls) <= retries.max_attempts
+        assert tries[model] <= retries.per_model + 1
+        if tries[model] > 1:
+            assert last_kind[model] in RETRYABLE
+            assert now_s >= may_retry_at[model] - 1e-9, "Retry-After and backoff are honoured"
+        kind, after_s, spent_s, good = next(failures)
+        now_s += spent_s
+        if good:
+            return
+        last_kind[model] = kind
+        may_retry_at[model] = now_s + (after_s or 0.0)
+        flow.failed(UpstreamError("x", kind=kind, retry_after_s=after_s), now_s)
+        if kind in FINAL:
+            assert isinstance(flow.next(), GiveUp)
+    else:
+        raise AssertionError("the flow did not end")
+    ended_early = (
+        len(calls) >= retries.max_attempts
+        or now_s >= total_s
+        or any(k in FINAL or k == "content_filter" for k in last_kind.values())
+    )
+    assert ended_early or set(calls) == set(plan), "every model is tried before giving up"
+    # A step is tried for the first time in the order of the plan.
+    assert list(dict.fromkeys(calls)) == plan[: len(set(calls))]
+
+
+def drive(plan: list[str], errors: dict[str, UpstreamError], **more: object) -> list[str]:
+    flow = Flow([Step(m) for m in plan], Retries(), **more)  # type: ignore[arg-type]
+    calls = []
+    while isinstance(action := flow.next(), Call | Wait):
+        if isinstance(action, Wait):
+            flow.waited(flow._elapsed_s + action.seconds)
+            continue
+        calls.append(action.step.model)
+        if action.step.model not in errors:
+            return calls
+        flow.failed(errors[action.step.model], 0.1 * len(calls))
+    return calls
+
+
+def test_another_model_is_preferred_to_waiting() -> None:
+    busy = UpstreamError("busy", kind="rate_limit", retry_after_s=2.0)
+    assert drive(["a", "b"], {"a": busy}) == ["a", "b"]
+
+
+def test_a_long_retry_after_is_not_waited_for() -> None:
+    assert drive(["a"], {"a": UpstreamError("x", kind="rate_limit", retry_after_s=60.0)}) == ["a"]
+
+
+def test_a_wrong_key_is_not_tried_twice() -> None:
+    assert drive(["a"], {"a": UpstreamError("x", kind="auth")}) == ["a"]
+
+
+def test_spent_credit_is_not_retried() -> None:
+    spent = UpstreamError("x", kind="rate_limit", code="insufficient_quota")
+    assert drive(["a"], {"a": spent}) == ["a"]
+
+
+def test_context_length_moves_to_a_larger_window_only() -> None:
+    window = {"a": 8, "b": 4, "c": 16}
+    tried = drive(
+        ["a", "b", "c"],
+        {"a": UpstreamError("x", kind="context_length")},
+        fits=lambda m, than: window[m] > window[than],
+    )
+    assert tried == ["a", "c"]
