@@ -1,0 +1,229 @@
+"""Every policy keeps the same promises."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice import features, policies
+from suffice.policies.default import cheapest_mix
+from suffice.policies.predict import GRID, quality_curve
+from suffice.types import Candidate, Model, Objective, Policy, Price, Session
+
+OBJECTIVES = [
+    "cheapest", "best", "fastest", "balanced",
+    {"keep_quality": 0.95}, {"max_quality_loss": 0.02, "confidence": 0.9}, {"max_usd_per_query": 0.001},
+    {"usd_per_day": 5.0}, {"max_latency_s": 3.0}, {"worth_usd": 0.01},
+    {"weights": {"cost": 1.0, "speed": 0.2, "quality": 2.0}},
+]  # fmt: skip
+
+
+def candidate(
+    name: str, price: float | None = 1.0, quality: float | None = 0.8, first_s: float | None = 0.5
+) -> Candidate:
+    out = None if price is None else price * 4
+    model = Model(name, "p", name, price=Price(price, out), quality=quality)
+    return Candidate(model, first_s, 100.0 if first_s is not None else None)
+
+
+POOLS = {
+    "pair": (candidate("weak", 0.15, 0.6), candidate("strong", 2.5, 0.95)),
+    "one": (candidate("only"),),
+    "unknown price": (candidate("a", None, 0.7), candidate("b", 1.0, 0.9)),
+    "nothing known": (candidate("a", None, None, None), candidate("b", None, None, None)),
+    "free": (candidate("a", 0.0, 0.5), candidate("b", 0.0, 0.9), candidate("c", 3.0, 0.95)),
+}
+TEXTS = ["hi", "What's the weather today?", "Prove that e is irrational. " * 5, ""]
+
+
+@pytest.fixture(params=policies.POLICY_NAMES)
+def policy(request: pytest.FixtureRequest) -> Policy:
+    return policies.make(request.param, features.SIGNAL_NAMES)
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=list(POOLS))
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_a_decision_is_whole(policy: Policy, pool: tuple[Candidate, ...], objective: object) -> None:
+    names = [c.model.name for c in pool]
+    for text in TEXTS:
+        x = features.extract_text(text)
+        d = policy.decide(x, pool, policies.parse_objective(objective), id="d", seed=3)
+        assert sorted(s.model for s in d.plan) == sorted(names)
+        assert d.model == d.plan[0].model
+        assert d.plan[0].role == "choice"
+        assert [p.model for p in d.predictions] == names
+        assert sum(p.propensity for p in d.predictions) == pytest.approx(1.0)
+        chosen = next(p for p in d.predictions if p.model == d.model)
+        assert d.propensity == chosen.propensity > 0
+        assert d.reason.startswith(d.model)
+        assert d.policy_version == policy.version
+        assert d.basis == "prior"
+        for p, c in zip(d.predictions, pool, strict=True):
+            assert (p.cost_usd is None) == (c.model.price.input_usd_per_mtok is None)
+        msgspec.json.encode(d)
+
+
+def test_the_same_again_decides_the_same(policy: Policy) -> None:
+    x = features.extract_text("Write a haiku")
+    other = policies.make(policy.name, features.SIGNAL_NAMES)
+    o = Objective(kind="balanced")
+    for seed in range(20):
+        first = policy.decide(x, POOLS["free"], o, seed=seed)
+        assert other.decide(x, POOLS["free"], o, seed=seed) == first
+    assert other.version == policy.version
+
+
+def test_no_candidates_is_an_error(policy: Policy) -> None:
+    with pytest.raises(ValueError, match="candidates"):
+        policy.decide(features.extract_text("x"), (), Objective(kind="best"))
+
+
+def test_random_is_uniform() -> None:
+    policy = policies.make("random", features.SIGNAL_NAMES)
+    x = features.extract_text("x")
+    picks = [
+        policy.decide(x, POOLS["free"], Objective(kind="best"), seed=s).model for s in range(3000)
+    ]
+    for name in "abc":
+        assert 900 < picks.count(name) < 1100
+
+
+def decide(text: str, objective: object, pool: str = "pair", session: Session | None = None) -> str:
+    policy = policies.make("default", features.SIGNAL_NAMES)
+    o = policies.parse_objective(objective)
+    return policy.decide(features.extract_text(text), POOLS[pool], o, session).model
+
+
+def test_easy_goes_cheap_and_hard_goes_strong() -> None:
+    keep = {"keep_quality": 0.95}
+    for text in ("What's the weather today?", "hi", "capital of France?", "Translate 'dog' to German"):
+        assert decide(text, keep) == "weak"
+    for text in (
+        "Prove that there are infinitely many primes.",
+        "证明存在无穷多个素数，并解释每一步的理由。",
+        "Debug this race condition: two threads push to a lock-free queue and one element is lost. " * 3,
+    ):
+        assert decide(text, keep) == "strong"
+
+
+def test_keeping_more_quality_never_uses_the_strong_model_less() -> None:
+    texts = ["word " * n for n in range(1, 200, 3)]
+    shares = [
+        sum(decide(t, {"keep_quality": k}) == "strong" for t in texts)
+        for k in (0.65, 0.8, 0.9, 0.95, 1.0)
+    ]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1]
+
+
+def test_an_unknown_price_is_never_the_cheapest() -> None:
+    assert decide("hi", "cheapest", "unknown price") == "b"
+
+
+def test_a_ceiling_nobody_meets_takes_the_lowest_and_says_so() -> None:
+    policy = policies.make("default", features.SIGNAL_NAMES)
+    o = policies.parse_objective({"max_usd_per_query": 1e-9})
+    d = policy.decide(features.extract_text("hello"), POOLS["pair"], o)
+    assert d.model == "weak"
+    assert "no price meets" in d.reason
+
+
+def test_a_conversation_keeps_its_cached_prefix() -> None:
+    price = Price(3.0, 15.0, cached_input_usd_per_mtok=0.3)
+    pool = (
+        candidate("weak", 0.8, 0.6),
+        Candidate(Model("strong", "p", "strong", price=price, quality=0.95), 0.5, 100.0),
+    )
+    policy = policies.make("default", features.SIGNAL_NAMES)
+    x = msgspec.structs.replace(features.extract_text("thanks"), input_tokens=50_000)
+    keep = policies.parse_objective({"keep_quality": 0.95})
+    assert policy.decide(x, pool, keep).model == "weak"
+    session = Session("s", "strong", cached_tokens=50_000)
+    d = policy.decide(x, pool, keep, session)
+    assert d.model == "strong"
+    assert "cached prefix" in d.reason
+    assert policy.decide(x, pool, keep, Session("s", "strong", 0)).model == "weak"
+
+
+def test_inside_a_tool_loop_the_model_stays_unless_it_failed() -> None:
+    policy = policies.make("default", features.SIGNAL_NAMES)
+    x = msgspec.structs.replace(features.extract_text("Prove it. " * 50), in_tool_loop=True)
+    keep = policies.parse_objective({"keep_quality": 0.95})
+    assert policy.decide(x, POOLS["pair"], keep, Session("s", "weak")).model == "weak"
+    failed = Session("s", "weak", failed=frozenset({"weak"}))
+    assert policy.decide(x, POOLS["pair"], keep, failed).model == "strong"
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.05, 0.99), st.floats(1e-5, 1e-2)), min_size=2, max_size=4, unique=True
+    ),
+    st.floats(0.5, 1.0),
+)
+@settings(max_examples=60)
+def test_keep_quality_keeps_its_target(pool: list[tuple[float, float]], keep: float) -> None:
+    curves = tuple(quality_curve(q) for q, _ in pool)
+    costs = tuple(c for _, c in pool)
+    best = max(range(len(pool)), key=lambda i: pool[i][0])
+    _, chosen = cheapest_mix(curves, costs, keep, best)
+    quality = np.mean([curves[m][g] for g, m in enumerate(chosen)])
+    assert quality >= keep * np.mean(curves[best]) - 1e-9
+    # No single quantile can be made cheaper within the slack that is left.
+    slack = (quality - keep * np.mean(curves[best])) * (GRID + 1)
+    for g, m in enumerate(chosen):
+        for other in range(len(pool)):
+            if costs[other] < costs[m]:
+                assert curves[m][g] - curves[other][g] >= slack - 1e-9
+
+
+def test_the_mix_is_the_cheapest_by_brute_force() -> None:
+    curves = ((0.9, 0.7, 0.4, 0.2), (0.95, 0.9, 0.8, 0.6), (0.99, 0.97, 0.95, 0.9))
+    costs = (1.0, 3.0, 10.0)
+    for keep in (0.6, 0.8, 0.9, 0.95):
+        target = keep * np.mean(curves[2])
+        best = min(
+            sum(costs[m] for m in pick)
+            for pick in itertools.product(range(3), repeat=4)
+            if np.mean([curves[m][g] for g, m in enumerate(pick)]) >= target - 1e-12
+        )
+        _, chosen = cheapest_mix(curves, costs, keep, 2)
+        got = sum(costs[m] for m in chosen)
+        # Four quantiles are coarse; the Lagrangian is exact up to one of them.
+        assert best <= got <= best + 9.0
+
+
+@pytest.mark.parametrize("quality", [0.05, 0.3, 0.6, 0.95])
+def test_a_quality_curve_averages_to_its_prior_and_falls(quality: float) -> None:
+    curve = quality_curve(quality)
+    assert np.mean(curve) == pytest.approx(quality, abs=1e-6)
+    assert list(curve) == sorted(curve, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("given_", "said"),
+    [
+        ("cheapst", "cheapest"), ("keep_qualty=1", "keep_quality"), ({"keep_quality": 1.2}, "0 to 1"),
+        ({"keep_quality": "x"}, "number"), ({"weights": {"price": 1}}, "cost, speed, quality"), (3, "table"),
+        ({}, "exactly one"), ({"keep_quality": 0.9, "confidence": 0.9}, "confidence"), ('{"a":', "JSON"),
+        ({"weights": {"cost": 0}}, "above 0"), ("keep_quality=x", "number"),
+    ],
+)  # fmt: skip
+def test_a_bad_objective_is_explained(given_: object, said: str) -> None:
+    with pytest.raises(ValueError, match="objective") as caught:
+        policies.parse_objective(given_)
+    assert said in str(caught.value)
+
+
+def test_objective_forms_agree() -> None:
+    forms = [{"keep_quality": 0.9}, "keep_quality=0.9", '{"keep_quality": 0.9}']
+    assert len({policies.parse_objective(f) for f in forms}) == 1
+
+
+def test_an_unknown_policy_offers_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'cheapest'"):
+        policies.make("cheapes", features.SIGNAL_NAMES)
