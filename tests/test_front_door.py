@@ -19,4 +19,6 @@ def test_import_pulls_in_nothing_heavy() -> None:
 
 
 def test_the_package_under_test_is_the_installed_one() -> None:
-    assert "site-packages" in suffice.__file__ or suffice.__file__.endswith("src/suffice/__init__.py")
+    assert "site-packages" in suffice.__file__ or suffice.__file__.endswith(
+        "src/suffice/__init__.py"
+    )

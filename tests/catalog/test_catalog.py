@@ -33,7 +33,9 @@ def test_cost_is_unknown_or_bounded_by_the_dearest_rate(
 
 def test_cached_tokens_are_billed_once_at_their_own_rate() -> None:
     model = Model("p/m", "p", "m", price=Price(2.0, 8.0, 0.5))
-    usage = Usage(input_tokens=1000, output_tokens=100, cached_input_tokens=600, reasoning_tokens=50)
+    usage = Usage(
+        input_tokens=1000, output_tokens=100, cached_input_tokens=600, reasoning_tokens=50
+    )
     assert price_usd(model, usage) == pytest.approx((400 * 2 + 600 * 0.5 + 100 * 8) / 1e6)
 
 

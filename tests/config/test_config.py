@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from suffice.config import EXAMPLE_TOML, check_bind, discover, load_settings, parse_settings, resolve
+from suffice.config import (
+    EXAMPLE_TOML,
+    check_bind,
+    discover,
+    load_settings,
+    parse_settings,
+    resolve,
+)
 from suffice.errors import ConfigError
 
 KEYED = {"OPENAI_API_KEY": "sk-x"}
@@ -20,7 +27,11 @@ KEYED = {"OPENAI_API_KEY": "sk-x"}
         ("[store]\nkeep_prompt = true", "store.keep_prompt", "'keep_prompts'"),
         ("[providers.x]\nbaseurl = 'y'", "providers.x.baseurl", "'base_url'"),
         ('[models."a/b"]\nqualiti = 1', "models.a/b.qualiti", "'quality'"),
-        ("[routes.auto]\nmodels = ['a/b']\nobjectiv = 'best'", "routes.auto.objectiv", "'objective'"),
+        (
+            "[routes.auto]\nmodels = ['a/b']\nobjectiv = 'best'",
+            "routes.auto.objectiv",
+            "'objective'",
+        ),
         (
             "[routes.auto]\nmodels = ['a/b']\ntimeouts = { idle = 3 }",
             "routes.auto.timeouts.idle",

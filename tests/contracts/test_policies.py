@@ -48,7 +48,9 @@ def policy(request: pytest.FixtureRequest) -> Policy:
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=list(POOLS))
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_a_decision_is_whole(policy: Policy, pool: tuple[Candidate, ...], objective: object) -> None:
+def test_a_decision_is_whole(
+    policy: Policy, pool: tuple[Candidate, ...], objective: object
+) -> None:
     names = [c.model.name for c in pool]
     for text in TEXTS:
         x = features.extract_text(text)
@@ -101,12 +103,18 @@ def decide(text: str, objective: object, pool: str = "pair", session: Session | 
 
 def test_easy_goes_cheap_and_hard_goes_strong() -> None:
     keep = {"keep_quality": 0.95}
-    for text in ("What's the weather today?", "hi", "capital of France?", "Translate 'dog' to German"):
+    for text in (
+        "What's the weather today?",
+        "hi",
+        "capital of France?",
+        "Translate 'dog' to German",
+    ):
         assert decide(text, keep) == "weak"
     for text in (
         "Prove that there are infinitely many primes.",
         "证明存在无穷多个素数，并解释每一步的理由。",
-        "Debug this race condition: two threads push to a lock-free queue and one element is lost. " * 3,
+        "Debug this race condition: two threads push to a lock-free queue and one element is lost. "
+        * 3,
     ):
         assert decide(text, keep) == "strong"
 

@@ -73,7 +73,8 @@ def test_work_on_adversarial_text_is_bounded(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "follow", ["yes, go ahead", "continue", "ja, bitte", "да, давай", "好的", "and in French?", "do it"]
+    "follow",
+    ["yes, go ahead", "continue", "ja, bitte", "да, давай", "好的", "and in French?", "do it"],
 )
 def test_a_follow_up_inherits_what_it_follows(follow: str) -> None:
     proof = "Prove that every bounded sequence of real numbers has a convergent subsequence."

@@ -12,7 +12,7 @@ from suffice.execution import Call, Flow, GiveUp, Wait
 from suffice.execution.flow import FINAL, RETRYABLE
 from suffice.types import Retries, Step
 
-KINDS = [k for k in get_args(UpstreamKind)]
+KINDS = list(get_args(UpstreamKind))
 FAILURE = st.tuples(
     st.sampled_from(KINDS), st.none() | st.floats(0, 20), st.floats(0.001, 5.0), st.booleans()
 )

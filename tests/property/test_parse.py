@@ -18,7 +18,9 @@ from suffice.router import Router
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 FIELDS = st.sampled_from(
@@ -27,7 +29,10 @@ FIELDS = st.sampled_from(
 )
 BODIES = st.dictionaries(FIELDS, JSON, max_size=8)
 MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "system", "assistant", "tool"]), "content": st.text(max_size=300)}
+    {
+        "role": st.sampled_from(["user", "system", "assistant", "tool"]),
+        "content": st.text(max_size=300),
+    }
 )
 ROUTER = Router.for_explaining()
 
@@ -90,7 +95,10 @@ def test_deep_nesting_is_refused_not_fatal() -> None:
         (b'{"model":"a","messages":[{"content":"x"}]}', "messages[0].role"),
         (b'{"model":"a","messages":[{"role":"user","content":3}]}', "messages[0].content"),
         (b'{"model":"a","messages":[{"role":"user"}],"max_tokens":0}', "max_tokens"),
-        (b'{"model":"a","messages":[{"role":"user"}],"suffice":{"objectve":1}}', "suffice.objectve"),
+        (
+            b'{"model":"a","messages":[{"role":"user"}],"suffice":{"objectve":1}}',
+            "suffice.objectve",
+        ),
         (b'{"model":"a","messages":[{"role":"user"}],"provider":{"sort":"luck"}}', "provider.sort"),
     ],
 )

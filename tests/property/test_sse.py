@@ -14,13 +14,13 @@ TARGET = Target(Model("p/m", "p", "m"), Provider("p", "openai", "http://127.0.0.
 
 
 def chunk(text: str | None, **extra: object) -> str:
-    choices = [] if text is None else [{"index": 0, "delta": {"content": text}, "finish_reason": None}]
+    choices = (
+        [] if text is None else [{"index": 0, "delta": {"content": text}, "finish_reason": None}]
+    )
     return "data: " + json.dumps({"id": "1", "model": "m", "choices": choices, **extra}) + "\n\n"
 
 
 TEXTS = st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=8)
-
-
 
 
 def run(data: bytes, cuts: list[int]) -> tuple[list[str], OpenAIStream]:

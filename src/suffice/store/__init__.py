@@ -16,6 +16,9 @@ def open_store(url: str, *, keep_prompts: bool = False, spool: Path | None = Non
 
     spool: where records go while the database is down; None = beside it. Raises StoreError.
     """
-    from .sql import SqlStore, default_spool
+    from .sql import SqlStore, adopt, default_spool
 
-    return SqlStore(url, keep_prompts=keep_prompts, spool=spool or default_spool(url))
+    if spool is None:
+        spool = default_spool(url)
+        adopt(spool)
+    return SqlStore(url, keep_prompts=keep_prompts, spool=spool)

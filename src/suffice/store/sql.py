@@ -168,6 +168,7 @@ class SqlStore:
         self._closing = True
         self._wake.set()
         self._thread.join(10.0)
+        self._retry_at_s = 0.0  # a last try, however lately the database refused
         self.flush()
         self._engine.dispose()
 
@@ -481,3 +482,30 @@ def default_spool(url: str) -> Path:
     path = url.partition("///")[2] if url.startswith("sqlite") else ""
     base = Path(path) if path and path != ":memory:" else Path("suffice.db")
     return base.with_name(f"{base.name}.{os.getpid()}.spool.jsonl")
+
+
+def adopt(spool: Path) -> None:
+    """Take over what processes that are gone left in their spool files beside `spool`."""
+    name = spool.name.removesuffix(f".{os.getpid()}.spool.jsonl")
+    for other in spool.parent.glob(f"{name}.*.spool.jsonl"):
+        pid = other.name.removesuffix(".spool.jsonl").rpartition(".")[2]
+        if other == spool or not pid.isdigit() or _alive(int(pid)):
+            continue
+        taken = other.with_suffix(f".{os.getpid()}.taken")
+        try:
+            other.rename(taken)  # whoever renames it first has it
+        except FileNotFoundError:
+            continue
+        with spool.open("ab") as file:
+            file.write(taken.read_bytes())
+        taken.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
