@@ -618,9 +618,9 @@ class Router:
     @property
     def _transport(self) -> Any:
         if self._transport_ is None:
-            from .providers.transport import PyreqwestTransport
+            from .providers.transport import PyqwestTransport
 
-            self._transport_ = PyreqwestTransport()
+            self._transport_ = PyqwestTransport()
         return self._transport_
 
     def decide(self, query: Query) -> Decision:

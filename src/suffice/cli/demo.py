@@ -32,6 +32,8 @@ _MODELS = (
     ("summit/large-pro", 3.00, 12.00, 0.97, 1.22, 0.07, 3000.0),
 )
 _WINDOW = 8  # queries under way at once
+_JSON = (("content-type", "application/json"),)
+to_json = msgspec.json.encode
 
 
 class Query(msgspec.Struct, kw_only=True):
@@ -181,12 +183,13 @@ async def _drive(
     base_url: str, workload: list[Query], failing: FakeUpstream, view: Any
 ) -> list[Outcome]:
     """Sends the workload, takes one provider down for its third quarter, posts feedback."""
-    from pyreqwest.client import ClientBuilder
+    import pyqwest
 
     down_at, up_at = len(workload) // 2, len(workload) * 3 // 4
     gate = asyncio.Semaphore(_WINDOW)
     outcomes: list[Outcome | None] = [None] * len(workload)
-    client = ClientBuilder().build()
+    transport = pyqwest.HTTPTransport(follow_redirects=False, pool_max_idle_per_host=_WINDOW)
+    client = pyqwest.Client(transport)
 
     async def one(i: int) -> None:
         try:
@@ -208,7 +211,7 @@ async def _drive(
         await asyncio.gather(*tasks)
     finally:
         failing.set_down(False)
-        await client.close()
+        await transport.aclose()
     return [o for o in outcomes if o is not None]
 
 
@@ -225,7 +228,7 @@ def shown(query: Query) -> str:
 
 async def _ask(client: Any, base_url: str, query: Query) -> Outcome:
     """One query through the gateway, then its feedback. Failures are outcomes, not exceptions."""
-    from pyreqwest.exceptions import PyreqwestError
+    import pyqwest
 
     out = Outcome(id=query.id, kind=query.kind, query=shown(query))
     body: dict[str, Any] = {
@@ -246,14 +249,13 @@ async def _ask(client: Any, base_url: str, query: Query) -> Outcome:
         body["response_format"] = query.response_format
     began = time.perf_counter()
     try:
-        request = client.post(base_url + "/v1/chat/completions").body_json(body).build()
-        response = await request.send()
-        reply = await response.json()
+        response = await client.post(base_url + "/v1/chat/completions", _JSON, to_json(body))
+        reply = msgspec.json.decode(response.content)
         out.latency_s = time.perf_counter() - began
         if response.status != 200:
             out.error = f"{response.status}: {reply['error']['message']}"
             return out
-        head = response.get_header
+        head = response.headers.get
         out.model = head("x-suffice-model")
         out.decision_id = head("x-suffice-decision-id")
         out.reason = head("x-suffice-reason")
@@ -276,10 +278,10 @@ async def _ask(client: Any, base_url: str, query: Query) -> Outcome:
                 "score": float(verdict["sufficient"]),
                 "source": "test",
             }
-            sent = await client.post(base_url + "/v1/feedback").body_json(scored).build().send()
+            sent = await client.post(base_url + "/v1/feedback", _JSON, to_json(scored))
             if sent.status != 200:
-                out.error = f"feedback: {sent.status}: {await sent.text()}"
-    except PyreqwestError as error:
+                out.error = f"feedback: {sent.status}: {sent.text()}"
+    except (OSError, pyqwest.ReadError, pyqwest.RemoteProtocolError) as error:
         out.error = str(error)
     return out
 

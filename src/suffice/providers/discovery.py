@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import UpstreamError
 from ..types import Provider
-from .transport import PyreqwestTransport
+from .transport import PyqwestTransport
 
 
 class _Row(msgspec.Struct):
@@ -21,7 +21,7 @@ class _List(msgspec.Struct):
     data: list[_Row]
 
 
-async def _models(transport: PyreqwestTransport, row: Provider, timeout_s: float) -> list[str]:
+async def _models(transport: PyqwestTransport, row: Provider, timeout_s: float) -> list[str]:
     headers: list[tuple[str, str]] = []
     if row.api_key:
         headers.append(("authorization", f"Bearer {row.api_key}"))
@@ -39,7 +39,7 @@ async def local_models(
 ) -> dict[str, list[str]]:
     """Local servers that answer `GET /models`, with the names they serve. Never raises: a server
     that is not there is the usual case. Only loopback rows are asked."""
-    transport = PyreqwestTransport()
+    transport = PyqwestTransport()
     rows = [p for p in providers if p.local]
     try:
         found: list[Any] = await asyncio.gather(
@@ -52,7 +52,7 @@ async def local_models(
 
 async def reachable(provider: Provider, timeout_s: float = 3.0) -> str | None:
     """None where the provider answers its model list, else what is wrong, for `suffice doctor`."""
-    transport = PyreqwestTransport()
+    transport = PyqwestTransport()
     try:
         await _models(transport, provider, timeout_s)
     except UpstreamError as error:
