@@ -16,9 +16,6 @@ def open_store(url: str, *, keep_prompts: bool = False, spool: Path | None = Non
 
     spool: where records go while the database is down; None = beside it. Raises StoreError.
     """
-    from .sql import SqlStore, adopt, default_spool
+    from .sql import SqlStore
 
-    if spool is None:
-        spool = default_spool(url)
-        adopt(spool)
     return SqlStore(url, keep_prompts=keep_prompts, spool=spool)

@@ -137,6 +137,22 @@ def to_rows(r: Record, keep_prompts: bool) -> tuple[Row, list[Row]]:
     return row, tries
 
 
+def repaired(row: Row) -> Row:
+    """The row as any database can hold it: whole numbers within 32 bits, texts without lone
+    surrogates and zero bytes, NumPy's scalars as Python's. For rows that were refused."""
+    return tuple(map(_repaired, row))
+
+
+def _repaired(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "")
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return max(-(2**31), min(2**31 - 1, value))
+    return value
+
+
 def to_dict(row: Mapping[str, Any], tries: list[dict[str, Any]]) -> dict[str, Any]:
     """A stored decision as it is shown: the detail unfolded, the feature vector as a list."""
     out = dict(row)

@@ -8,8 +8,8 @@ counted twice (inserts ignore an id that is there already).
 
 from __future__ import annotations
 
-import base64
-import os
+import atexit
+import logging
 import threading
 import time
 from collections import deque
@@ -17,29 +17,42 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from ..errors import StoreError
 from ..types import Feedback, Record, StoreHealth
 from . import schema
-from .rows import ATTEMPT, DECISION, Row, to_dict, to_rows
+from .opening import (
+    BUSY_S,
+    database_file,
+    first_line,
+    insert_sql,
+    migrate,
+    open_engine,
+    shown,
+    spool_base,
+)
+from .rows import ATTEMPT, DECISION, Row, repaired, to_dict, to_rows
+from .spool import BATCH, Rows, Spool, open_spool
+from .totals import summarise
 
 EVERY_S = 0.05
-BATCH = 512
 IN_MEMORY = 100_000  # records; past it the oldest go to the spool file
 _RETRY_S = 2.0
 
+# The database is well and will never take this record: a number or a text it cannot hold.
+_REFUSED = (IntegrityError, DataError, ArithmeticError, ValueError, TypeError)
 
-class _Spooled(msgspec.Struct):
-    """One record as a line of the spool file."""
+# One statement, so that two workers given the same feedback at once cannot both insert it.
+_SCORE = sa.text(
+    "INSERT INTO feedback (decision_id, source, key, score, comment, created_s)"
+    " VALUES (:decision_id, :source, :key, :score, :comment, :created_s)"
+    " ON CONFLICT (decision_id, source, key) DO UPDATE SET"
+    " score = excluded.score, comment = excluded.comment, created_s = excluded.created_s"
+)
 
-    decision: list[Any]
-    attempts: list[list[Any]]
-
-
-_AT_FEATURES = DECISION.index("features")
+_log = logging.getLogger("suffice.store")
 
 
 class SqlStore:
@@ -48,25 +61,37 @@ class SqlStore:
     def __init__(self, url: str, *, keep_prompts: bool = False, spool: Path | None = None) -> None:
         self.url = url
         self._keep_prompts = keep_prompts
-        self._engine = _open(url)
-        self._spool = spool
+        self._engine = open_engine(url)
+        self._file = database_file(url)
+        self._inode = _inode(self._file)
+        base = spool_base(url)
+        try:
+            self._spool = Spool(spool) if spool else open_spool(base) if base else None
+        except OSError as error:
+            self._engine.dispose()
+            raise StoreError(
+                f"Records of an earlier run cannot be read: {first_line(error)}.",
+                remedy="Make the spool file readable, or move it away.",
+            ) from None
         self._pending: deque[Record] = deque()
         self._recent: dict[str, Record] = {}  # not yet written, by decision id
         self._lock = threading.Lock()  # one batch at a time: the writer's, or a flush
         self._wake = threading.Event()
         self._closing = False
         self._error: str | None = None
-        self._spooled = _lines(spool)
         self._lost = 0
         self._retry_at_s = 0.0
-        self._insert = _insert(self._engine, "decisions", DECISION)
-        self._insert_attempts = _insert(self._engine, "attempts", ATTEMPT)
-        if self._spooled:
-            self._replay()
+        # SQLite calls a value of a type it does not know a ProgrammingError, PostgreSQL a table.
+        sqlite = self._engine.dialect.name == "sqlite"
+        self._refused = (*_REFUSED, ProgrammingError) if sqlite else _REFUSED
+        self._insert = insert_sql(self._engine, "decisions", DECISION)
+        self._insert_attempts = insert_sql(self._engine, "attempts", ATTEMPT)
+        self._replay()
         self._thread = threading.Thread(
             target=self._write_forever, name="suffice-store", daemon=True
         )
         self._thread.start()
+        atexit.register(self.close)  # a script that never closes keeps its last call
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
@@ -74,82 +99,126 @@ class SqlStore:
         """Take a record. Never blocks, never raises."""
         self._recent[record.decision.id] = record
         self._pending.append(record)
+        if len(self._pending) > IN_MEMORY:
+            self._set_aside()
 
     def _write_forever(self) -> None:
         while not self._closing:
             self._wake.wait(EVERY_S)
-            if self._pending or (self._spooled and time.monotonic() >= self._retry_at_s):
+            if self._pending or self._waiting():
                 with self._lock:
                     self._drain()
 
+    def _waiting(self) -> bool:
+        """Are there spooled records, and is it time to try them again?"""
+        return bool(self._spool and self._spool.count) and time.monotonic() >= self._retry_at_s
+
     def _drain(self) -> None:
-        while self._pending:
-            batch = [self._pending.popleft() for _ in range(min(BATCH, len(self._pending)))]
-            rows = [to_rows(r, self._keep_prompts) for r in batch]
-            # While the database is down each batch goes straight to the file; it is tried again
-            # every few seconds, and what was spooled is written first, in order.
+        while batch := self._taken():
+            rows = self._rows_of(batch)
+            # While the database is down each batch goes straight to the file, which is tried again
+            # every two seconds.
             down = self._error is not None and time.monotonic() < self._retry_at_s
             if down or not self._try_write(rows):
                 self._to_spool(rows)
-            for r in batch:
-                self._recent.pop(r.decision.id, None)
-        if self._spooled and time.monotonic() >= self._retry_at_s:
+            self._forget(batch)
+        if self._waiting():
             self._replay()
 
-    def _try_write(self, rows: list[tuple[Row, list[Row]]]) -> bool:
+    def _taken(self) -> list[Record]:
+        batch: list[Record] = []
+        try:
+            while len(batch) < BATCH:
+                batch.append(self._pending.popleft())
+        except IndexError:  # another thread may take some too, so the length says nothing
+            pass
+        return batch
+
+    def _forget(self, batch: list[Record]) -> None:
+        for r in batch:
+            self._recent.pop(r.decision.id, None)
+
+    def _set_aside(self) -> None:
+        """The database hangs and memory is full: the oldest batch goes to the file."""
+        batch = self._taken()
+        self._to_spool(self._rows_of(batch))
+        self._forget(batch)
+
+    def _rows_of(self, batch: list[Record]) -> Rows:
+        rows = []
+        for r in batch:
+            try:
+                rows.append(to_rows(r, self._keep_prompts))
+            except _REFUSED as error:
+                self._give_up(r.decision.id, error)
+        return rows
+
+    def _give_up(self, decision_id: str, error: Exception) -> None:
+        self._lost += 1
+        _log.error("record %s cannot be stored: %s", decision_id, first_line(error))
+
+    def _try_write(self, rows: Rows) -> bool:
+        """False: the database is down. Records that it will never take are repaired or given up,
+        so that one of them cannot hold up the others."""
         try:
             self._write(rows)
-        except (SQLAlchemyError, OSError) as error:
-            self._error = _first_line(error)
-            self._retry_at_s = time.monotonic() + _RETRY_S
-            return False
+        except self._refused as error:
+            if len(rows) > 1:
+                return all(self._try_write([one]) for one in rows)
+            mended = [repaired(row) for row in (rows[0][0], *rows[0][1])]
+            try:
+                self._write([(mended[0], mended[1:])])
+            except self._refused:
+                self._give_up(rows[0][0][0], error)
+            except (SQLAlchemyError, OSError) as down:
+                return self._is_down(down)
+        except (SQLAlchemyError, OSError, StoreError) as error:
+            return self._is_down(error)
         self._error = None
         return True
 
-    def _write(self, rows: list[tuple[Row, list[Row]]]) -> None:
+    def _is_down(self, error: Exception) -> bool:
+        self._error = first_line(error)
+        self._retry_at_s = time.monotonic() + _RETRY_S
+        return False
+
+    def _write(self, rows: Rows) -> None:
+        if self._file is not None and _inode(self._file) != self._inode:
+            self._reopen()
         with self._engine.begin() as connection:
             connection.exec_driver_sql(self._insert, [row for row, _ in rows])
             tries = [a for _, attempts in rows for a in attempts]
             if tries:
                 connection.exec_driver_sql(self._insert_attempts, tries)
 
-    def _to_spool(self, rows: list[tuple[Row, list[Row]]]) -> None:
-        if self._spool is None:
-            self._lost += len(rows)
+    def _reopen(self) -> None:
+        """The file was deleted or replaced under us: an open SQLite would go on writing to the one
+        that nobody can see any more."""
+        _log.warning("the database %s was deleted or replaced: opening it anew", self._file)
+        self._engine.dispose()
+        migrate(self._engine)
+        self._inode = _inode(self._file)
+
+    def _to_spool(self, rows: Rows) -> None:
+        if not rows:
             return
-        lines = bytearray()
-        for row, tries in rows:
-            plain = list(row)
-            if plain[_AT_FEATURES] is not None:
-                plain[_AT_FEATURES] = base64.b64encode(plain[_AT_FEATURES]).decode()
-            lines += msgspec.json.encode(_Spooled(plain, [list(a) for a in tries])) + b"\n"
         try:
-            with self._spool.open("ab") as file:
-                file.write(lines)
-        except OSError as error:
+            if self._spool is None:
+                raise OSError("there is no spool file")
+            self._spool.append(rows)
+        except (OSError, ValueError) as error:  # a full disk, or a text that is no UTF-8
             self._lost += len(rows)
-            self._error = f"{self._error}; and the spool file: {_first_line(error)}"
-            return
-        self._spooled += len(rows)
+            before = f"{self._error}; and " if self._error else ""
+            self._error = f"{before}the spool file: {first_line(error)}"
 
     def _replay(self) -> None:
-        """Write what was spooled. A torn last line (killed while writing) is skipped."""
-        assert self._spool is not None
-        rows: list[tuple[Row, list[Row]]] = []
-        for line in _read_lines(self._spool):
-            try:
-                found = msgspec.json.decode(line, type=_Spooled)
-            except msgspec.DecodeError:
-                self._lost += 1
-                continue
-            if found.decision[_AT_FEATURES] is not None:
-                found.decision[_AT_FEATURES] = base64.b64decode(found.decision[_AT_FEATURES])
-            rows.append((tuple(found.decision), [tuple(a) for a in found.attempts]))
-        for start in range(0, len(rows), BATCH):
-            if not self._try_write(rows[start : start + BATCH]):
-                return
-        self._spool.unlink(missing_ok=True)
-        self._spooled = 0
+        """Write what was spooled, as far as the database takes it."""
+        if self._spool is None:
+            return
+        try:
+            self._spool.replay(self._try_write)
+        except OSError as error:
+            self._is_down(error)
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Write everything pending now. False where it could not be taken up within `timeout_s`."""
@@ -167,17 +236,19 @@ class SqlStore:
             return
         self._closing = True
         self._wake.set()
-        self._thread.join(10.0)
+        self._thread.join(2 * BUSY_S)
         self._retry_at_s = 0.0  # a last try, however lately the database refused
         self.flush()
         self._engine.dispose()
+        atexit.unregister(self.close)
 
     def health(self) -> StoreHealth:
+        """How the last write went, and what waits."""
         return StoreHealth(
             ok=self._error is None,
             pending=len(self._pending),
-            spooled=self._spooled,
-            lost=self._lost,
+            spooled=self._spool.count if self._spool else 0,
+            lost=self._lost + (self._spool.torn if self._spool else 0),
             error=self._error,
         )
 
@@ -188,16 +259,18 @@ class SqlStore:
             with self._engine.connect() as connection:
                 return [dict(r) for r in connection.execute(query).mappings()]
         except SQLAlchemyError as error:
-            raise StoreError(
-                f"The store cannot be read: {_first_line(error)}.",
-                remedy=f"Check {_shown(self.url)}.",
-            ) from None
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"The store cannot be read: {first_line(error)}.", remedy=f"Check {shown(self.url)}."
+        )
 
     def decision(self, decision_id: str) -> dict[str, Any] | None:
         """One decision with its attempts and feedback, also when it is not yet written."""
-        waiting = self._recent.get(decision_id)
-        if waiting is not None:
-            row, tries = to_rows(waiting, self._keep_prompts)
+        unwritten = self._unwritten(decision_id)
+        if unwritten is not None:
+            row, tries = unwritten
             found = dict(zip(DECISION, row, strict=True))
             attempts = [dict(zip(ATTEMPT, a, strict=True)) for a in tries]
         else:
@@ -215,8 +288,15 @@ class SqlStore:
         for a in attempts:
             a.pop("decision_id")
         out = to_dict(found, attempts)
-        out["feedback"] = list(self.feedback(decision_id)) if waiting is None else []
+        out["feedback"] = list(self.feedback(decision_id)) if unwritten is None else []
         return out
+
+    def _unwritten(self, decision_id: str) -> tuple[Row, list[Row]] | None:
+        # In the order in which a record travels, so that one on its way is not missed.
+        waiting = self._recent.get(decision_id)
+        if waiting is not None:
+            return to_rows(waiting, self._keep_prompts)
+        return self._spool.find(decision_id) if self._spool else None
 
     def decisions(
         self, *, since_s: float | None = None, route: str | None = None, limit: int = 100
@@ -264,7 +344,12 @@ class SqlStore:
             query = query.where(d.c.created_s >= since_s)
         if route is not None:
             query = query.where(d.c.route == route)
-        yield from self._rows(query)
+        try:
+            with self._engine.connect().execution_options(yield_per=1000) as connection:
+                for row in connection.execute(query).mappings():
+                    yield dict(row)
+        except SQLAlchemyError as error:
+            raise self._unreadable(error) from None
 
     # ── feedback ─────────────────────────────────────────────────────────────────────────────────
 
@@ -273,8 +358,12 @@ class SqlStore:
         decision. Raises StoreError where the store is down: feedback is never taken and dropped."""
         if feedback.decision_id in self._recent:
             self.flush()
-        d, f = schema.decisions, schema.feedback
-        key = feedback.key or ""
+        if self._spool is not None and self._spool.find(feedback.decision_id) is not None:
+            raise StoreError(
+                "The store cannot take feedback now: the decision itself waits to be written.",
+                remedy="Send it again later.",
+            )
+        d = schema.decisions
         try:
             with self._engine.begin() as connection:
                 known = connection.execute(
@@ -282,29 +371,20 @@ class SqlStore:
                 ).first()
                 if known is None:
                     return False
-                where = sa.and_(
-                    f.c.decision_id == feedback.decision_id,
-                    f.c.source == feedback.source,
-                    f.c.key == key,
+                connection.execute(
+                    _SCORE,
+                    {
+                        "decision_id": feedback.decision_id,
+                        "source": feedback.source,
+                        "key": feedback.key or "",
+                        "score": feedback.score,
+                        "comment": feedback.comment,
+                        "created_s": feedback.created_s or time.time(),
+                    },
                 )
-                values = {
-                    "score": feedback.score,
-                    "comment": feedback.comment,
-                    "created_s": feedback.created_s or time.time(),
-                }
-                changed = connection.execute(f.update().where(where).values(**values))
-                if changed.rowcount == 0:
-                    connection.execute(
-                        f.insert().values(
-                            decision_id=feedback.decision_id,
-                            source=feedback.source,
-                            key=key,
-                            **values,
-                        )
-                    )
         except SQLAlchemyError as error:
             raise StoreError(
-                f"The store cannot take feedback now: {_first_line(error)}.",
+                f"The store cannot take feedback now: {first_line(error)}.",
                 remedy="Send it again later.",
             ) from None
         return True
@@ -320,192 +400,15 @@ class SqlStore:
     def summary(self, *, since_s: float | None = None) -> dict[str, Any]:
         """Totals: requests, cost (and how many costs are unknown), tokens, shares, failures."""
         self.flush()
-        d, a, f = schema.decisions, schema.attempts, schema.feedback
-        since = since_s or 0.0
-        total = self._rows(
-            sa.select(
-                sa.func.count().label("requests"),
-                sa.func.sum(d.c.cost_usd).label("cost_usd"),
-                sa.func.sum(sa.case((d.c.cost_usd.is_(None), 1), else_=0)).label("cost_unknown"),
-                sa.func.sum(d.c.input_tokens).label("input_tokens"),
-                sa.func.sum(d.c.output_tokens).label("output_tokens"),
-                sa.func.sum(d.c.attempts).label("attempts"),
-                sa.func.sum(sa.case((d.c.status >= 400, 1), else_=0)).label("failed"),
-                sa.func.sum(sa.case((d.c.model != d.c.chosen, 1), else_=0)).label("failovers"),
-                sa.func.avg(d.c.overhead_ms).label("overhead_ms"),
-                sa.func.avg(d.c.latency_s).label("latency_s"),
-            ).where(d.c.created_s >= since)
-        )[0]
-        models = self._rows(
-            sa.select(
-                d.c.model,
-                sa.func.count().label("requests"),
-                sa.func.sum(d.c.cost_usd).label("cost_usd"),
-            )
-            .where(d.c.created_s >= since, d.c.model.is_not(None))
-            .group_by(d.c.model)
-            .order_by(sa.func.count().desc())
-        )
-        errors = self._rows(
-            sa.select(a.c.model, a.c.outcome, sa.func.count().label("count"))
-            .where(a.c.started_s >= since, a.c.outcome != "ok")
-            .group_by(a.c.model, a.c.outcome)
-        )
-        scored = self._rows(
-            sa.select(
-                sa.func.count(sa.distinct(f.c.decision_id)).label("decisions"),
-                sa.func.avg(f.c.score).label("mean"),
-            ).where(f.c.created_s >= since)
-        )[0]
-        return {**total, "models": models, "errors": errors, "feedback": scored}
+        return summarise(self._rows, since_s or 0.0)
 
 
-# ── opening ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _open(url: str) -> sa.Engine:
-    try:
-        engine = _engine(url)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise StoreError(
-            f"store.url {_shown(url)!r} cannot be used: {_first_line(error)}.",
-            remedy="Give sqlite:///path.db or postgresql://user@host/database.",
-        ) from None
-    try:
-        _migrate(engine)
-    except (SQLAlchemyError, OSError) as error:
-        engine.dispose()
-        raise StoreError(
-            f"The store {_shown(url)!r} cannot be opened: {_first_line(error)}.",
-            remedy="Check that the path exists and can be written, or change store.url.",
-        ) from None
-    except StoreError:
-        engine.dispose()
-        raise
-    return engine
-
-
-def _engine(url: str) -> sa.Engine:
-    if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_pre_ping=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 5.0})
-
-    @sa.event.listens_for(engine, "connect")
-    def _pragmas(connection: Any, _: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA busy_timeout=5000")
-        cursor.close()
-
-    return engine
-
-
-def _migrate(engine: sa.Engine) -> None:
-    """Bring the database to this version's schema. Alembic is imported only where there is work."""
-    with engine.connect() as connection:
-        version = _version(connection)
-    if version == schema.HEAD:
-        return
-    from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    known = {s.revision for s in ScriptDirectory.from_config(config).walk_revisions()}
-    if version is not None and version not in known:
-        raise StoreError(
-            f"The store has schema {version}, which this version of suffice does not know.",
-            remedy="It was written by a newer one: upgrade suffice, or use another store.url.",
-        )
-    for attempt in range(20):
-        try:
-            with engine.begin() as connection:
-                if engine.dialect.name == "sqlite":
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                if _version(connection) != schema.HEAD:
-                    config.attributes["connection"] = connection
-                    command.upgrade(config, "head")
-            return
-        except SQLAlchemyError:
-            # Another worker is migrating at this moment: look again.
-            if attempt == 19:
-                raise
-            time.sleep(0.1)
-            with engine.connect() as connection:
-                if _version(connection) == schema.HEAD:
-                    return
-
-
-def _version(connection: Any) -> str | None:
-    if not sa.inspect(connection).has_table("alembic_version"):
+def _inode(path: Path | None) -> tuple[int, int] | None:
+    """Which file stands at `path` now; None = none."""
+    if path is None:
         return None
-    row = connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()
-    return None if row is None else str(row[0])
-
-
-def _insert(engine: sa.Engine, table: str, columns: Sequence[str]) -> str:
-    marks = {"qmark": "?", "format": "%s", "pyformat": "%s"}
-    mark = marks.get(engine.dialect.paramstyle, "%s")
-    names = ", ".join(columns)
-    values = ", ".join([mark] * len(columns))
-    return f"INSERT INTO {table} ({names}) VALUES ({values}) ON CONFLICT DO NOTHING"
-
-
-def _lines(path: Path | None) -> int:
-    return sum(1 for _ in _read_lines(path)) if path is not None else 0
-
-
-def _read_lines(path: Path) -> Iterator[bytes]:
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        yield from file
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(getattr(error, "orig", None) or error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def _shown(url: str) -> str:
-    """A URL without its password."""
     try:
-        return str(sa.make_url(url))
-    except SQLAlchemyError:
-        return url
-
-
-def default_spool(url: str) -> Path:
-    """Beside the database where it is a file, else in the working directory; one per process."""
-    path = url.partition("///")[2] if url.startswith("sqlite") else ""
-    base = Path(path) if path and path != ":memory:" else Path("suffice.db")
-    return base.with_name(f"{base.name}.{os.getpid()}.spool.jsonl")
-
-
-def adopt(spool: Path) -> None:
-    """Take over what processes that are gone left in their spool files beside `spool`."""
-    name = spool.name.removesuffix(f".{os.getpid()}.spool.jsonl")
-    for other in spool.parent.glob(f"{name}.*.spool.jsonl"):
-        pid = other.name.removesuffix(".spool.jsonl").rpartition(".")[2]
-        if other == spool or not pid.isdigit() or _alive(int(pid)):
-            continue
-        taken = other.with_suffix(f".{os.getpid()}.taken")
-        try:
-            other.rename(taken)  # whoever renames it first has it
-        except FileNotFoundError:
-            continue
-        with spool.open("ab") as file:
-            file.write(taken.read_bytes())
-        taken.unlink()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
