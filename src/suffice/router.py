@@ -719,9 +719,9 @@ class Router:
 
     def warm(self) -> None:
         """Open store and transport and decide once, so that no client pays for the first time."""
-        assert self._transport is not None
         self.store.add_feedback(Feedback(decision_id="", score=0.0))  # compiles its statements
         for name, route in self._routes.items():
+            self._transport.prepare(route.timeouts.connect_s)
             if route.policy is not None:
                 x = features.extract((Message("user", "warm up"),))
                 models, _ = self._catalog.eligible(route.models, needs=frozenset(), input_tokens=1)
