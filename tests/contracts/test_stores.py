@@ -15,7 +15,7 @@ import pytest
 
 from suffice import features
 from suffice.errors import StoreError
-from suffice.store import open_store
+from suffice.store import open_store, opening, sql
 from suffice.store.sql import SqlStore
 from suffice.types import (
     Attempt,
@@ -56,6 +56,13 @@ def record(n: int, **more: object) -> Record:
         "prompt": b'[{"role":"user","content":"a secret"}]',
     }
     return Record(decision=decision, **{**fields, **more})  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits of a store in trouble, without the waiting."""
+    monkeypatch.setattr(opening, "BUSY_S", 0.3)
+    monkeypatch.setattr(sql, "_RETRY_S", 0.3)
 
 
 @pytest.fixture

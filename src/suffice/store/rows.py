@@ -96,8 +96,8 @@ def to_rows(r: Record, keep_prompts: bool) -> tuple[Row, list[Row]]:
         d.policy,
         d.policy_version,
         d.basis,
-        d.propensity,
-        d.difficulty,
+        float(d.propensity),  # a NumPy scalar would be bound as a blob
+        None if d.difficulty is None else float(d.difficulty),
         r.status,
         len(r.attempts),
         r.stream,
@@ -139,15 +139,13 @@ def to_rows(r: Record, keep_prompts: bool) -> tuple[Row, list[Row]]:
 
 def repaired(row: Row) -> Row:
     """The row as any database can hold it: whole numbers within 32 bits, texts without lone
-    surrogates and zero bytes, NumPy's scalars as Python's. For rows that were refused."""
+    surrogates and zero bytes. For rows that were refused."""
     return tuple(map(_repaired, row))
 
 
 def _repaired(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "")
-    if hasattr(value, "item"):
-        value = value.item()
     if isinstance(value, int) and not isinstance(value, bool):
         return max(-(2**31), min(2**31 - 1, value))
     return value
