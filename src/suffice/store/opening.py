@@ -16,6 +16,10 @@ from . import schema
 BUSY_S = 5.0  # how long a write waits for another process before the database counts as down
 
 
+# libpq waits for ever by default: for a server that does not answer, and for one that vanished.
+_IMPATIENT = {"connect_timeout": int(BUSY_S), "tcp_user_timeout": int(2 * BUSY_S * 1000)}
+
+
 def open_engine(url: str) -> sa.Engine:
     """An engine over a database of this version's schema. Raises StoreError."""
     try:
@@ -46,7 +50,10 @@ def _engine(url: str) -> sa.Engine:
         parsed = sa.make_url(url)
         if parsed.drivername in ("postgres", "postgresql"):
             parsed = parsed.set(drivername="postgresql+psycopg")
-        return sa.create_engine(parsed, pool_pre_ping=True)
+        own = parsed.drivername == "postgresql+psycopg"
+        return sa.create_engine(
+            parsed, pool_pre_ping=True, connect_args=dict(_IMPATIENT) if own else {}
+        )
     args: dict[str, Any] = {"timeout": BUSY_S}
     if database_file(url) is None:
         # A database in memory is its connection: one for all threads, one thread at a time.
