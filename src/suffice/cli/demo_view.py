@@ -54,13 +54,15 @@ class View:
     def _table(self, *, header: bool = False) -> Table:
         table = Table(box=None, show_header=header, pad_edge=False, header_style="bold")
         width = self.console.width
-        wide = max(16, (width - 48) // 2)
-        table.add_column("query", width=wide, no_wrap=True, overflow="ellipsis")
+        # The fixed columns take 41 and the gaps between the six 10; "why" needs 16 to say anything.
+        why = min(40, max(16, (width - 51) // 2))
+        query = max(12, width - 51 - why)
+        table.add_column("query", width=query, no_wrap=True, overflow="ellipsis")
         table.add_column("model", width=18, no_wrap=True)
-        table.add_column("why", width=wide, no_wrap=True, overflow="ellipsis")
+        table.add_column("why", width=why, no_wrap=True, overflow="ellipsis")
         table.add_column("quality", width=7, justify="right")
         table.add_column("cost", width=9, justify="right")
-        table.add_column("time", width=6, justify="right")
+        table.add_column("time", width=7, justify="right")
         return table
 
     def add(self, o: Any) -> None:
@@ -69,9 +71,12 @@ class View:
             table.add_row(o.query, "[red]LOST[/red]", o.error, "", "", "")
         else:
             colour = self._colour.get(o.model, "white")
-            why = f"harder than {o.difficulty:.0%} of traffic"
+            narrow = self.console.width < 110
+            why = f"harder than {o.difficulty:.0%}"
             if o.attempts > 1:
-                why = f"[yellow]failed over, {o.attempts} attempts[/yellow]; {why}"
+                why = "[yellow]failed over[/yellow]" + ("" if narrow else f"; {why}")
+            elif not narrow:
+                why += " of traffic"
             table.add_row(
                 o.query,
                 f"[{colour}]{o.model}[/{colour}]",

@@ -83,7 +83,8 @@ def show(router: Router, decision: Decision) -> None:
     source = router.source
     if source != "suffice.toml":
         console.print(f"[dim]models from {source}[/dim]")
-    console.print(f"[bold green]{decision.model}[/bold green]  {decision.reason}")
+    why = decision.reason.removeprefix(f"{decision.model}: ")
+    console.print(f"[bold green]{decision.model}[/bold green]: {why}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("candidate", "quality", "cost", "latency", "propensity"):
         table.add_column(name, justify="left" if name == "candidate" else "right")
