@@ -26,7 +26,14 @@ RETRIES = st.builds(
 )
 
 
-@given(PLANS, RETRIES, st.lists(FAILURE, max_size=60), st.integers(0, 9), st.floats(0.5, 60))
+@given(
+    PLANS,
+    RETRIES,
+    st.lists(FAILURE, max_size=60),
+    st.integers(0, 9),
+    st.floats(0.5, 60),
+    st.sets(st.sampled_from("abcde")),
+)
 @settings(max_examples=3000)
 def test_any_script(
     plan: list[str],
@@ -34,8 +41,15 @@ def test_any_script(
     script: list[tuple[UpstreamKind, float | None, float, bool]],
     seed: int,
     total_s: float,
+    cooling: set[str],
 ) -> None:
-    flow = Flow([Step(m) for m in plan], retries, seed=seed, total_s=total_s)
+    flow = Flow(
+        [Step(m) for m in plan],
+        retries,
+        seed=seed,
+        total_s=total_s,
+        ready=lambda m: m not in cooling,
+    )
     now_s, calls, tries = 0.0, [], dict.fromkeys(plan, 0)
     last_kind: dict[str, str] = {}
     may_retry_at: dict[str, float] = {}
@@ -58,6 +72,7 @@ def test_any_script(
         assert action.number == len(calls) <= retries.max_attempts
         assert tries[model] <= retries.per_model + 1
         if tries[model] > 1:
+            assert last_kind[model] != "cut" or tries[model] == 2, "broken off: once more, no more"
             assert last_kind[model] in RETRYABLE
             assert now_s >= may_retry_at[model] - 1e-9, "Retry-After and backoff are honoured"
         kind, after_s, spent_s, good = next(failures)
@@ -77,8 +92,9 @@ def test_any_script(
         or any(k in FINAL or k == "content_filter" for k in last_kind.values())
     )
     assert ended_early or set(calls) == set(plan), "every model is tried before giving up"
-    # A step is tried for the first time in the order of the plan.
-    assert list(dict.fromkeys(calls)) == plan[: len(set(calls))]
+    # The choice first, then the order of the plan; those that cool down behind those that do not.
+    order = [plan[0], *sorted(plan[1:], key=lambda m: m in cooling)]
+    assert list(dict.fromkeys(calls)) == order[: len(set(calls))]
 
 
 def drive(plan: list[str], errors: dict[str, UpstreamError], **more: object) -> list[str]:
@@ -86,13 +102,75 @@ def drive(plan: list[str], errors: dict[str, UpstreamError], **more: object) -> 
     calls = []
     while isinstance(action := flow.next(), Call | Wait):
         if isinstance(action, Wait):
-            flow.waited(flow._elapsed_s + action.seconds)
+            flow.waited(0.0)  # a clock that stands still must not keep it waiting for ever
             continue
         calls.append(action.step.model)
         if action.step.model not in errors:
             return calls
         flow.failed(errors[action.step.model], 0.1 * len(calls))
     return calls
+
+
+@given(PLANS, st.sets(st.sampled_from("abcde")), st.sampled_from(sorted(RETRYABLE)))
+def test_skipped_steps_are_no_attempts(plan: list[str], dear: set[str], kind: UpstreamKind) -> None:
+    flow = Flow([Step(m) for m in plan], Retries(per_model=0, max_attempts=len(plan)))
+    called = []
+    while isinstance(action := flow.next(), Call | Wait):
+        assert isinstance(action, Call)
+        if called and action.step.model in dear:
+            flow.skip()
+            continue
+        called.append(action.step.model)
+        assert action.number == len(called) == flow.attempts
+        flow.failed(UpstreamError("x", kind=kind), 0.1)
+    assert called == [plan[0], *(m for m in plan[1:] if m not in dear)]
+
+
+def test_the_same_seed_waits_the_same_and_another_one_does_not() -> None:
+    def waits(seed: int) -> list[float]:
+        flow = Flow([Step("a")], Retries(per_model=3), seed=seed)
+        found = []
+        while not isinstance(action := flow.next(), GiveUp):
+            if isinstance(action, Wait):
+                found.append(action.seconds)
+                flow.waited(0.0)
+            else:
+                flow.failed(UpstreamError("x", kind="server"), 0.0)
+        return found
+
+    assert waits(1) == waits(1) != waits(2)
+    for n, seconds in enumerate(waits(1)):
+        assert 0.125 * 2**n <= seconds <= 0.25 * 2**n
+
+
+def test_a_retry_prefers_the_model_that_is_not_cooling_down() -> None:
+    cooling: set[str] = set()
+    flow = Flow([Step("a"), Step("b")], Retries(base_s=0.001), ready=lambda m: m not in cooling)
+    calls = []
+    while isinstance(action := flow.next(), Call | Wait):
+        if isinstance(action, Wait):
+            flow.waited(0.0)
+            continue
+        calls.append(action.step.model)
+        cooling.add("a")
+        flow.failed(UpstreamError("x", kind="server"), 1.0 * len(calls))
+    assert calls == ["a", "b", "b", "a"], "last, but not never"
+
+
+def test_what_is_shown_is_what_the_client_can_act_on() -> None:
+    flow = Flow([Step(m) for m in "abc"], Retries(per_model=0))
+    for kind, after_s in (("rate_limit", 30.0), ("rate_limit", 7.0), ("server", None)):
+        flow.next()
+        flow.failed(UpstreamError(kind, kind=kind, retry_after_s=after_s), 0.1)  # type: ignore[arg-type]
+    last = flow.next()
+    assert isinstance(last, GiveUp)
+    assert (last.error.kind, last.error.retry_after_s) == ("rate_limit", 7.0)
+
+
+def test_a_filtered_prompt_goes_on_only_where_that_was_asked_for() -> None:
+    filtered = {"a": UpstreamError("x", kind="content_filter")}
+    assert drive(["a", "b"], filtered) == ["a"]
+    assert drive(["a", "b"], filtered, pass_content_filter=True) == ["a", "b"]
 
 
 def test_another_model_is_preferred_to_waiting() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from .attempt import Reply, total_usd
 from .breaker import Breaker, BreakerSettings
-from .engine import Caller, Engine, OpenedReply, Reply, total_usd
+from .caller import Caller, OpenedReply, StreamEvent
+from .engine import Engine
 from .flow import Call, Flow, GiveUp, Wait
 from .health import Health
 
@@ -18,6 +20,7 @@ __all__ = [
     "Health",
     "OpenedReply",
     "Reply",
+    "StreamEvent",
     "Wait",
     "total_usd",
 ]

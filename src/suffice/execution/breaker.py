@@ -5,7 +5,8 @@ Never the last one: where every candidate is open, all are offered, the soonest 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -33,24 +34,40 @@ _COUNTS = frozenset(
 
 class BreakerSettings(msgspec.Struct, frozen=True):
     """Opens after `failures` in a row, or at `ratio` failed of the last `window` calls (with at
-    least `window` calls seen). Cools for `cool_s`, doubling up to `max_cool_s` while probes fail."""
+    least `window` calls seen). Cools for `cool_s`, doubling up to `max_cool_s` while probes fail. A
+    probe without an outcome after `probe_s` is given up and another may go. A Retry-After is
+    believed up to `max_retry_after_s`."""
 
     failures: int = 3
     window: int = 20
     ratio: float = 0.5
     cool_s: float = 5.0
     max_cool_s: float = 60.0
+    probe_s: float = 60.0
+    max_retry_after_s: float = 3600.0
+
+
+_KEPT = 512  # selections of models remembered
 
 
 class _State:
-    __slots__ = ("cool_s", "in_a_row", "open_until_s", "outcomes", "probing", "why")
+    __slots__ = (
+        "cool_s",
+        "in_a_row",
+        "open_until_s",
+        "opened_s",
+        "outcomes",
+        "probe_until_s",
+        "why",
+    )
 
-    def __init__(self, window: int) -> None:
+    def __init__(self) -> None:
         self.in_a_row = 0
         self.outcomes: list[bool] = []  # True = failed, newest last, at most `window`
+        self.opened_s = float("-inf")  # when it last opened
         self.open_until_s = 0.0
         self.cool_s = 0.0
-        self.probing = False
+        self.probe_until_s = 0.0  # a probe is under way until then; 0 = none
         self.why = ""
 
 
@@ -62,6 +79,8 @@ class Breaker:
         self._clock = clock
         self._states: dict[str, _State] = {}
         self._tripped: set[str] = set()  # models that are open or probing; empty = fast path
+        # Policies cache by the identity of their candidates: one selection is one tuple.
+        self._kept: dict[tuple[str, ...], tuple[Model, ...]] = {}
 
     def available(
         self, models: tuple[Model, ...]
@@ -72,70 +91,112 @@ class Breaker:
             return models, ()
         now_s = self._clock()
         kept: list[Model] = []
-        out: list[tuple[float, Model, str]] = []
+        out: list[tuple[float, Model]] = []
         for m in models:
-            state = self._states.get(m.name) if m.name in self._tripped else None
-            if state is None or (now_s >= state.open_until_s and not state.probing):
+            state = self._states[m.name] if m.name in self._tripped else None
+            back_s = 0.0 if state is None else max(state.open_until_s, state.probe_until_s)
+            if now_s >= back_s:
                 kept.append(m)
             else:
-                out.append((state.open_until_s, m, state.why))
+                out.append((back_s, m))
         if not kept:
-            return tuple(m for _, m, _ in sorted(out, key=lambda row: row[0])), ()
-        return tuple(kept), tuple(
-            Excluded(m.name, f"cooling down for {max(0.0, until - now_s):.1f} s: {why}", False)
-            for until, m, why in out
-        )
+            return self._one(m for _, m in sorted(out, key=lambda row: row[0])), ()
+        return self._one(kept), tuple(self._excluded(m.name, now_s) for _, m in out)
+
+    def _one(self, models: Iterable[Model]) -> tuple[Model, ...]:
+        """The same tuple for the same models."""
+        new = tuple(models)
+        names = tuple([m.name for m in new])
+        known = self._kept.get(names)
+        if known is not None and all(map(operator.is_, known, new)):
+            return known
+        if len(self._kept) >= _KEPT:
+            self._kept.clear()
+        self._kept[names] = new
+        return new
+
+    def _excluded(self, model: str, now_s: float) -> Excluded:
+        state = self._states[model]
+        left_s = state.open_until_s - now_s
+        if left_s > 0:
+            return Excluded(model, f"cooling down for {left_s:.1f} s: {state.why}", False)
+        return Excluded(model, f"one probe at a time after cooling down: {state.why}", False)
+
+    def ready(self, model: str) -> bool:
+        """Neither cooling down nor waiting for a probe's outcome."""
+        if model not in self._tripped:
+            return True
+        state = self._states[model]
+        return self._clock() >= max(state.open_until_s, state.probe_until_s)
 
     def calling(self, model: str) -> None:
-        """A call begins. The first one after a cool-down is the probe; the others wait for it."""
+        """A call begins. The first one after a cool-down is the probe; the others wait for it. A
+        call while it still cools (no other model was left) is none."""
         if model in self._tripped:
-            self._states[model].probing = True
+            state, now_s = self._states[model], self._clock()
+            if now_s >= max(state.open_until_s, state.probe_until_s):
+                state.probe_until_s = now_s + self._settings.probe_s
 
-    def succeeded(self, model: str) -> None:
+    def succeeded(self, model: str, began_s: float | None = None) -> None:
+        """A call that began at `began_s` (by the breaker's clock; None: just now) succeeded. One
+        from before the model was left alone says nothing about how it is since."""
         state = self._states.get(model)
-        if state is None:
+        if state is None or (began_s is not None and began_s < state.opened_s):
             return
         state.in_a_row = 0
         state.outcomes.append(False)
         del state.outcomes[: -self._settings.window]
         if model in self._tripped:
             self._tripped.discard(model)
-            state.probing = False
+            state.probe_until_s = 0.0
+            state.open_until_s = 0.0
             state.cool_s = 0.0
             state.outcomes.clear()
 
     def left(self, model: str) -> None:
         """A call ended without a verdict (the client left): a probe must not hang on it."""
         if model in self._tripped:
-            self._states[model].probing = False
+            self._states[model].probe_until_s = 0.0
 
-    def failed(self, model: str, error: UpstreamError) -> None:
+    def failed(self, model: str, error: UpstreamError, began_s: float | None = None) -> None:
+        """A call that began at `began_s` failed. Of one from before the model was left alone only
+        its Retry-After is news: a hundred calls under way at once are one failure, not a hundred."""
+        s = self._settings
+        # Also where it is not a number: min() keeps its first argument then.
+        asked_s = min(s.max_retry_after_s, error.retry_after_s or 0.0)
         if error.kind == "rate_limit":
             # Not ill, only busy: left alone for exactly as long as it asked.
-            if error.retry_after_s:
-                self._open(model, error.retry_after_s, "rate limited")
+            if asked_s > 0:
+                self._open(model, asked_s, "rate limited")
             else:
                 self.left(model)
             return
         if error.kind not in _COUNTS:
             self.left(model)
             return
-        s = self._settings
-        state = self._states.setdefault(model, _State(s.window))
+        state = self._states.setdefault(model, _State())
+        if began_s is not None and began_s < state.opened_s:
+            return
         state.in_a_row += 1
         state.outcomes.append(True)
         del state.outcomes[: -s.window]
         rate = sum(state.outcomes) / len(state.outcomes)
         ill = state.in_a_row >= s.failures or (len(state.outcomes) >= s.window and rate >= s.ratio)
-        if ill or state.probing:
-            state.cool_s = min(s.max_cool_s, (state.cool_s * 2) or s.cool_s)
-            cool_s = max(state.cool_s, error.retry_after_s or 0.0)
-            self._open(model, cool_s, f"{state.in_a_row} failures in a row, last: {error.kind}")
+        if not ill and not state.probe_until_s:
+            return
+        cool_s = 0.0
+        if state.probe_until_s or self._clock() >= state.open_until_s:
+            # Those of a last candidate that is called while it cools do not lengthen it.
+            cool_s = state.cool_s = min(s.max_cool_s, (state.cool_s * 2) or s.cool_s)
+        self._open(
+            model, max(cool_s, asked_s), f"{state.in_a_row} failures in a row, last: {error.kind}"
+        )
 
     def _open(self, model: str, seconds: float, why: str) -> None:
-        state = self._states.setdefault(model, _State(self._settings.window))
-        state.open_until_s = max(state.open_until_s, self._clock() + seconds)
-        state.probing = False
+        state = self._states.setdefault(model, _State())
+        state.opened_s = self._clock()
+        state.open_until_s = max(state.open_until_s, state.opened_s + seconds)
+        state.probe_until_s = 0.0
         state.why = why
         self._tripped.add(model)
 

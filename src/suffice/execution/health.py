@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..types import Candidate, Model
 
 _REFRESH_S = 1.0  # policies cache by the identity of the candidates, so it changes this seldom
-_HALF = 0.1  # weight of a new observation
+_NEW = 0.1  # weight of a new observation, once there are enough of them for a mean
 _POOLS = 512
 
 
@@ -16,26 +16,26 @@ class Health:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._first: dict[str, float] = {}
-        self._rate: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}  # mean, observations
+        self._rate: dict[str, tuple[float, int]] = {}
         self._seen: dict[str, int] = {}
         self._by_id: dict[int, tuple[tuple[Model, ...], float, tuple[Candidate, ...]]] = {}
 
     def observe(
         self, model: str, first_chunk_s: float | None, latency_s: float, output_tokens: int | None
     ) -> None:
-        """One successful call. first_chunk_s None: the reply came whole, so only its sum is known."""
+        """One successful call. first_chunk_s None: the reply came whole; then what is known of the
+        model's first chunk is taken off, so that the rate is one of writing, not of waiting."""
         self._seen[model] = self._seen.get(model, 0) + 1
+        waited_s = first_chunk_s
         if first_chunk_s is not None:
-            before = self._first.get(model)
-            self._first[model] = (
-                first_chunk_s if before is None else before + _HALF * (first_chunk_s - before)
-            )
-        after_s = latency_s - (first_chunk_s if first_chunk_s is not None else 0.0)
-        if output_tokens and after_s > 1e-4:
-            rate = output_tokens / after_s
-            known = self._rate.get(model)
-            self._rate[model] = rate if known is None else known + _HALF * (rate - known)
+            _blend(self._first, model, first_chunk_s)
+        else:
+            # Never more than half: a quick reply would make the rate absurd.
+            waited_s = min(self._first.get(model, (0.0, 0))[0], latency_s / 2)
+        writing_s = latency_s - (waited_s or 0.0)
+        if output_tokens and writing_s > 1e-4:
+            _blend(self._rate, model, output_tokens / writing_s)
 
     def candidates(self, models: tuple[Model, ...]) -> tuple[Candidate, ...]:
         """The models with what is known of their speed; the same tuple for up to a second."""
@@ -55,12 +55,25 @@ class Health:
         first, rate = self._first.get(m.name), self._rate.get(m.name)
         return Candidate(
             m,
-            round(first, 3) if first is not None else m.first_chunk_s,
-            round(rate, 1) if rate is not None else m.output_tokens_per_s,
+            round(first[0], 3) if first is not None else m.first_chunk_s,
+            round(rate[0], 1) if rate is not None else m.output_tokens_per_s,
         )
 
     def observed(self) -> dict[str, dict[str, float | int | None]]:
+        """Successful calls, mean time to first chunk and output rate of each model seen."""
+        none = (None, 0)
         return {
-            m: {"calls": n, "first_chunk_s": self._first.get(m), "tokens_per_s": self._rate.get(m)}
+            m: {
+                "calls": n,
+                "first_chunk_s": self._first.get(m, none)[0],
+                "tokens_per_s": self._rate.get(m, none)[0],
+            }
             for m, n in self._seen.items()
         }
+
+
+def _blend(means: dict[str, tuple[float, int]], model: str, value: float) -> None:
+    """The plain mean of the first ten, from then on an exponentially weighted one, so that a cold
+    first connection does not colour the next forty."""
+    mean, n = means.get(model, (0.0, 0))
+    means[model] = (mean + max(_NEW, 1 / (n + 1)) * (value - mean), n + 1)

@@ -1,0 +1,204 @@
+"""One attempt at one model: its clock readings, and the one Attempt that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UpstreamError
+from ..types import Attempt, Excluded, Usage
+from .breaker import Breaker
+from .caller import OpenedReply
+from .health import Health
+
+if TYPE_CHECKING:
+    from .stream import StreamRun
+
+CostOf = Callable[[str, Usage | None], float | None]
+LEFT = "the client left"
+
+
+class Reply:
+    """What came of a plan.
+
+    For a stream, `attempts`, `usage` and `cost_usd` are complete once `events` is exhausted or
+    `aclose` was called. first_chunk_s: of the attempt that answered; None for a whole reply.
+    skipped: steps that were due but not called, and why.
+    """
+
+    __slots__ = (
+        "_stream",
+        "attempts",
+        "body",
+        "cost_usd",
+        "finish_reason",
+        "first_chunk_s",
+        "model",
+        "skipped",
+        "status",
+        "usage",
+    )
+
+    def __init__(self, model: str, status: int, attempts: list[Attempt]) -> None:
+        self.model = model
+        self.status = status
+        self.attempts = attempts
+        self.body = b""
+        self.usage: Usage | None = None
+        self.cost_usd: float | None = None
+        self.finish_reason: str | None = None
+        self.first_chunk_s: float | None = None
+        self.skipped: tuple[Excluded, ...] = ()
+        self._stream: StreamRun | None = None
+
+    @property
+    def events(self) -> AsyncIterator[Any]:
+        """StreamEvents from the first one on; taken once. Raises UpstreamError where the upstream
+        fails after the commit point: cut, timeout_idle, timeout_total, or its own error event."""
+        assert self._stream is not None, "not a stream"
+        return self._stream.events()
+
+    async def aclose(self) -> None:
+        """Drop the upstream now, wherever the stream is. From the task that reads `events`."""
+        if self._stream is not None:
+            await self._stream.close()
+
+
+class Run:
+    """An attempt from its call to its end. Every end goes through exactly one of `done`, `failed`
+    and `left`."""
+
+    __slots__ = (
+        "_attempts",
+        "_breaker",
+        "_clock",
+        "_cost_of",
+        "_health",
+        "_number",
+        "_started_s",
+        "_wall_s",
+        "input_tokens",
+        "model",
+    )
+
+    def __init__(
+        self,
+        model: str,
+        number: int,
+        attempts: list[Attempt],
+        *,
+        breaker: Breaker,
+        health: Health,
+        cost_of: CostOf,
+        input_tokens: int,
+        clock: Callable[[], float],
+        wall_s: float,
+    ) -> None:
+        self.model = model
+        self.input_tokens = input_tokens
+        self._number = number
+        self._attempts = attempts
+        self._breaker = breaker
+        self._health = health
+        self._cost_of = cost_of
+        self._clock = clock  # the breaker's own
+        self._wall_s = wall_s
+        self._started_s = clock()
+        breaker.calling(model)
+
+    def reply(self, status: int) -> Reply:
+        return Reply(self.model, status, self._attempts)
+
+    def elapsed_s(self) -> float:
+        return self._clock() - self._started_s
+
+    def done(
+        self, reply: Reply, opened: OpenedReply, usage: Usage | None, first_chunk_s: float | None
+    ) -> None:
+        """The model answered to the end."""
+        latency_s = self.elapsed_s()
+        reply.usage = usage
+        reply.finish_reason = opened.finish_reason
+        reply.first_chunk_s = first_chunk_s
+        self._attempts.append(
+            Attempt(
+                model=self.model,
+                number=self._number,
+                outcome="ok",
+                started_s=self._wall_s,
+                latency_s=latency_s,
+                first_chunk_s=first_chunk_s,
+                status=opened.status,
+                usage=usage,
+                cost_usd=self._cost_of(self.model, usage),
+                finish_reason=opened.finish_reason,
+            )
+        )
+        reply.cost_usd = total_usd(self._attempts)
+        self._breaker.succeeded(self.model, self._started_s)
+        self._health.observe(
+            self.model, first_chunk_s, latency_s, usage.output_tokens if usage else None
+        )
+
+    def failed(
+        self,
+        error: UpstreamError,
+        *,
+        first_chunk_s: float | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        """The upstream failed; its breaker hears of it."""
+        error.model = error.model or self.model
+        self._append(error.kind, error.message, first_chunk_s, usage, error.status)
+        self._breaker.failed(self.model, error, self._started_s)
+
+    def left(
+        self,
+        usage: Usage | None = None,
+        first_chunk_s: float | None = None,
+        *,
+        outcome: str = "cancelled",
+        message: str = LEFT,
+    ) -> None:
+        """It ended without a word on the model's health. usage None: about the prompt, no output,
+        because what an upstream was sent it may charge for."""
+        if usage is None and self.input_tokens:
+            usage = Usage(input_tokens=self.input_tokens, estimated=True)
+        self._append(outcome, message, first_chunk_s, usage, None)
+        self._breaker.left(self.model)
+
+    def settle(self, reply: Reply, usage: Usage | None) -> None:
+        """A stream ended early: what it came to."""
+        reply.usage = usage
+        reply.cost_usd = total_usd(self._attempts)
+
+    def _append(
+        self,
+        outcome: str,
+        message: str,
+        first_chunk_s: float | None,
+        usage: Usage | None,
+        status: int | None,
+    ) -> None:
+        self._attempts.append(
+            Attempt(
+                model=self.model,
+                number=self._number,
+                outcome=outcome,
+                started_s=self._wall_s,
+                latency_s=self.elapsed_s(),
+                first_chunk_s=first_chunk_s,
+                status=status,
+                error=message,
+                usage=usage,
+                cost_usd=self._cost_of(self.model, usage) if usage else 0.0,
+            )
+        )
+
+
+def total_usd(attempts: Sequence[Attempt]) -> float | None:
+    """Sum over attempts; None where one of them has an unknown price."""
+    if len(attempts) == 1:
+        return attempts[0].cost_usd
+    costs = [a.cost_usd for a in attempts]
+    return None if None in costs else sum(c for c in costs if c is not None)

@@ -1,0 +1,305 @@
+"""Plans run against scripted upstreams, on a clock that jumps: failover, waiting, what is left."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted_calls import DONE, HELLO, Kitchen, Script, Upstreams, content, drain, fault, virtual
+
+from suffice.errors import PlanExhausted, UpstreamError
+from suffice.execution import total_usd
+from suffice.types import Retries, Step, Timeouts, Usage
+
+
+def outcomes(kitchen: Kitchen) -> list[tuple[str, str]]:
+    return [(a.model, a.outcome) for a in kitchen.attempts]
+
+
+def test_the_first_choice_answers() -> None:
+    kitchen = Kitchen()
+    calls = Upstreams(a=Script(body=b"hello", delay_s=1.5))
+
+    async def main() -> None:
+        reply = await kitchen.run("ab", calls)
+        assert (reply.model, reply.status, reply.body) == ("a", 200, b"hello")
+        assert (reply.usage, reply.cost_usd) == (Usage(10, 5), 15.0)
+        assert (reply.finish_reason, reply.first_chunk_s, reply.skipped) == ("stop", None, ())
+        [attempt] = reply.attempts
+        assert (attempt.number, attempt.outcome, attempt.started_s) == (1, "ok", 5.0)
+        assert attempt.latency_s == pytest.approx(1.5)
+
+    virtual(main)
+    assert kitchen.health.observed()["a"]["calls"] == 1
+
+
+def test_failover_tells_every_attempt_and_sums_their_cost() -> None:
+    kitchen = Kitchen()
+    calls = Upstreams(a=Script(error=fault("server", status=500)), b=Script())
+
+    async def main() -> None:
+        reply = await kitchen.run("ab", calls)
+        assert reply.model == "b"
+        first, second = reply.attempts
+        assert (first.outcome, first.status, first.error) == ("server", 500, "it was server")
+        assert (first.cost_usd, second.cost_usd, reply.cost_usd) == (0.0, 15.0, 15.0)
+        assert second.number == 2
+
+    virtual(main)
+
+
+def test_the_last_one_standing_is_waited_for_as_long_as_it_asked() -> None:
+    kitchen = Kitchen()
+    busy = Script(error=fault("rate_limit", status=429, retry_after_s=4.0))
+    calls = Upstreams(a=[busy, Script()])
+
+    async def main() -> None:
+        began_s = asyncio.get_running_loop().time()
+        assert (await kitchen.run("a", calls)).model == "a"
+        assert asyncio.get_running_loop().time() - began_s == pytest.approx(4.0)
+
+    virtual(main)
+
+
+def test_a_spent_plan_carries_its_attempts_and_the_most_telling_error() -> None:
+    kitchen = Kitchen()
+    calls = Upstreams(
+        a=Script(error=fault("rate_limit", status=429, retry_after_s=33.0)),
+        b=Script(error=fault("auth", status=401)),
+    )
+
+    async def main() -> None:
+        with pytest.raises(PlanExhausted) as caught:
+            await kitchen.run("ab", calls)
+        assert [a.model for a in caught.value.attempts] == ["a", "b"]
+        assert caught.value.last.kind == "rate_limit"
+        assert caught.value.last.retry_after_s == 33.0
+        assert "2 attempts at 2 models failed (a, b)" in str(caught.value)
+
+    virtual(main)
+
+
+def test_a_request_at_fault_is_not_sent_around() -> None:
+    calls = Upstreams(a=Script(error=fault("bad_request", status=400)), b=Script())
+
+    async def main() -> None:
+        with pytest.raises(PlanExhausted) as caught:
+            await Kitchen().run("ab", calls)
+        assert str(caught.value) == "it was bad_request"
+
+    virtual(main)
+    assert calls.calls == ["a"]
+
+
+def test_all_attempts_share_one_total() -> None:
+    slow = Script(error=fault("timeout_total"), delay_s=25.0)
+    calls = Upstreams(a=slow, b=slow, c=slow)
+
+    async def main() -> None:
+        with pytest.raises(PlanExhausted):
+            await Kitchen().run("abc", calls, timeouts=Timeouts(total_s=60.0))
+
+    virtual(main)
+    assert [round(t.total_s) for t in calls.timeouts] == [60, 35, 10]
+
+
+def test_a_bound_on_whole_replies_leaves_time_for_the_next_model() -> None:
+    calls = Upstreams(a=Script(error=fault("timeout_total"), delay_s=8.0), b=Script())
+    timeouts = Timeouts(total_s=60.0, first_reply_s=8.0)
+
+    async def main() -> None:
+        assert (await Kitchen().run("ab", calls, timeouts=timeouts)).model == "b"
+
+    virtual(main)
+    assert [t.total_s for t in calls.timeouts] == [8.0, 8.0]
+
+
+def test_a_step_above_the_ceiling_is_not_called_and_said_so() -> None:
+    kitchen = Kitchen()
+    calls = Upstreams(a=Script(error=fault("server")), b=Script(), c=Script())
+    asked: list[str] = []
+
+    def affordable(step: Step) -> str | None:
+        asked.append(step.model)
+        return "too dear" if step.model in "ab" else None
+
+    async def main() -> None:
+        reply = await kitchen.run("abc", calls, affordable=affordable)
+        assert reply.model == "c"
+        assert [(e.model, e.why) for e in reply.skipped] == [("b", "too dear")]
+        assert [a.number for a in reply.attempts] == [1, 2]
+        calls.scripts["c"] = [Script(error=fault("auth"))]
+        with pytest.raises(PlanExhausted, match=r"Not called: b: too dear\."):
+            await kitchen.run("abc", calls, affordable=affordable, attempts=None)
+
+    virtual(main)
+    assert "b" not in calls.calls
+    assert asked[:2] == ["b", "c"], "the choice itself was the policy's to price"
+
+
+def test_a_model_that_cools_down_is_tried_after_the_others() -> None:
+    kitchen = Kitchen()
+    calls = Upstreams(a=Script(error=fault("server")), b=Script(), c=Script())
+
+    async def main() -> None:
+        for _ in range(3):
+            kitchen.breaker.failed("b", fault("server"))
+        assert (await kitchen.run("abc", calls)).model == "c"
+        calls.scripts["c"] = [Script(error=fault("auth"))]
+        assert (await kitchen.run("abc", calls)).model == "b", "never dropped for cooling"
+
+    virtual(main)
+
+
+def test_a_client_that_leaves_during_a_whole_reply() -> None:
+    kitchen = Kitchen()
+    calls = Upstreams(a=Script(error=fault("server")), b=Script(delay_s=10.0))
+
+    async def main() -> None:
+        task = asyncio.ensure_future(kitchen.run("ab", calls))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    virtual(main)
+    assert calls.cancelled == 1
+    assert outcomes(kitchen) == [("a", "server"), ("b", "cancelled")]
+    left = kitchen.attempts[-1]
+    assert left.usage == Usage(input_tokens=10, estimated=True)
+    assert (left.cost_usd, left.latency_s) == (10.0, pytest.approx(1.0))
+
+
+def test_a_client_that_leaves_while_we_wait() -> None:
+    kitchen = Kitchen()
+    calls = Upstreams(a=Script(error=fault("rate_limit", retry_after_s=4.0)))
+
+    async def main() -> None:
+        task = asyncio.ensure_future(kitchen.run("a", calls))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    virtual(main)
+    assert outcomes(kitchen) == [("a", "rate_limit")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_our_own_is_seen_and_no_probe_hangs_on_it(stream: bool) -> None:
+    kitchen = Kitchen()
+    calls = Upstreams(a=Script(error=ZeroDivisionError("oops")))
+
+    async def main() -> None:
+        for _ in range(3):
+            kitchen.breaker.failed("a", fault("server"))
+        await asyncio.sleep(6.0)
+        with pytest.raises(ZeroDivisionError):
+            await kitchen.run("a", calls, stream=stream)
+        assert kitchen.breaker.ready("a")
+
+    virtual(main)
+    assert kitchen.attempts[0].error == "ZeroDivisionError: oops"
+
+
+def test_an_unknown_price_is_not_a_number() -> None:
+    calls = Upstreams(a=Script())
+
+    async def main() -> None:
+        reply = await Kitchen().run("a", calls, cost_of=lambda m, u: None)
+        assert reply.cost_usd is None
+        assert total_usd([*reply.attempts, *reply.attempts]) is None
+
+    virtual(main)
+
+
+KINDS = ["connect", "rate_limit", "server", "auth", "malformed", "cut", "timeout_first_chunk"]
+ONE = st.one_of(
+    st.just("ok"),
+    st.just("stall"),
+    st.sampled_from(KINDS),
+    st.sampled_from(["late cut", "late stall", "slow"]),
+)
+
+
+def script_of(name: str) -> Script:
+    if name == "ok":
+        return Script(stream=[[HELLO], content("x", "y"), [DONE]])
+    if name == "stall":
+        return Script(stream=[[HELLO], 99.0])
+    if name == "slow":
+        return Script(delay_s=1.0, stream=[1.0, content("x"), 1.5, content("y"), 1.5, [DONE]])
+    if name == "late cut":
+        return Script(stream=[content("x"), fault("cut")])
+    if name == "late stall":
+        return Script(stream=[content("x"), 99.0, [DONE]])
+    return Script(error=fault(name, retry_after_s=1.0 if name == "rate_limit" else None))
+
+
+@given(
+    st.lists(st.lists(ONE, min_size=1, max_size=4), min_size=1, max_size=4),
+    st.none() | st.floats(0, 12),
+    st.booleans(),
+)
+@settings(max_examples=400)
+def test_whatever_happens_everything_is_closed_and_told(
+    scripts: list[list[str]], leaves_s: float | None, breaks_off: bool
+) -> None:
+    """No task and no timer is left behind, every opened upstream is closed, every call comes to
+    exactly one attempt, and a reader gets the words of one model in order."""
+    models = "abcd"[: len(scripts)]
+    calls = Upstreams(
+        **{m: [script_of(n) for n in names] for m, names in zip(models, scripts, strict=True)}
+    )
+    kitchen = Kitchen()
+    words: list[str] = []
+
+    async def client() -> None:
+        reply: Any = None
+        try:
+            reply = await kitchen.run(models, calls, stream=True, retries=Retries(max_attempts=5))
+            async for event in reply.events:
+                words.append(event.raw.decode())
+                if breaks_off:
+                    break
+        except PlanExhausted:
+            assert not words
+        except UpstreamError:
+            assert words, "an error is only shown once something was"
+        finally:
+            if reply is not None:
+                await reply.aclose()
+
+    async def main() -> None:
+        task = asyncio.ensure_future(client())
+        if leaves_s is not None:
+            await asyncio.sleep(leaves_s)
+            task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+    virtual(main)
+    assert all(o.closed for o in calls.opened)
+    assert len(kitchen.attempts) == len(calls.calls)
+    assert [a.model for a in kitchen.attempts] == calls.calls
+    assert [a.outcome for a in kitchen.attempts[:-1]].count("ok") == 0
+    assert "".join(words).removesuffix("[DONE]") in ("", "x", "xy", "role", "rolex", "rolexy")
+
+
+def test_every_attempt_of_a_stream_is_priced() -> None:
+    kitchen = Kitchen()
+    calls = Upstreams(
+        a=Script(stream=[[HELLO], fault("cut")]), b=Script(stream=[content("x", "y"), [DONE]])
+    )
+
+    async def main() -> None:
+        reply = await kitchen.run("ab", calls, stream=True)
+        assert await drain(reply) == ["x", "y", "[DONE]"]
+        assert outcomes(kitchen) == [("a", "cut"), ("b", "ok")]
+        assert reply.cost_usd == 15.0
+
+    virtual(main)
