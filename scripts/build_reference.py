@@ -14,14 +14,71 @@ from typing import Any
 from pydantic import BaseModel
 
 from suffice import config
+from suffice.cli import app
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = "demo serve route models doctor feedback".split()
+
+# What each key means. A key of the settings without words here, or words without a key, is an error:
+# that is how a new key gets its sentence.
+WORDS: dict[str, dict[str, str]] = {
+    "[server]": {
+        "host": "Address to listen on; one that other machines can reach needs client keys",
+        "port": "Port to listen on",
+        "workers": "Processes; they share the store",
+        "max_body_bytes": "A larger request body is refused with 413",
+        "api_keys_env": "Environment variable with the clients' keys, comma-separated",
+    },
+    "[store]": {
+        "url": "Where decisions, attempts and feedback are kept",
+        "keep_prompts": "Whether texts are stored; the feature vector always is",
+    },
+    "[providers.NAME]": {
+        "dialect": "Wire dialect; a known provider has its own",
+        "base_url": "Where it answers; a known provider has its own",
+        "api_key_env": "Environment variable with its key",
+        "auth": "How the key is sent",
+        "headers": "Further headers sent with every call",
+    },
+    '[models."PROVIDER/NAME"]': {
+        "input_usd_per_mtok": "USD per million input tokens; unknown stays unknown",
+        "output_usd_per_mtok": "USD per million output tokens",
+        "cached_input_usd_per_mtok": "USD per million input tokens read from its cache",
+        "cache_write_usd_per_mtok": "USD per million input tokens written to its cache",
+        "context_tokens": "Its window; longer queries go elsewhere",
+        "max_output_tokens": "Its longest answer",
+        "capabilities": "What it can do; a query that needs more goes elsewhere",
+        "quality": "Prior: how often this model suffices on your traffic, 0 to 1",
+        "first_chunk_s": "Usual seconds to its first chunk",
+        "output_tokens_per_s": "Usual output tokens a second",
+    },
+    "[routes.NAME]": {
+        "models": "The pool, as `provider/model`",
+        "policy": "A policy's name",
+        "objective": "What you want: see [policies](../concepts/policies.md)",
+        "fallbacks": "Tried in this order when the whole pool has failed",
+        "fallback_max_usd_per_query": "A fallback predicted to cost more is not tried",
+        "timeouts": "A table, see below",
+        "retries": "A table, see below",
+    },
+    "timeouts of a route": {
+        "connect_s": "Seconds for making a connection",
+        "first_chunk_s": "Seconds to the first chunk: 30 for streams unless set; a reply that is "
+        "not streamed is bound by it only where it is set",
+        "idle_s": "Seconds between two chunks",
+        "total_s": "Seconds for a whole reply",
+    },
+    "retries of a route": {
+        "per_model": "Retries of the same model after a retryable error",
+        "max_attempts": "Attempts of one request over all its models",
+        "base_s": "Seconds of back-off before the first retry; it grows, with jitter",
+        "max_wait_s": "A longer Retry-After moves on to the next model",
+    },
+}
 
 
 def cli() -> str:
     out = ["# Commands", "", "Generated from `--help`; do not edit."]
-    for name in COMMANDS:
+    for name in app.build().commands:  # type: ignore[attr-defined]  # a click group
         done = subprocess.run(
             [sys.executable, "-m", "suffice", name, "--help"],
             capture_output=True,
@@ -49,7 +106,10 @@ def settings() -> str:
     out = ["# Configuration", "", "Generated from the settings themselves; do not edit.", ""]
     out += ["```toml", config.EXAMPLE_TOML.strip(), "```"]
     for title, model in SECTIONS:
-        out += ["", f"## {title}", "", "| key | type | default |", "|---|---|---|"]
+        out += ["", f"## {title}", "", "| key | meaning | type | default |", "|---|---|---|---|"]
+        if set(WORDS[title]) != set(model.model_fields):
+            odd = sorted(set(WORDS[title]) ^ set(model.model_fields))
+            raise SystemExit(f"{title}: WORDS and the settings differ in {', '.join(odd)}")
         for key, field in model.model_fields.items():
             kind = str(field.annotation).replace("typing.", "").replace("<class '", "")
             kind = kind.replace("'>", "").replace("suffice.config.", "").replace("|", "\\|")
@@ -59,7 +119,7 @@ def settings() -> str:
                 default = "see below"
             else:
                 default = f"`{field.default!r}`"
-            out.append(f"| `{key}` | {kind} | {default} |")
+            out.append(f"| `{key}` | {WORDS[title][key]} | {kind} | {default} |")
     return "\n".join(out) + "\n"
 
 
