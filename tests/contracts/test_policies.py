@@ -129,6 +129,17 @@ def test_keeping_more_quality_never_uses_the_strong_model_less() -> None:
     assert shares[0] < shares[-1]
 
 
+def test_a_named_policy_takes_the_figures_of_its_own_kind() -> None:
+    policy = policies.make("weights", features.SIGNAL_NAMES)
+    x = features.extract_text("Prove that e is irrational. " * 5)
+    cheap = policies.parse_objective({"weights": {"cost": 1.0}})
+    strong = policies.parse_objective({"weights": {"quality": 1.0}})
+    assert policy.decide(x, POOLS["pair"], cheap).model == "weak"
+    assert policy.decide(x, POOLS["pair"], strong).model == "strong"
+    other = policies.parse_objective("cheapest")
+    assert policy.decide(x, POOLS["pair"], other).objective.kind == "weights"
+
+
 def test_an_unknown_price_is_never_the_cheapest() -> None:
     assert decide("hi", "cheapest", "unknown price") == "b"
 
