@@ -176,9 +176,8 @@ class DefaultPolicy:
         if not candidates:
             raise ValueError("candidates: expected at least one")
         if self.objective is not None and self.objective.kind != objective.kind:
-            objective = (
-                self.objective
-            )  # a named policy; of its own kind it takes the route's figures
+            # A named policy; of its own kind it takes the route's figures.
+            objective = self.objective
         pool = self._pool(candidates, objective)
         score = self._score(x)
         u = rank(self._table, score)
