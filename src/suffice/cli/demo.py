@@ -7,6 +7,7 @@ of realistic queries, one provider failing half-way, feedback, and what it all c
 from __future__ import annotations
 
 import asyncio
+import re
 import statistics
 import tempfile
 import time
@@ -32,6 +33,8 @@ _MODELS = (
     ("summit/large-pro", 3.00, 12.00, 0.97, 1.22, 0.07, 3000.0),
 )
 _WINDOW = 8  # queries under way at once
+_PACE_S = 0.15  # between arrivals
+_TAGGED = re.compile(r"<(\w[\w-]*)>.*?</\1>", re.DOTALL)
 _JSON = (("content-type", "application/json"),)
 to_json = msgspec.json.encode
 
@@ -182,10 +185,10 @@ def run(workload: list[Query], directory: Path, view: Any) -> dict[str, Any]:
 async def _drive(
     base_url: str, workload: list[Query], failing: FakeUpstream, view: Any
 ) -> list[Outcome]:
-    """Sends the workload, takes one provider down for its third quarter, posts feedback."""
+    """Sends the workload, takes one provider down half-way for a while, posts feedback."""
     import pyqwest
 
-    down_at, up_at = len(workload) // 2, len(workload) * 3 // 4
+    down_at, up_at = len(workload) // 2, len(workload) * 3 // 5
     gate = asyncio.Semaphore(_WINDOW)
     outcomes: list[Outcome | None] = [None] * len(workload)
     transport = pyqwest.HTTPTransport(follow_redirects=False, pool_max_idle_per_host=_WINDOW)
@@ -208,6 +211,9 @@ async def _drive(
                 if view is not None:
                     view.outage(_MODELS[0][0].split("/")[0], i == down_at)
             tasks.append(asyncio.create_task(one(i)))
+            # As traffic arrives: one after another, so that the outage, the breaker's 5 s and the
+            # recovery can all be seen.
+            await asyncio.sleep(_PACE_S)
         await asyncio.gather(*tasks)
     finally:
         failing.set_down(False)
@@ -222,7 +228,7 @@ def shown(query: Query) -> str:
             content = m.get("content")
             if isinstance(content, list):
                 content = " ".join(p.get("text", "") for p in content if isinstance(p, dict))
-            return " ".join(str(content or "").split())
+            return " ".join(_TAGGED.sub(" ", str(content or "")).split())
     return ""
 
 
