@@ -182,6 +182,18 @@ def test_a_long_retry_after_is_not_waited_for() -> None:
     assert drive(["a"], {"a": UpstreamError("x", kind="rate_limit", retry_after_s=60.0)}) == ["a"]
 
 
+def test_a_stream_that_breaks_off_is_tried_once_more() -> None:
+    flow = Flow([Step("a")], Retries(per_model=3))
+    calls = 0
+    while not isinstance(action := flow.next(), GiveUp):
+        if isinstance(action, Wait):
+            flow.waited(0.0)
+        else:
+            calls += 1
+            flow.failed(UpstreamError("x", kind="cut"), 0.0)
+    assert calls == 2
+
+
 def test_a_wrong_key_is_not_tried_twice() -> None:
     assert drive(["a"], {"a": UpstreamError("x", kind="auth")}) == ["a"]
 
