@@ -344,6 +344,9 @@ class Router:
         route = self.resolve(query.model)
         x, decision = self._evaluate(query, route)
         answer = Answer(self, query, x, decision, started)
+        tried: list[
+            Attempt
+        ] = []  # filled as the plan is walked, for a client that leaves meanwhile
         try:
             answer.reply = await self._engine.run(
                 decision.plan,
@@ -356,13 +359,14 @@ class Router:
                 input_tokens=x.input_tokens,
                 fits=self._larger_window,
                 affordable=self._affordable(route, x, decision) if route.fallbacks else None,
+                attempts=tried,
             )
         except PlanExhausted as error:
             error.decision, error.overhead_ms = decision, answer.overhead_ms
             answer.record(_status_of(error.last), str(error), attempts=error.attempts)
             raise
         except asyncio.CancelledError:
-            answer.record(499, "the client left")
+            answer.record(499, "the client left", attempts=tried)
             raise
         if not query.stream:
             answer.record(answer.reply.status)

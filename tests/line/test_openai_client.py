@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,20 @@ def test_a_client_that_leaves_cancels_the_upstream(
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.5).chat.completions.create(model="auto", messages=ask(EASY))
     until(lambda: fake.seen[-1].left)
+
+
+def test_a_whole_reply_that_nobody_waited_for_is_recorded_with_its_attempt(
+    client: openai.OpenAI, fake: FakeUpstream, tmp_path: Path
+) -> None:
+    fake.set_model("weak", {"reply": "w", "first_chunk_s": 30.0})
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.5).chat.completions.create(model="auto", messages=ask(EASY))
+
+    def outcomes() -> list[Any]:
+        with closing(sqlite3.connect(tmp_path / "s.db")) as db:
+            return db.execute("select outcome, model from attempts").fetchall()
+
+    until(lambda: outcomes() == [("cancelled", "p/weak")])
 
 
 def until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
