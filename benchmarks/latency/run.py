@@ -436,6 +436,14 @@ def page(r: dict[str, Any]) -> str:
         f"{own['rss_after_load_mb']} MB after all rounds.",
         "",
     ]
+    if worst > 1.4:
+        lines += [
+            "The CPU aim is missed. Three things cost more than the bare proxy has in all: our own "
+            "Python (reading, evaluating, deciding, keeping the books), the HTTP client, which costs "
+            "about twice pyreqwest but ends a call that nobody waits for "
+            "([why](../concepts/providers.md)), and writing one decision and one attempt to SQLite.",
+            "",
+        ]
     return "\n".join(lines)
 
 
