@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from suffice import features, policies
 from suffice.policies.default import cheapest_mix
-from suffice.policies.predict import GRID, quality_curve
+from suffice.policies.predict import GRID, quality_curves
 from suffice.types import Candidate, Model, Objective, Policy, Price, Session
 
 OBJECTIVES = [
@@ -186,7 +186,7 @@ def test_inside_a_tool_loop_the_model_stays_unless_it_failed() -> None:
 )
 @settings(max_examples=60)
 def test_keep_quality_keeps_its_target(pool: list[tuple[float, float]], keep: float) -> None:
-    curves = tuple(quality_curve(q) for q, _ in pool)
+    curves = quality_curves(tuple(q for q, _ in pool))
     costs = tuple(c for _, c in pool)
     best = max(range(len(pool)), key=lambda i: pool[i][0])
     _, chosen = cheapest_mix(curves, costs, keep, best)
@@ -216,11 +216,15 @@ def test_the_mix_is_the_cheapest_by_brute_force() -> None:
         assert best <= got <= best + 9.0
 
 
-@pytest.mark.parametrize("quality", [0.05, 0.3, 0.6, 0.95])
-def test_a_quality_curve_averages_to_its_prior_and_falls(quality: float) -> None:
-    curve = quality_curve(quality)
-    assert np.mean(curve) == pytest.approx(quality, abs=1e-6)
-    assert list(curve) == sorted(curve, reverse=True)
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=6))
+def test_quality_curves_average_to_their_priors_and_gaps_grow(priors: list[float]) -> None:
+    curves = np.array(quality_curves(tuple(priors)))
+    assert curves.mean(axis=1) == pytest.approx(priors, abs=1e-9)
+    assert (curves >= -1e-12).all()
+    assert (curves <= 1 + 1e-12).all()
+    assert (np.diff(curves, axis=1) <= 1e-12).all()
+    strong, weak = curves[int(np.argmax(priors))], curves[int(np.argmin(priors))]
+    assert (np.diff(strong - weak) >= -1e-12).all()
 
 
 @pytest.mark.parametrize(

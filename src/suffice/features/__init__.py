@@ -11,24 +11,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import log1p
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ..types import Features, Message
+from . import table, tokens
 from .ask import Ask, human_asks, is_follow_up
 from .signals import SIGNAL_NAMES, ask_signals, estimate_tokens, to_array
 
 __all__ = [
+    "DIMENSIONS",
     "SCHEMA",
     "SIGNAL_NAMES",
+    "asks_of",
+    "compile_heads",
+    "embed",
     "explain",
     "explain_vector",
     "extract",
     "extract_text",
     "vector",
+    "with_tokens",
 ]
 
-SCHEMA = "signals-1"  # changes whenever the same text would give other numbers
+SCHEMA = "ask-2"  # changes whenever the same text would give other numbers
+DIMENSIONS = table.DIMENSIONS
 
 _PROMPT = SIGNAL_NAMES.index("log_prompt_tokens")
 _TURNS = SIGNAL_NAMES.index("turns")
@@ -58,16 +66,12 @@ def extract(messages: Sequence[Message], *, extra_tokens: int = 0, tools: int = 
             prompt_tokens += m.images * _IMAGE_TOKENS + m.audio * _AUDIO_TOKENS
         if m.role == "user" and not m.is_tool_result:
             human_turns += 1
-    asks = human_asks(messages, 4 if human_turns > 1 else 1) or [_NO_ASK]
+    asks = _standing(messages, human_turns)
     ask = asks[0]
     values = ask_signals(ask)
     ask_tokens = values[1]
-    follow_up = len(asks) > 1 and is_follow_up(ask)
-    if follow_up:
-        for earlier in asks[1:]:
-            values = list(map(max, values, ask_signals(earlier)))
-            if not is_follow_up(earlier):
-                break
+    for earlier in asks[1:]:
+        values = list(map(max, values, ask_signals(earlier)))
     values[_PROMPT] = log1p(prompt_tokens)
     values[_TURNS] = log1p(max(0, human_turns - 1))
     values[_TOOLS] = log1p(tools)
@@ -78,11 +82,52 @@ def extract(messages: Sequence[Message], *, extra_tokens: int = 0, tools: int = 
         ask_tokens=int(np.expm1(ask_tokens)) if ask_tokens else 0,
         input_tokens=int(prompt_tokens) + 1,
         human_turns=max(1, human_turns),
-        follow_up=follow_up,
+        follow_up=len(asks) > 1,
         in_tool_loop=last is not None and last.is_tool_result,
         harness_chars=max(0, total_chars - ask.chars),
         schema=SCHEMA,
     )
+
+
+def _standing(messages: Sequence[Message], human_turns: int) -> list[Ask]:
+    """The last human ask and, where it only makes sense with them, those before it, newest first,
+    back to one that stands by itself."""
+    asks = human_asks(messages, 4 if human_turns > 1 else 1)
+    if not asks:
+        return [_NO_ASK]
+    for n, ask in enumerate(asks):
+        if n == len(asks) - 1 or not is_follow_up(ask):
+            return asks[: n + 1]
+    return asks
+
+
+def asks_of(messages: Sequence[Message]) -> list[str]:
+    """The texts that token ids are made from, newest first."""
+    human_turns = sum(1 for m in messages if m.role == "user" and not m.is_tool_result)
+    return [ask.text for ask in _standing(messages, human_turns)]
+
+
+def with_tokens(features: Features, messages: Sequence[Message]) -> Features:
+    """The same features with their WordPiece ids, which only learned policies ask for."""
+    wordpiece = tokens.shipped()
+    ids: list[int] = []
+    for text in asks_of(messages):
+        ids += wordpiece.ids(text)
+    return msgspec.structs.replace(features, token_ids=np.array(ids, dtype=np.int32))
+
+
+def embed(features: Features) -> NDArray[np.float32]:
+    """float32 (DIMENSIONS,): the ask as a point, from its token ids. Raises ValueError without."""
+    if features.token_ids is None:
+        raise ValueError("features: hold no token ids; see with_tokens")
+    return table.shipped().embed(features.token_ids)
+
+
+def compile_heads(heads: NDArray[np.floating]) -> NDArray[np.float32]:
+    """heads (DIMENSIONS, h), linear in `embed`, as one row a token: float32 (n_tokens, h + 1), the
+    token's weight in the last column. A head's value is the sum of the rows of an ask's ids over
+    the sum of their weights."""
+    return table.shipped().compile_heads(heads)
 
 
 def extract_text(prompt: str) -> Features:

@@ -78,7 +78,8 @@ def clean(raw: str) -> Ask:
             pasted += len(text) - len(bare)
             text = bare
     # Wrapped lines are one paragraph; a blank line or a list item is structure.
-    lines = text.count("\n\n") + text.count("\n- ") + text.count("\n* ") + text.count("\n1")
+    text = text.strip()
+    lines = text.count("\n\n") + text.count("\n- ") + text.count("\n* ") + text.count("\n1. ")
     text = " ".join(text.split())
     if text and text[0] in "QqUuHhPp":
         text = _LABEL.sub("", text)

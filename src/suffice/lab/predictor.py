@@ -5,14 +5,16 @@ The trade-off is not theirs: whoever evaluates sweeps `argmax quality - lambda *
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .table import Floats, Table
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,30 @@ class Batch:
 
 
 def batch_of(table: Table, progress: bool = False) -> Batch:
-    """Every query of a table through `suffice.features`, as serving sees it."""
-    raise NotImplementedError
+    """Every query of a table through `suffice.features`, as serving sees it.
+
+    progress: show a bar on standard error.
+    """
+    from .. import features
+
+    n = len(table)
+    signals = np.zeros((n, len(features.SIGNAL_NAMES)), np.float32)
+    vectors = np.zeros((n, features.DIMENSIONS), np.float32)
+    for i, messages in enumerate(track(table.messages, "reading queries", progress)):
+        x = features.with_tokens(features.extract(messages), messages)
+        signals[i] = x.signals
+        vectors[i] = features.embed(x)
+    return Batch(signals, vectors)
+
+
+def track(items: Sequence[_T], what: str, progress: bool) -> Iterable[_T]:
+    """`items` with a progress bar on standard error where asked for."""
+    if not progress:
+        return items
+    from rich.console import Console
+    from rich.progress import track as bar
+
+    return bar(items, description=what, console=Console(stderr=True), transient=True)
 
 
 class Predictor(Protocol):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ _WRAPPER = re.compile(r"^\s*(?:question|q|user|human|prompt)\s*:\s*", re.IGNOREC
 _KEY_CHARS = 60
 
 Floats = NDArray[np.float64]
+_T = TypeVar("_T")
 
 
 def prompt_key(prompt: str) -> str:
@@ -68,7 +70,9 @@ class Table:
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """(n,) normalised prompts: two rows with one key are the same question to every split."""
-        return tuple(prompt_key(p) or f"\0{i}" for p, i in zip(self.prompts, self.query_ids))
+        return tuple(
+            prompt_key(p) or f"\0{i}" for p, i in zip(self.prompts, self.query_ids, strict=True)
+        )
 
     @cached_property
     def clusters(self) -> NDArray[np.intp]:
@@ -80,7 +84,7 @@ class Table:
     @property
     def complete(self) -> NDArray[np.bool_]:
         """(n,) queries on which every model has a score."""
-        return ~np.isnan(self.score).any(axis=1)
+        return np.asarray(~np.isnan(self.score).any(axis=1))
 
     def mean_cost(self) -> Floats:
         """(k,) mean USD of each model where known; NaN where not."""
@@ -96,8 +100,8 @@ class Table:
         at = np.asarray(index)
         at = np.flatnonzero(at) if at.dtype == bool else at.astype(np.intp)
 
-        def some(values: tuple | None) -> tuple | None:  # type: ignore[type-arg]
-            return None if values is None else tuple(values[i] for i in at)
+        def some(values: tuple[_T, ...]) -> tuple[_T, ...]:
+            return tuple(values[i] for i in at)
 
         def part(a: Floats | None) -> Floats | None:
             return None if a is None else a[at]
@@ -111,9 +115,9 @@ class Table:
             input_tokens=part(self.input_tokens),
             output_tokens=part(self.output_tokens),
             latency_s=part(self.latency_s),
-            benchmark=some(self.benchmark),
-            category=some(self.category),
-            group=some(self.group),
+            benchmark=None if self.benchmark is None else some(self.benchmark),
+            category=None if self.category is None else some(self.category),
+            group=None if self.group is None else some(self.group),
         )
 
     def only(self, models: Sequence[str]) -> Table:

@@ -42,7 +42,7 @@ class _Pool:
         self.candidates = candidates
         self.objective = objective
         quality, self.guessed = predict.priors(candidates)
-        self.curves = [predict.quality_curve(q) for q in quality]
+        self.curves = list(predict.quality_curves(quality))
         self.best = max(range(len(candidates)), key=lambda i: (quality[i], -i))
         # A typical query, to weigh models against each other before any query is known.
         costs = [predict.cost_usd(c.model, 600, 400) for c in candidates]
@@ -134,7 +134,7 @@ class DefaultPolicy:
         self._score = predict.Scorer(signal_names)
         self._table = tuple(shipped() if quantiles is None else quantiles)
         self._pools: dict[tuple[int, Objective], _Pool] = {}
-        told = f"{self.name}/3/{self._table}/{objective}/{predict._MOVES}/{GRID}"
+        told = f"{self.name}/4/{self._table}/{objective}/{predict._MOVES}/{GRID}"
         self._version = f"{self.name}-{blake2b(told.encode(), digest_size=4).hexdigest()}"
 
     @property

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import exp, expm1, log1p
+from math import expm1, log1p
 
 from ..types import Candidate, Features, Model
 
 GRID = 200  # difficulty quantiles are looked at in GRID + 1 steps
-_STEEP = 3.0  # how strongly difficulty moves the odds: from +3 to -3 in logits over the traffic
+_FLOOR = 0.1  # part of a model's failures that no ease of the query takes away
+_BEND = 3.0  # the rest grows with difficulty to at most this power
 
 # The default score: the log length of the last human ask, the only thing that public benchmarks
-# reliably support (docs/concepts/policies.md), moved a little by what the ask plainly is.
+# reliably support (docs/concepts/policies.md). A short ask is moved by what it plainly is, since
+# its length says little; the moves fade out with length, since on benchmarks they do not help.
+_FULL_TOKENS = 20.0
+_NO_TOKENS = 60.0
 _MOVES: tuple[tuple[str, float], ...] = (
     ("math", 0.90),
     ("code", 0.45),
@@ -31,7 +35,7 @@ _MOVES: tuple[tuple[str, float], ...] = (
 
 
 class Scorer:
-    """Difficulty score of a query: log(1 + 4 tokens) plus the moves above."""
+    """Difficulty score of a query: log(1 + 4 tokens), plus the moves above where it is short."""
 
     def __init__(self, signal_names: Sequence[str]) -> None:
         at = {n: i for i, n in enumerate(signal_names)}
@@ -43,36 +47,38 @@ class Scorer:
 
     def __call__(self, x: Features) -> float:
         s = x.signals.tolist()
-        score = log1p(4.0 * expm1(s[self._tokens]))
+        tokens = expm1(s[self._tokens])
+        score = log1p(4.0 * tokens)
+        if tokens >= _NO_TOKENS:
+            return score
+        fade = min(1.0, (_NO_TOKENS - tokens) / (_NO_TOKENS - _FULL_TOKENS))
         for i, w in self._moves:
             v = s[i]
             if v:
-                score += w * v
+                score += fade * w * v
         return score
 
 
-def _sigmoid(z: float) -> float:
-    return 1.0 / (1.0 + exp(-z)) if z >= 0 else exp(z) / (1.0 + exp(z))
+@lru_cache(maxsize=1024)
+def quality_curves(priors: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    """Predicted quality of each model of a pool at difficulty quantiles 0, 1/GRID, ..., 1.
 
-
-@lru_cache(maxsize=4096)
-def quality_curve(prior: float) -> tuple[float, ...]:
-    """Predicted quality at difficulty quantiles 0, 1/GRID, ..., 1 of a model whose mean is `prior`.
-
-    q(u) = sigmoid(theta - 3 (2u - 1)), theta solved by bisection so that the mean over u is the
-    prior: a stronger model is better everywhere and flatter, never worse on what is hard.
+    Failures grow with difficulty u as a power law around each model's mean p:
+    1 - q(u) = (1 - p) (f + (1 - f) (1 + b) u^b), with one exponent b for the pool, as large as
+    keeps every q in [0, 1] and at most _BEND. So the mean over u is the prior, an easy ask is easy
+    for every model, and what a stronger model gains over a weaker one grows with difficulty:
+    nothing less would make it right to send the harder queries to it.
     """
-    if prior <= 0.0 or prior >= 1.0:
-        return (min(1.0, max(0.0, prior)),) * (GRID + 1)
-    z = [_STEEP * (2 * g / GRID - 1) for g in range(GRID + 1)]
-    low, high = -30.0, 30.0
-    for _ in range(60):
-        theta = (low + high) / 2
-        if sum(_sigmoid(theta - x) for x in z) / (GRID + 1) < prior:
-            low = theta
-        else:
-            high = theta
-    return tuple(_sigmoid(low - x) for x in z)
+    p = [min(1.0, max(0.0, x)) for x in priors]
+    room = min((1.0 / (1.0 - x) for x in p if x < 1.0), default=1e9)  # of the growth's end
+    b = min(_BEND, max(0.0, (room - _FLOOR) / (1.0 - _FLOOR) - 1.0))
+    grow = [(g / GRID) ** b for g in range(GRID + 1)]
+    # The grid's own mean, so that the prior is met to rounding.
+    part = (1.0 - _FLOOR) / (sum(grow) / len(grow))
+    top = max(_FLOOR + part * grow[-1], 1.0)
+    scale = min(1.0, (room - 1.0) / (top - 1.0)) if top > 1.0 else 1.0
+    steps = [1.0 + scale * (_FLOOR + part * x - 1.0) for x in grow]
+    return tuple(tuple(1.0 - (1.0 - x) * step for step in steps) for x in p)
 
 
 def list_price(m: Model) -> float | None:
