@@ -17,7 +17,10 @@ from .table import Floats
 
 # Prior variances of the weights, in units of target per standardised feature.
 WIDTHS: tuple[float, ...] = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-_WIDTH_LOG10 = (-4.0, 0.5)  # hyperprior of log10 width: normal mean and deviation
+# Hyperpriors of log10 width, normal mean and deviation, chosen on pairs of models of the training
+# tables so that 50 labels never cost more than they bring (docs/concepts/brain.md).
+_SIGNALS_LOG10 = (-4.5, 0.5)
+_VECTORS_LOG10 = (-4.0, 0.5)
 LENGTH_SLOPE = 0.1  # prior mean of the slope on standardised log length
 _LENGTH_VARIANCE = 0.002
 PSEUDO_LABELS = 20.0  # what a prior mean counts for
@@ -93,7 +96,8 @@ class EvidenceHead:
         # The largest width fixes a basis in which every other is a small update, but p is a few
         # hundred: a Cholesky per cell is 5 ms, and plain.
         logs = np.log10(self.widths)
-        hyper = -0.5 * ((logs - _WIDTH_LOG10[0]) / _WIDTH_LOG10[1]) ** 2
+        hyper_signals = -0.5 * ((logs - _SIGNALS_LOG10[0]) / _SIGNALS_LOG10[1]) ** 2
+        hyper_vectors = -0.5 * ((logs - _VECTORS_LOG10[0]) / _VECTORS_LOG10[1]) ** 2
         cells, means = [], []
         for a, t1 in enumerate(self.widths):
             for b, t2 in enumerate(self.widths):
@@ -111,7 +115,9 @@ class EvidenceHead:
                 # The noise has a prior of PSEUDO_LABELS labels at the guessed scale.
                 noise = (left + PSEUDO_LABELS * scale) / (total + PSEUDO_LABELS)
                 evidence = -0.5 * (total + PSEUDO_LABELS) * np.log(noise) - 0.5 * logdet
-                cells.append((evidence + hyper[a] + hyper[b], noise, logs[a], logs[b]))
+                cells.append(
+                    (evidence + hyper_signals[a] + hyper_vectors[b], noise, logs[a], logs[b])
+                )
                 means.append(shift)
         evidence = np.stack([c[0] for c in cells])
         share = np.exp(evidence - evidence.max(axis=0))

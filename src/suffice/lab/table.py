@@ -19,16 +19,15 @@ from ..types import Message
 
 _NOT_WORD = re.compile(r"[\W_]+")
 _WRAPPER = re.compile(r"^\s*(?:question|q|user|human|prompt)\s*:\s*", re.IGNORECASE)
-_KEY_CHARS = 60
 
 Floats = NDArray[np.float64]
 _T = TypeVar("_T")
 
 
-def prompt_key(prompt: str) -> str:
+def prompt_key(prompt: str, chars: int | None = None) -> str:
     """What two prompts share when they are the same question: lower case, letters and digits only,
-    no 'question:' in front, first 60 characters."""
-    return _NOT_WORD.sub("", _WRAPPER.sub("", prompt).lower())[:_KEY_CHARS]
+    no 'question:' in front; of all of it, or of its first `chars` characters."""
+    return _NOT_WORD.sub("", _WRAPPER.sub("", prompt).lower())[:chars]
 
 
 @dataclass(frozen=True)

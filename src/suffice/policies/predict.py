@@ -46,7 +46,10 @@ class Scorer:
         self._moves = tuple((at[n], w) for n, w in _MOVES)
 
     def __call__(self, x: Features) -> float:
-        s = x.signals.tolist()
+        return self.of(x.signals.tolist())
+
+    def of(self, s: Sequence[float]) -> float:
+        """The same from the signals alone, (n_signals,)."""
         tokens = expm1(s[self._tokens])
         score = log1p(4.0 * tokens)
         if tokens >= _NO_TOKENS:
@@ -87,22 +90,23 @@ def list_price(m: Model) -> float | None:
     return None if i is None or o is None else (3 * i + o) / 4
 
 
+def price_priors(prices: Sequence[float | None]) -> tuple[float, ...]:
+    """A guess of each model's quality from the rank of its price: 0.65 to 0.90."""
+    order = sorted({p for p in prices if p is not None})
+    if len(order) < 2:
+        return (0.75,) * len(prices)
+    return tuple(
+        0.75 if p is None else 0.65 + 0.25 * order.index(p) / (len(order) - 1) for p in prices
+    )
+
+
 def priors(candidates: Sequence[Candidate]) -> tuple[tuple[float, ...], bool]:
     """(a quality prior for each candidate, whether any had to be guessed from its price's rank)."""
     known = [c.model.quality for c in candidates]
     if all(q is not None for q in known):
         return tuple(q for q in known if q is not None), False
-    prices = [list_price(c.model) for c in candidates]
-    order = sorted({p for p in prices if p is not None})
-    out = []
-    for q, p in zip(known, prices, strict=True):
-        if q is not None:
-            out.append(q)
-        elif p is None or len(order) < 2:
-            out.append(0.75)
-        else:
-            out.append(0.65 + 0.25 * order.index(p) / (len(order) - 1))
-    return tuple(out), True
+    guesses = price_priors([list_price(c.model) for c in candidates])
+    return tuple(g if q is None else q for q, g in zip(known, guesses, strict=True)), True
 
 
 def output_tokens(difficulty: float, limit: int | None) -> int:

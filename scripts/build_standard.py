@@ -1,0 +1,44 @@
+"""Builds src/suffice/lab/standard.json: mean and deviation of each signal over training prompts.
+
+    python scripts/build_standard.py --data TABLES
+
+The head standardises signals by these, never by a handful of labelled rows. The test-only table is
+not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from suffice import features
+from suffice.lab.loading import load_table
+from suffice.lab.predictor import batch_of
+
+OUT = Path(__file__).parents[1] / "src" / "suffice" / "lab" / "standard.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    given = parser.parse_args()
+    names = sorted(p.parent.name for p in given.data.glob("*/queries.parquet"))
+    tables = [load_table(given.data / n) for n in names if n != "routellm"]
+    signals = np.concatenate([batch_of(t).signals for t in tables]).astype(float)
+    out = {
+        "about": f"Mean and deviation of each signal over {len(signals)} training prompts. Built by "
+        "scripts/build_standard.py.",
+        "features": features.SCHEMA,
+        "names": list(features.SIGNAL_NAMES),
+        "mean": [round(x, 5) for x in signals.mean(axis=0).tolist()],
+        "deviation": [round(max(x, 0.05), 5) for x in signals.std(axis=0).tolist()],
+    }
+    OUT.write_text(json.dumps(out, indent=1) + "\n")
+    print(f"{len(signals)} prompts, {len(names) - 1} tables")
+
+
+if __name__ == "__main__":
+    main()

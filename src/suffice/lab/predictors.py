@@ -1,0 +1,357 @@
+"""Predictors of each model's quality and cost, all under one Protocol (`predictor.Predictor`).
+
+A further one is an entry point of the group "suffice.predictors".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UsageError, nearest
+from ..policies.predict import GRID, Scorer, price_priors, quality_curves
+from .head import PSEUDO_LABELS, EvidenceHead
+from .predictor import Batch, Predictor
+from .table import Floats
+
+VECTOR_SCALE = 4.0  # of the embedding beside standardised signals, chosen with the hyperpriors
+CLIP = 4.0  # deviations at which a signal is clipped
+FEW = 300  # labelled queries below which three or more models get constants only
+_VARIANCE = 0.3  # of a right/wrong gap between two models: the unit in which priors are stated
+_SLOPE = 0.1  # prior slope of the gap on standardised log length, in that unit
+
+
+@cache
+def standard() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(mean, deviation) of each signal over training prompts, float32 (n_signals,) each."""
+    raw = msgspec.json.decode(files(__package__).joinpath("standard.json").read_bytes())
+    return np.array(raw["mean"], np.float32), np.array(raw["deviation"], np.float32)
+
+
+def design(x: Batch) -> Floats:
+    """float64 (n, n_signals + n_dimensions): standardised, clipped signals beside the vectors."""
+    mean, deviation = standard()
+    z = np.clip((x.signals - mean) / deviation, -CLIP, CLIP)
+    return np.concatenate([z, x.vectors * VECTOR_SCALE], axis=1).astype(float)
+
+
+def shrunken_means(score: Floats, price: Floats) -> Floats:
+    """(k,) mean scores, each with PSEUDO_LABELS labels of a prior: the mean of all models, moved by
+    the rank of its price."""
+    known = ~np.isnan(score)
+    n = known.sum(axis=0)
+    total = np.where(known, score, 0.0).sum(axis=0)
+    prior = np.array(price_priors([None if np.isnan(p) else float(p) for p in price]))
+    if n.sum():
+        prior = float(total.sum() / n.sum()) + prior - prior.mean()
+    return np.asarray((total + PSEUDO_LABELS * prior) / (n + PSEUDO_LABELS))
+
+
+def mean_costs(cost_usd: Floats | None, price: Floats) -> Floats:
+    """(k,) mean cost of each model where labelled, else its price."""
+    if cost_usd is None or not len(cost_usd):
+        return price
+    known = ~np.isnan(cost_usd)
+    mean = np.where(known, cost_usd, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(known.any(axis=0), mean, price)
+
+
+class Default:
+    """The base install's default policy: length and model priors, no labels."""
+
+    name = "default"
+
+    def fit(
+        self, x: Batch, score: Floats, cost_usd: Floats | None, price: Floats, models: Sequence[str]
+    ) -> Self:
+        prior = price_priors([None if np.isnan(p) else float(p) for p in price])
+        self.curves_ = np.array(quality_curves(tuple(prior)))
+        self.cost_ = price
+        return self
+
+    def _score(self, x: Batch) -> Floats:
+        from .. import features
+
+        scorer = Scorer(features.SIGNAL_NAMES)
+        return np.array([scorer.of(s) for s in x.signals.tolist()])
+
+    def expect(self, x: Batch) -> tuple[Floats, Floats]:
+        order = np.argsort(np.argsort(self._score(x), kind="stable"), kind="stable")
+        u = (order + 0.5) / max(1, len(x))
+        quality = self.curves_[:, np.rint(u * GRID).astype(int)].T
+        return quality, np.broadcast_to(self.cost_, quality.shape)
+
+    def rank(self, x: Batch, strong: int, weak: int) -> Floats:
+        return self._score(x)
+
+
+class Length(Default):
+    """The plainest baseline: the log length of the last human ask."""
+
+    name = "length"
+
+    def _score(self, x: Batch) -> Floats:
+        return x.signals[:, 0].astype(float)
+
+
+class Constant:
+    """Best constant: shrunken means, the same for every query. Random mixing of what it says is the
+    zero router."""
+
+    name = "constant"
+
+    def fit(
+        self, x: Batch, score: Floats, cost_usd: Floats | None, price: Floats, models: Sequence[str]
+    ) -> Self:
+        self.mean_ = shrunken_means(score, price)
+        self.cost_ = mean_costs(cost_usd, price)
+        return self
+
+    def expect(self, x: Batch) -> tuple[Floats, Floats]:
+        shape = (len(x), len(self.mean_))
+        return np.broadcast_to(self.mean_, shape), np.broadcast_to(self.cost_, shape)
+
+    def rank(self, x: Batch, strong: int, weak: int) -> Floats:
+        return np.zeros(len(x))
+
+
+class Trained:
+    """The safe head: gaps of quality to a reference model, and log cost, each a Bayesian linear
+    regression with evidence-averaged prior widths. With no labels it ranks exactly by length.
+
+    Learned: `mean_` (k,) shrunken means; `reference_`, a column; `weights_` (p, 2k + 1) and
+    `intercept_` (2k + 1,) over `design`: k gaps to the reference, the reference's own level, k log
+    costs; `has_cost_`; `constant_`, whether labels were too few for more than means.
+    """
+
+    name = "trained"
+
+    def fit(
+        self, x: Batch, score: Floats, cost_usd: Floats | None, price: Floats, models: Sequence[str]
+    ) -> Self:
+        k = score.shape[1]
+        self.mean_ = shrunken_means(score, price)
+        self.reference_ = self._reference(price)
+        ref = self.reference_
+        labelled = int(((~np.isnan(score)).sum(axis=1) >= 2).sum())
+        self.n_ = labelled
+        self.constant_ = k >= 3 and labelled < FEW
+        d = design(x)
+        s = x.signals.shape[1]
+        p = d.shape[1]
+        self.weights_ = np.zeros((p, 2 * k + 1))
+        self.intercept_ = np.zeros(2 * k + 1)
+        self.intercept_[:k] = self.mean_ - self.mean_[ref]
+        self.intercept_[k] = self.mean_[ref]
+        if not self.constant_:
+            gap = score - score[:, [ref]]
+            slope = self._slopes(price)
+            others = [j for j in range(k) if j != ref]
+            targets = np.concatenate([gap[:, others], score[:, [ref]]], axis=1)
+            means = np.append((self.mean_ - self.mean_[ref])[others], self.mean_[ref])
+            w, b = self._regress(d, s, targets, means, np.append(slope[others], 0.0))
+            self.weights_[:, [*others, k]] = w
+            self.intercept_[[*others, k]] = b
+        base = mean_costs(cost_usd, price)
+        known = bool((base > 0).all()) and not np.isnan(base).any()
+        self.has_cost_ = known and cost_usd is not None and labelled >= 50
+        self.cost_ = base
+        if self.has_cost_:
+            assert cost_usd is not None
+            positive = np.where(cost_usd > 0, cost_usd, np.nan)
+            logs = np.log(positive)
+            centre = np.nanmean(logs, axis=0)
+            w, b = self._regress(d, s, logs, centre, np.zeros(k))
+            # Means of exponentials: each head is scaled so that its mean over the labels is right.
+            told = np.exp(b + d @ w)
+            seen = ~np.isnan(positive)
+            ratio = np.where(seen, positive, 0).sum(axis=0) / np.where(seen, told, 0).sum(axis=0)
+            self.weights_[:, k + 1 :] = w
+            self.intercept_[k + 1 :] = b + np.log(ratio)
+        return self
+
+    def _reference(self, price: Floats) -> int:
+        if len(price) == 2 and not np.isnan(price).any() and price[0] != price[1]:
+            return int(np.argmax(price))  # of a pair, the dear model is what the other is held to
+        return int(np.argmax(self.mean_))
+
+    def _slopes(self, price: Floats) -> Floats:
+        """(k,) prior slopes of each gap on log length: what a weaker model lacks grows with it."""
+        gap = self.mean_ - self.mean_[self.reference_]
+        if len(gap) == 2:
+            return np.array([0.0 if j == self.reference_ else -_SLOPE for j in range(2)])
+        return np.asarray(_SLOPE * np.clip(gap / 0.25, -1.0, 0.0))
+
+    @staticmethod
+    def _regress(
+        d: Floats, n_signals: int, targets: Floats, mean: Floats, slope: Floats
+    ) -> tuple[Floats, Floats]:
+        """Weights (p, h) and intercepts (h,). Each target is brought to the variance in whose unit
+        the priors are stated, so that graded scores and dollars are treated alike."""
+        unit = np.ones(targets.shape[1])
+        if len(targets) >= 10:
+            variance = np.nanvar(targets, axis=0)
+            unit = np.sqrt(np.where(variance > 1e-8, variance, _VARIANCE) / _VARIANCE)
+        head = EvidenceHead(n_signals - 1).fit(
+            d, targets / unit, mean / unit, slope, np.full(len(unit), _VARIANCE)
+        )
+        return head.weights_ * unit, head.intercept_ * unit
+
+    def expect(self, x: Batch) -> tuple[Floats, Floats]:
+        k = len(self.mean_)
+        y = self.intercept_ + design(x) @ self.weights_
+        quality = y[:, :k] + y[:, [k]]
+        cost = np.exp(y[:, k + 1 :]) if self.has_cost_ else np.broadcast_to(self.cost_, (len(x), k))
+        return quality, cost
+
+    def rank(self, x: Batch, strong: int, weak: int) -> Floats:
+        quality, _ = self.expect(x)
+        return np.asarray(quality[:, strong] - quality[:, weak])
+
+
+class _Means(Constant):
+    """What kNN, cluster table and ridge share: per-query quality, a constant cost per model."""
+
+    def rank(self, x: Batch, strong: int, weak: int) -> Floats:
+        quality, _ = self.expect(x)
+        return np.asarray(quality[:, strong] - quality[:, weak])
+
+    def _quality(self, x: Batch) -> Floats:
+        raise NotImplementedError
+
+    def expect(self, x: Batch) -> tuple[Floats, Floats]:
+        quality = self._quality(x)
+        return quality, np.broadcast_to(self.cost_, quality.shape)
+
+
+class Neighbours(_Means):
+    """kNN on the static embedding: mean score of the nearest labelled queries by cosine."""
+
+    name = "knn"
+
+    def __init__(self, neighbours: int | None = None) -> None:
+        self.neighbours = neighbours  # None: the square root of the labels, 10 to 100
+
+    def fit(
+        self, x: Batch, score: Floats, cost_usd: Floats | None, price: Floats, models: Sequence[str]
+    ) -> Self:
+        super().fit(x, score, cost_usd, price, models)
+        self.points_ = _unit_rows(x.vectors)
+        self.score_ = score
+        return self
+
+    def _quality(self, x: Batch) -> Floats:
+        n = len(self.points_)
+        if not n:
+            return np.tile(self.mean_, (len(x), 1))
+        k = min(n, self.neighbours or int(np.clip(np.sqrt(n), 10, 100)))
+        out = np.empty((len(x), len(self.mean_)))
+        for at in range(0, len(x), 1024):
+            near = _unit_rows(x.vectors[at : at + 1024]) @ self.points_.T
+            top = np.argpartition(-near, k - 1, axis=1)[:, :k]
+            scores = self.score_[top]
+            seen = ~np.isnan(scores)
+            total = np.where(seen, scores, 0.0).sum(axis=1)
+            count = seen.sum(axis=1)
+            out[at : at + 1024] = np.where(count > 0, total / np.maximum(count, 1), self.mean_)
+        return out
+
+
+class Clusters(_Means):
+    """A table of means per k-means cluster of the static embedding."""
+
+    name = "cluster"
+
+    def __init__(self, clusters: int | None = None, seed: int = 0) -> None:
+        self.clusters = clusters  # None: one for every 25 labels, 2 to 64
+        self.seed = seed
+
+    def fit(
+        self, x: Batch, score: Floats, cost_usd: Floats | None, price: Floats, models: Sequence[str]
+    ) -> Self:
+        super().fit(x, score, cost_usd, price, models)
+        n = len(x)
+        k = min(n, self.clusters or int(np.clip(n // 25, 2, 64)))
+        self.kmeans_: Any = None
+        if k < 2:
+            return self
+        from sklearn.cluster import KMeans
+
+        self.kmeans_ = KMeans(k, n_init=1, random_state=self.seed).fit(x.vectors)
+        self.table_ = np.empty((k, score.shape[1]))
+        for c in range(k):
+            inside = score[self.kmeans_.labels_ == c]
+            seen = ~np.isnan(inside)
+            total = np.where(seen, inside, 0.0).sum(axis=0)
+            # Five labels of the model's overall mean keep an empty cell sane.
+            self.table_[c] = (total + 5.0 * self.mean_) / (seen.sum(axis=0) + 5.0)
+        return self
+
+    def _quality(self, x: Batch) -> Floats:
+        if self.kmeans_ is None:
+            return np.tile(self.mean_, (len(x), 1))
+        return np.asarray(self.table_[self.kmeans_.predict(x.vectors)])
+
+
+class Ridge(_Means):
+    """Plain ridge regression of each score on signals and embedding, penalty by cross-validation."""
+
+    name = "ridge"
+
+    def fit(
+        self, x: Batch, score: Floats, cost_usd: Floats | None, price: Floats, models: Sequence[str]
+    ) -> Self:
+        super().fit(x, score, cost_usd, price, models)
+        whole = ~np.isnan(score).any(axis=1)
+        self.ridge_: Any = None
+        if whole.sum() >= 10:
+            from sklearn.linear_model import RidgeCV
+
+            self.ridge_ = RidgeCV(np.logspace(0, 5, 11)).fit(design(x)[whole], score[whole])
+        return self
+
+    def _quality(self, x: Batch) -> Floats:
+        if self.ridge_ is None:
+            return np.tile(self.mean_, (len(x), 1))
+        return np.asarray(self.ridge_.predict(design(x)))
+
+
+def _unit_rows(v: NDArray[np.float32]) -> NDArray[np.float32]:
+    length = np.sqrt((v * v).sum(axis=1, keepdims=True))
+    return np.asarray(v / np.maximum(length, 1e-9))
+
+
+BUILT_IN: dict[str, Callable[[], Predictor]] = {
+    "default": Default,
+    "length": Length,
+    "constant": Constant,
+    "trained": Trained,
+    "knn": Neighbours,
+    "cluster": Clusters,
+    "ridge": Ridge,
+}
+
+
+def make(name: str) -> Predictor:
+    """The predictor called `name`, built in or an entry point. Raises UsageError."""
+    factory = BUILT_IN.get(name)
+    if factory is None:
+        from importlib.metadata import entry_points
+
+        offered = {e.name: e for e in entry_points(group="suffice.predictors")}
+        if name not in offered:
+            known = [*BUILT_IN, *offered]
+            close = nearest(name, known, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise UsageError(
+                f"There is no policy {name!r}.{hint}",
+                remedy=f"Known: {', '.join(known)}, or the path of an artifact.",
+            )
+        factory = offered[name].load()
+    return factory()
