@@ -142,6 +142,7 @@ class Features(msgspec.Struct, frozen=True):
 
     signals: float32 (n_signals,), in the order of `suffice.features.SIGNAL_NAMES`.
     token_ids: int32 (n_tokens,), the capped last human ask, for compiled heads; None until asked.
+    embedding: float32 (n_dimensions,), the same ask as a point, where it was recorded without ids.
     input_tokens: estimate for the WHOLE prompt (all messages, tools), for windows and cost.
     """
 
@@ -154,6 +155,7 @@ class Features(msgspec.Struct, frozen=True):
     in_tool_loop: bool = False  # the last message is a tool result, not a human's
     harness_chars: int = 0  # tool results, system reminders, pasted context set apart
     token_ids: NDArray[np.int32] | None = None
+    embedding: NDArray[np.float32] | None = None
     schema: str = "1"
 
 

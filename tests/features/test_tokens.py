@@ -8,6 +8,7 @@ import re
 import time
 import unicodedata
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -80,7 +81,7 @@ def test_junk_is_cheap() -> None:
         "<b>" * 1_000_000,
     ):
         started = time.perf_counter()
-        x = features.with_tokens(features.extract_text(junk), (Message("user", junk),))
+        x = features.extract_text(junk)
         features.embed(x)
         assert time.perf_counter() - started < 0.5
         assert x.token_ids is not None
@@ -93,7 +94,7 @@ def test_serving_and_training_see_the_same_ids() -> None:
         Message("assistant", "It ..."),
         Message("user", "yes, go on"),
     )
-    x = features.with_tokens(features.extract(talk), talk)
+    x = features.extract(talk)
     assert x.token_ids is not None
     assert x.token_ids.tolist() == [
         i for text in features.asks_of(talk) for i in tokens.shipped().ids(text)
@@ -128,13 +129,17 @@ def test_the_shipped_table_is_half_whitened_and_under_8_mb() -> None:
     assert _cosine(near[0], near[1]) > _cosine(near[0], far) + 0.2
 
 
-def test_an_ask_without_ids_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match="with_tokens"):
-        features.embed(features.extract_text("hello"))
+def test_features_recorded_without_ids_or_point_cannot_be_embedded() -> None:
+    x = features.extract_text("hello")
+    with pytest.raises(ValueError, match="token ids"):
+        features.embed(msgspec.structs.replace(x, token_ids=None))
+    point = features.embed(x)
+    kept = msgspec.structs.replace(x, token_ids=None, embedding=point)
+    assert features.embed(kept) is point
 
 
 def _x(text: str) -> features.Features:
-    return features.with_tokens(features.extract_text(text), (Message("user", text),))
+    return features.extract_text(text)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

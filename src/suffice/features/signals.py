@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 from math import log1p
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .ask import Ask
+
+if TYPE_CHECKING:
+    from .tokens import WordPiece
 
 SIGNAL_NAMES: tuple[str, ...] = (
     "log_chars",  # log(1 + characters of the last human ask)
@@ -138,13 +142,15 @@ _ANYWHERE: tuple[tuple[str, int], ...] = tuple(
 
 _TOKEN = re.compile(r"[^\W_]+")
 _MATH_MARKS = re.compile(r"\\[a-z]{2,}|[=<>≤≥∑∫√∞∀∃∈⊂≡±×÷^]|\$[^$]{1,80}\$")
-_CODE_MARKS = re.compile(r"```|[{};]\s|=>|->|==|!=|\w\(|\w\.\w+\(|</?[a-z]+>|Traceback|Error:")
-_PARTS = re.compile(r"(?:^|\s)(?:\(?[1-9a-e][.)]|[-*•])\s|(?:and|und|et|y|e) then ")
+# Every alternative begins with a literal, so that the scan may skip all other characters; the last
+# is a call: an opening parenthesis right behind a word.
+_CODE_MARKS = re.compile(r"```|[{};]\s|=>|->|==|!=|</?[a-z]+>|Traceback|Error:|\((?<=\w\()")
+_LIST_MARK = re.compile(r"\(?[1-9a-e][.)]|[-*•]")  # a chunk that begins an item
+_AND_THEN = re.compile(r"(?:and|und|et|y|e) then ")
 _DIGITS = b"0123456789"
 # Most asks hold none of these, and one scan for a set of characters is cheap.
 _ODD = re.compile(r"[\\=<>≤≥∑∫√∞∀∃∈⊂≡±×÷^$`{}(]|Error")
 _ENDS = frozenset(".!?")
-_LISTED = re.compile(r"[0-9*•)-]| then ")
 
 _I = {name: i for i, name in enumerate(SIGNAL_NAMES)}
 _N = len(SIGNAL_NAMES)
@@ -168,8 +174,24 @@ def estimate_tokens(text: str) -> float:
     return max(0.0, n - wide) / 4.0 + wide * 0.9
 
 
-def ask_signals(ask: Ask) -> list[float]:
-    """All signals that depend on the ask alone, as a list (n_signals,) of floats."""
+def count_chunk(chunk: str) -> tuple[tuple[int, ...], int]:
+    """(signals that a chunk of the ask counts for, its words). The chunk is in lower case and holds
+    no white space; its work is remembered, so it may be plain."""
+    hits: list[int] = []
+    words = _TOKEN.findall(chunk)
+    for word in words:
+        known = _WORDS.get(word)
+        if known is not None:
+            hits += known
+        elif word[0] in "0123456789":
+            hits.append(4)
+    if _LIST_MARK.fullmatch(chunk):
+        hits.append(14)
+    return tuple(hits), len(words)
+
+
+def ask_signals(ask: Ask, pieces: WordPiece) -> tuple[list[float], list[int]]:
+    """(all signals that depend on the ask alone (n_signals,), ids of its pieces)."""
     text = ask.text
     v = [0.0] * _N
     chars = ask.chars
@@ -178,19 +200,11 @@ def ask_signals(ask: Ask) -> list[float]:
     v[1] = log1p(estimate_tokens(text) * scale)
     v[2] = log1p(ask.lines)
     low = text.lower()
-    words = _TOKEN.findall(low)
-    get = _WORDS.get
-    for word in words:
-        hit = get(word)
-        if hit is not None:
-            for i in hit:
-                v[i] += 1.0
-        elif word[0] in "0123456789":
-            v[4] += 1.0
+    ids, words = pieces.read(low, v)
     raw = text.encode("utf-8", "surrogatepass")
     if text:
         v[3] = (len(raw) - len(raw.translate(None, _DIGITS))) / len(text)
-    if not text.isascii():
+    if len(raw) != len(text):
         v[18] = sum(map(len, re.findall(r"[^\x00-\x7f]+", text))) / len(text)
         for term, i in _ANYWHERE:
             if term in text:
@@ -204,19 +218,19 @@ def ask_signals(ask: Ask) -> list[float]:
         v[6] += 2.0
     v[12] += text.count("?")
     v[13] += text.count(". ") + text.count("? ") + text.count("! ") + (text[-1:] in _ENDS)
-    if _LISTED.search(low) is not None:
-        v[14] = len(_PARTS.findall(low))
+    if " then " in low:
+        v[14] += len(_AND_THEN.findall(low))
     v[14] += max(0.0, v[12] - 1.0)
     v[15] = text.count(",")
     v[16] = text.count("(")
     v[17] = text.count('"') / 2
-    if len(words) > 14:
+    if words > 14:
         v[20] = 0.0  # a long ask is no look-up, whatever words it holds
     for i in _COUNTS:
         if v[i]:
             v[i] = log1p(v[i])
     v[23] = log1p(ask.pasted)
-    return v
+    return v, ids
 
 
 def to_array(values: list[float]) -> NDArray[np.float32]:

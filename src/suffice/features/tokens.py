@@ -1,4 +1,4 @@
-"""Text -> WordPiece ids, in pure Python with a bounded cache of white-space chunks.
+"""Text -> WordPiece ids, and what else is counted by the chunk, with a bounded cache of chunks.
 
 Text of people repeats its chunks, so most cost one dictionary lookup; a chunk never seen is split
 greedily, longest piece first (Wu et al. 2016, "Google's Neural Machine Translation System", section
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -21,14 +21,26 @@ _CHUNK_CHARS = 40  # a longer chunk is not worth remembering
 _WORD_CHARS = 48  # a longer word is unknown (BERT: 100): no language writes them, encodings do
 _MIXED_CHARS = 16  # so is a word this long of letters and digits: a hash, a key, base64
 
+# What is remembered of a chunk: its pieces, the signals it counts for (an index as often as it
+# counts), its words.
+Chunk = tuple[tuple[int, ...], tuple[int, ...], int]
+
 _ASCII = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
 
 
 class WordPiece:
     """A vocabulary with its cache. vocabulary: pieces in the order of their ids; "##" marks one
-    that continues a word; holds "[UNK]". Raises ValueError where it does not."""
+    that continues a word; holds "[UNK]". Raises ValueError where it does not.
 
-    def __init__(self, vocabulary: Sequence[str]) -> None:
+    count: what else a chunk (lower case, no white space) is good for: (signals it counts for, its
+    words). Remembered with its pieces, because the loop over chunks is what an ask costs.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        count: Callable[[str], tuple[tuple[int, ...], int]] | None = None,
+    ) -> None:
         ids = {piece: i for i, piece in enumerate(vocabulary)}
         if "[UNK]" not in ids:
             raise ValueError("vocabulary: holds no [UNK]")
@@ -38,22 +50,34 @@ class WordPiece:
         self._tail = {p[2:]: i for p, i in ids.items() if p.startswith("##") and len(p) > 2}
         self._head_longest = _longest(self._head)
         self._tail_longest = _longest(self._tail)
-        self._young: dict[str, tuple[int, ...]] = {}
-        self._old: dict[str, tuple[int, ...]] = {}
+        self._count = count
+        self._young: dict[str, Chunk] = {}
+        self._old: dict[str, Chunk] = {}
 
     def ids(self, text: str) -> list[int]:
         """Ids of the pieces of `text`, without special tokens. The caller bounds its length."""
-        out: list[int] = []
-        extend = out.extend
-        get = self._young.get
-        for chunk in text.lower().split():
-            found = get(chunk)
-            extend(self._miss(chunk) if found is None else found)
-            # _miss may have started a new generation; `get` then serves the old one, which is
-            # correct, only a little slower until the next call.
-        return out
+        return self.read(text.lower(), None)[0]
 
-    def _miss(self, chunk: str) -> tuple[int, ...]:
+    def read(self, low: str, counts: list[float] | None) -> tuple[list[int], int]:
+        """(ids of the pieces, number of words) of a text in lower case; `counts` goes up by one at
+        each index that a chunk counts for."""
+        out: list[int] = []
+        words = 0
+        get = self._young.get
+        for chunk in low.split():
+            found = get(chunk)
+            if found is None:
+                # _miss may start a new generation; `get` then serves the old one, which is correct,
+                # only a little slower until the next call.
+                found = self._miss(chunk)
+            out += found[0]
+            if found[1] and counts is not None:
+                for i in found[1]:
+                    counts[i] += 1.0
+            words += found[2]
+        return out, words
+
+    def _miss(self, chunk: str) -> Chunk:
         found = self._old.get(chunk)
         if found is None:
             words = _ASCII.findall(chunk) if chunk.isascii() else _words(chunk)
@@ -66,7 +90,8 @@ class WordPiece:
                     pieces.append(self._unknown)
                 else:
                     pieces.extend(self._split(word))
-            found = tuple(pieces)
+            counted = ((), 0) if self._count is None else self._count(chunk)
+            found = (tuple(pieces), *counted)
         if len(chunk) <= _CHUNK_CHARS:
             if len(self._young) >= _GENERATION:
                 self._old, self._young = self._young, {}
@@ -152,6 +177,8 @@ def _words(chunk: str) -> list[str]:
 
 @cache
 def shipped() -> WordPiece:
-    """The vocabulary of the shipped token table."""
+    """The vocabulary of the shipped token table, counting the signals of the ask by the way."""
+    from .signals import count_chunk
+
     text = files(__package__).joinpath("wordpiece.txt").read_text(encoding="utf-8")
-    return WordPiece(text.rstrip("\n").split("\n"))
+    return WordPiece(text.rstrip("\n").split("\n"), count_chunk)

@@ -43,7 +43,7 @@ def batch_of(table: Table, progress: bool = False) -> Batch:
     signals = np.zeros((n, len(features.SIGNAL_NAMES)), np.float32)
     vectors = np.zeros((n, features.DIMENSIONS), np.float32)
     for i, messages in enumerate(track(table.messages, "reading queries", progress)):
-        x = features.with_tokens(features.extract(messages), messages)
+        x = features.extract(messages)
         signals[i] = x.signals
         vectors[i] = features.embed(x)
     return Batch(signals, vectors)
