@@ -10,7 +10,7 @@ import typer
 
 def build() -> Callable[..., Any]:
     """The command tree, ready to be called."""
-    from . import demo, doctor, feedback, models, route, serve
+    from . import demo, doctor, eval, feedback, models, route, serve
 
     app = typer.Typer(
         name="suffice",
@@ -37,4 +37,5 @@ def build() -> Callable[..., Any]:
     app.command("models")(models.command)
     app.command("doctor")(doctor.command)
     app.command("feedback")(feedback.command)
+    app.command("eval")(eval.command)
     return typer.main.get_command(app)

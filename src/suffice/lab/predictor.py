@@ -12,6 +12,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..types import Message
 from .table import Floats, Table
 
 _T = TypeVar("_T")
@@ -32,21 +33,30 @@ class Batch:
         return Batch(self.signals[index], self.vectors[index])
 
 
-def batch_of(table: Table, progress: bool = False) -> Batch:
+def batch_of(table: Table, progress: bool = False, vectors: bool = True) -> Batch:
     """Every query of a table through `suffice.features`, as serving sees it.
 
-    progress: show a bar on standard error.
+    progress: show a bar on standard error. vectors: False leaves the embeddings zero, for policies
+    that do not look at them.
     """
+    return batch(table.messages, progress, vectors)
+
+
+def batch(
+    conversations: Sequence[Sequence[Message]], progress: bool = False, vectors: bool = True
+) -> Batch:
+    """The same for conversations, (n,)."""
     from .. import features
 
-    n = len(table)
+    n = len(conversations)
     signals = np.zeros((n, len(features.SIGNAL_NAMES)), np.float32)
-    vectors = np.zeros((n, features.DIMENSIONS), np.float32)
-    for i, messages in enumerate(track(table.messages, "reading queries", progress)):
+    points = np.zeros((n, features.DIMENSIONS), np.float32)
+    for i, messages in enumerate(track(conversations, "reading queries", progress)):
         x = features.extract(messages)
         signals[i] = x.signals
-        vectors[i] = features.embed(x)
-    return Batch(signals, vectors)
+        if vectors:
+            points[i] = features.embed(x)
+    return Batch(signals, points)
 
 
 def track(items: Sequence[_T], what: str, progress: bool) -> Iterable[_T]:

@@ -1,0 +1,111 @@
+"""`suffice eval`: curves and metrics of policies on a table of outcomes, beside the baselines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..errors import UsageError
+
+
+def command(
+    table: str = typer.Argument(..., help="A folder, a file or a store's URL."),
+    policy: list[str] = typer.Option(
+        [],
+        "--policy",
+        help="default, trained, knn, cluster, ridge, constant, an entry point, or the path of an "
+        "artifact; may be given several times.",
+    ),
+    models: str = typer.Option(None, "--models", help="Only these models: a,b,..."),
+    fit_on: str = typer.Option(
+        None, "--fit-on", help="Policies that learn are fitted on this table."
+    ),
+    json: bool = typer.Option(False, "--json", help="One JSON object on standard output."),
+    out: Path = typer.Option(
+        None, "--out", help="Write results.json, curves as PNG and report.html into this folder."
+    ),
+    by: list[str] = typer.Option([], "--by", help="Also for each benchmark or category."),
+    leave_one_source_out: bool = typer.Option(
+        False,
+        "--leave-one-source-out",
+        help="Also each benchmark judged by policies fitted on all others.",
+    ),
+    prices: Path = typer.Option(
+        None,
+        "--prices",
+        help='JSON of prices for tables without costs: {"model": {"input_usd_per_mtok": 1, '
+        '"output_usd_per_mtok": 2}}.',
+    ),
+    draws: int = typer.Option(1000, "--draws", min=100, max=10000, help="Bootstrap draws."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Of folds, coins and bootstrap."),
+) -> None:
+    """Judge routing policies on recorded outcomes: curves, metrics with intervals, baselines.
+
+    \b
+    TABLE is one of
+      a folder    queries.parquet   query_id, prompt or messages,
+                                    optional benchmark, category, group
+                  outcomes.parquet  query_id, model, score from 0 to 1 (null: unknown),
+                                    optional cost_usd, input_tokens, output_tokens, latency_s
+      one file    .jsonl, .json, .csv, .tsv or .parquet with those columns joined,
+                  one row for each query and model
+      originals   RouterBench (CSV or Parquet, not pickle), RouteLLM's response CSVs and
+                  MT-Bench folder, MMLU-Pro result JSONs, OpenAI evals logs; GSM8K, MMLU-Pro
+                  questions and LiteLLM spend logs hold no scores and are for assess and collect
+      a store     sqlite:///... with kept prompts and feedback
+
+    Without --policy the default policy is judged, and with --fit-on the learned ones too. A policy
+    that learns is cross-fitted where there is no --fit-on; with it, queries of that table that are
+    also judged are dropped first. Always beside them: cheapest, best, random, length, zero_router
+    (random mixing of single models) and oracle.
+
+    Costs are those of the table. A pair without costs is costed by its share of strong calls; more
+    models without costs by --prices or by list prices the catalog knows.
+    """
+    from ..lab.evaluate import evaluate
+    from ..lab.ground import read_prices
+    from ..lab.loading import load_table
+    from .output import print_json
+
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: there is a file of that name.", remedy="Give a folder.")
+    if fit_on is not None and _same(table, fit_on):
+        raise UsageError(
+            "--fit-on is the table that is judged.",
+            remedy="Leave it out: policies that learn are then cross-fitted.",
+        )
+    result = evaluate(
+        load_table(table),
+        policy,
+        models=[m.strip() for m in models.split(",") if m.strip()] if models is not None else None,
+        fit_on=None if fit_on is None else load_table(fit_on),
+        prices=None if prices is None else read_prices(prices),
+        by=list(dict.fromkeys(c.strip() for b in by for c in b.split(","))),
+        leave_one_source_out=leave_one_source_out,
+        draws=draws,
+        seed=seed,
+        progress=sys.stderr.isatty(),
+    )
+    files: list[Path] = []
+    if out is not None:
+        from ..lab.report import write
+
+        files = write(result, out)
+    if json:
+        print_json(result)
+        return
+    from .eval_view import show
+
+    show(result, files)
+
+
+def _same(a: str, b: str) -> bool:
+    if "://" in a or "://" in b:
+        return a == b
+    return Path(a).resolve() == Path(b).resolve()
+
+
+__all__: list[Any] = ["command"]
