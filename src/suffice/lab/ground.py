@@ -57,7 +57,7 @@ def stand(
 ) -> Ground:
     """Raises UsageError for unknown models, TableError where nothing can be compared."""
     notes: list[str] = []
-    if models:
+    if models is not None:
         table = table.only(_named(models, table))
     if len(table.models) < 2:
         raise TableError(
@@ -70,7 +70,7 @@ def stand(
         )
     cost, costed, how = costs(table, prices)
     keep = list(range(len(table.models)))
-    if not models:
+    if models is None:
         keep = _overlapping(table)
         if len(keep) > 2 and not costed[keep].all():
             known = [j for j in keep if costed[j]]
@@ -171,7 +171,7 @@ def _named(wanted: Sequence[str], table: Table) -> list[str]:
         raise UsageError("--models names a model twice.", remedy="Name each once.")
     if len(out) < 2:
         raise UsageError(
-            f"--models: one model, {out[0]!r}, leaves nothing to route.",
+            f"--models: {repr(out[0]) if out else 'no model'} alone leaves nothing to route.",
             remedy="Name at least two.",
         )
     return out

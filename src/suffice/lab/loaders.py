@@ -3,7 +3,8 @@
 | what | told by |
 |---|---|
 | RouterBench (withmartian/routerbench) | a wide file with `<model>|total_cost` columns |
-| RouteLLM's MMLU and GSM8K responses | a CSV with `prompt` and a true/false column per model |
+| RouteLLM's MMLU and GSM8K responses | a CSV, or a folder of them, with `prompt` and a true/false
+  column per model; prompts of a contaminated_prompts.jsonl beside or above are dropped |
 | RouteLLM's MT-Bench | a folder with question.jsonl and judgements.jsonl |
 | MMLU-Pro results (TIGER-AI-Lab) | a folder of JSON files with `question`, `options`, `pred` |
 | MMLU-Pro questions | `question`, `options`, no `pred`: queries without outcomes |
@@ -38,31 +39,63 @@ def special(path: Path) -> Table | None:
             return None
         if (path / "question.jsonl").exists():
             return mt_bench(path)
-        files = sorted(f for f in path.rglob("*") if f.suffix in (".json", ".jsonl", ".csv"))
-        if not files:
-            return None
-        first = _first(files[0])
-        if "spec" in first:
-            return from_rows(path.name, _evals_logs(files), str(path))
-        if "pred" in first and "options" in first:
-            return from_rows(path.name, _mmlu_pro_results(files), str(path))
-        if _is_wide(files[0], first):
-            return _wide_files(path.name, files)
+        files = _data_files(path)
+        firsts = {f: _first(f) for f in files}
+        logs = [f for f in files if "spec" in firsts[f]]
+        if logs:
+            return from_rows(path.name, _evals_logs(logs), str(path))
+        results = [f for f in files if {"pred", "options", "question"} <= set(firsts[f])]
+        if results:
+            return from_rows(path.name, _mmlu_pro_results(results), str(path))
+        wide = [f for f in files if _is_wide(f, firsts[f])]
+        if wide:
+            return _wide_files(path.name, wide)
         return None
     first = _first(path)
     if "spec" in first:
         return from_rows(path.stem, _evals_logs([path]), str(path))
     if any(str(c).endswith("|total_cost") for c in first):
         return routerbench(path, first)
-    if "pred" in first and "options" in first:
+    if {"pred", "options", "question"} <= set(first):
         return from_rows(path.stem, _mmlu_pro_results([path]), str(path))
     if "spend" in first and "model" in first:
-        return from_rows(path.stem, _spend_logs(path), str(path))
+        return spend_logs(path)
     if "question" in first and "prompt" not in first and "messages" not in first:
         return from_rows(path.stem, _questions(path), str(path))
     if _is_wide(path, first):
         return _wide_files(path.stem, [path])
     return None
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Files of rows in a folder, without lists of contaminated prompts and summaries."""
+    return sorted(
+        f
+        for f in folder.rglob("*")
+        if f.suffix in (".json", ".jsonl", ".csv")
+        and f.name != _CONTAMINATED
+        and not f.stem.endswith("_summary")
+    )
+
+
+_CONTAMINATED = "contaminated_prompts.jsonl"
+
+
+def _contaminated(*folders: Path) -> set[str]:
+    """Prompts that RouteLLM found in its own training data, from the lists beside its responses."""
+    out: set[str] = set()
+    for folder in folders:
+        path = folder / _CONTAMINATED
+        if path.exists():
+            for i, row in enumerate(read_rows(path), 1):
+                prompt = row.get("eval_prompt")
+                if not isinstance(prompt, str):
+                    raise TableError(
+                        "expected the text of a prompt.", path=str(path), column="eval_prompt",
+                        row=i,
+                    )  # fmt: skip
+                out.add(prompt)
+    return out
 
 
 def _first(path: Path) -> Row:
@@ -105,10 +138,14 @@ def _wide_files(name: str, files: Iterable[Path]) -> Table:
     for path in files:
         builder.path = str(path)
         columns = _model_columns(head(path, 200))
+        bad = _contaminated(path.parent, path.parent.parent)
         for i, row in enumerate(read_rows(path), 1):
             # The same question may stand in two files: each keeps its own row.
             query_id = f"{path.stem}-{i}" if not row.get("query_id") else str(row["query_id"])
-            builder.query({"benchmark": path.stem, **row, "query_id": query_id}, i)
+            marked = row.get("prompt") in bad or row.get("contaminated")
+            builder.query(
+                {"benchmark": path.stem, **row, "query_id": query_id, "contaminated": marked}, i
+            )
             for column in columns:
                 builder.outcome(
                     {"query_id": query_id, "model": column, "score": row.get(column)}, i
@@ -124,7 +161,7 @@ def routerbench(path: Path, first: Row) -> Table:
         prompt = row.get("prompt")
         query = {
             "query_id": row.get("sample_id"),
-            "prompt": _turns(prompt) if isinstance(prompt, str) else prompt,
+            "prompt": _turns(prompt) if isinstance(prompt, str) else _first_turn(prompt),
             "benchmark": row.get("eval_name"),
         }
         query_id = builder.query(query, i)
@@ -146,19 +183,24 @@ def _turns(text: str) -> str:
         turns = ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
-    return str(turns[0]) if isinstance(turns, list) and turns else text
+    return str(_first_turn(turns))
+
+
+def _first_turn(turns: Any) -> Any:
+    return turns[0] if isinstance(turns, list) and turns else turns
 
 
 def mt_bench(folder: Path) -> Table:
     """RouteLLM's protocol: routed on turn one, scored by the mean of two turns, of ten."""
     builder = Builder(folder.name, str(folder / "question.jsonl"))
+    bad = _contaminated(folder)
     for i, row in enumerate(read_rows(folder / "question.jsonl"), 1):
         turns = row.get("turns")
         if not isinstance(turns, list) or not turns:
             raise TableError("expected a list of turns.", path=builder.path, column="turns", row=i)
         builder.query(
             {"query_id": row.get("question_id"), "prompt": turns[0], "category": row.get("category"),
-             "benchmark": "mt_bench"},
+             "benchmark": "mt_bench", "contaminated": any(t in bad for t in turns)},
             i,
         )  # fmt: skip
     graded: dict[tuple[str, str], list[float]] = {}
@@ -189,18 +231,30 @@ def mt_bench(folder: Path) -> Table:
 
 
 def _mmlu_pro_results(files: Iterable[Path]) -> Iterator[Row]:
+    """Answers that could not be read (`pred` null) count as wrong; the project's own script guesses
+    at random there."""
     for path in files:
-        for row in read_rows(path):
+        for i, row in enumerate(read_rows(path), 1):
+            if row.get("answer") in (None, ""):
+                raise TableError(
+                    "expected the right option's letter, got nothing.", path=str(path),
+                    column="answer", row=i,
+                )  # fmt: skip
             yield {
                 "query_id": row.get("question_id"),
                 "prompt": _with_options(row),
                 "category": row.get("category"),
                 "benchmark": "mmlu_pro",
-                "model": row.get("model") or path.stem.removeprefix("model_outputs_"),
-                "score": float(
-                    row.get("pred") is not None and row.get("pred") == row.get("answer")
-                ),
+                "model": row.get("model") or _model_of(path),
+                "score": float(row.get("pred") == row["answer"]),
             }
+
+
+def _model_of(path: Path) -> str:
+    """model_outputs_<model>_5shots.json, or <model>/<subject>_result.json."""
+    if path.stem.endswith("_result"):
+        return path.parent.name
+    return path.stem.removeprefix("model_outputs_").removesuffix("_5shots")
 
 
 def _questions(path: Path) -> Iterator[Row]:
@@ -218,68 +272,101 @@ def _with_options(row: Row) -> str:
     question = str(row.get("question"))
     if not isinstance(options, list):
         return question
-    return "\n".join([question, *(f"{chr(65 + i)}. {o}" for i, o in enumerate(options))])
+    # The data set pads to ten options with "N/A", its result files mostly do not.
+    real = [o for o in options if o != "N/A"]
+    return "\n".join([question, *(f"{chr(65 + i)}. {o}" for i, o in enumerate(real))])
+
+
+_METRICS = ("score", "accuracy", "correct", "f1_score")  # of a `metrics` event, first found
 
 
 def _evals_logs(files: Iterable[Path]) -> Iterator[Row]:
     """One log a run: its `spec` names the model, `match` and `metrics` events score each sample,
-    `sampling` events hold the prompt."""
+    `sampling` events hold the prompt (the first of a sample: later ones ask the judge)."""
     for path in files:
-        model, benchmark = path.stem, ""
+        model: str | None = None
+        benchmark = path.stem
         prompts: dict[Any, Any] = {}
-        scores: dict[Any, float] = {}
+        scores: dict[Any, list[float]] = {}
         for i, row in enumerate(read_rows(path), 1):
             spec = row.get("spec")
             if isinstance(spec, Mapping):
-                names = spec.get("completion_fns") or [spec.get("model_name") or path.stem]
+                names = spec.get("completion_fns") or spec.get("model_name") or path.stem
                 model = str(names[0] if isinstance(names, list) else names)
                 benchmark = str(spec.get("base_eval") or spec.get("eval_name") or path.stem)
                 continue
+            if model is None:
+                raise TableError("expected the run's `spec` first.", path=str(path), row=i)
             data, sample = row.get("data"), row.get("sample_id")
             if not isinstance(data, Mapping) or sample is None:
                 continue
-            if row.get("type") == "sampling":
+            kind = row.get("type")
+            if kind == "sampling":
                 prompts.setdefault(sample, data.get("prompt"))
-            elif row.get("type") == "match" and "correct" in data:
-                scores[sample] = float(bool(data["correct"]))
-            elif row.get("type") == "metrics":
-                value = next(
-                    (v for k, v in data.items() if k in ("score", "accuracy", "choice")), None
-                )
-                unit = _unit(value)
+            elif kind == "match" and "correct" in data:
+                scores.setdefault(sample, []).append(float(bool(data["correct"])))
+            elif kind == "metrics":
+                found = (_unit(data[k]) for k in _METRICS if k in data)
+                unit = next((u for u in found if u is not None), None)
                 if unit is not None:
-                    scores[sample] = unit
-            if i == 1:
-                raise TableError("expected the run's `spec` first.", path=str(path), row=1)
+                    scores.setdefault(sample, []).append(unit)
         for sample, prompt in prompts.items():
             asked = {"messages": prompt} if isinstance(prompt, list) else {"prompt": str(prompt)}
+            given = scores.get(sample)
             yield {"query_id": sample, **asked, "benchmark": benchmark, "model": model,
-                   "score": scores.get(sample)}  # fmt: skip
+                   "score": sum(given) / len(given) if given else None}  # fmt: skip
 
 
-def _spend_logs(path: Path) -> Iterator[Row]:
+def spend_logs(path: Path) -> Table:
+    """LiteLLM's LiteLLM_SpendLogs, exported as CSV or JSON: what was asked, of whom, for how much.
+    No scores. A spend of 0 means that LiteLLM knew no price."""
+    builder = Builder(path.stem, str(path))
+    silent = 0
     for i, row in enumerate(read_rows(path), 1):
-        messages: Any = row.get("messages")
-        if messages in (None, "", "{}", {}):
-            body = row.get("proxy_server_request")
-            if isinstance(body, str) and body:
-                body = msgspec.json.decode(body)
-            messages = body.get("messages") if isinstance(body, Mapping) else None
-        if messages in (None, "", "{}", {}):
-            raise TableError(
-                "this log holds no messages.", path=str(path), column="messages", row=i,
-                remedy="Turn on store_prompts_in_spend_logs in LiteLLM and export again.",
-            )  # fmt: skip
-        yield {
-            "query_id": row.get("request_id"),
-            "messages": messages,
-            "group": row.get("session_id"),
-            "model": row.get("model"),
-            "score": None,
-            "cost_usd": row.get("spend"),
-            "input_tokens": row.get("prompt_tokens"),
-            "output_tokens": row.get("completion_tokens"),
-        }
+        messages = _asked(row, path, i)
+        if not messages:
+            silent += 1
+            continue
+        query_id = builder.query(
+            {"query_id": row.get("request_id"), "messages": messages,
+             "group": row.get("session_id")},
+            i,
+        )  # fmt: skip
+        builder.outcome(
+            {"query_id": query_id, "model": row.get("model"),
+             "cost_usd": row.get("spend") if row.get("spend") not in (0, 0.0, "0", "0.0") else None,
+             "input_tokens": row.get("prompt_tokens"),
+             "output_tokens": row.get("completion_tokens")},
+            i,
+        )  # fmt: skip
+    table = builder.table()
+    if not len(table):
+        raise TableError(
+            "this log holds no messages.", path=str(path), column="messages",
+            remedy="Turn on store_prompts_in_spend_logs in LiteLLM and export again.",
+        )  # fmt: skip
+    if silent:
+        builder.warnings.append(f"{silent} log rows without messages were left out")
+        table = builder.table()
+    return table
+
+
+def _asked(row: Row, path: Path, number: int) -> Any:
+    """The messages of a log row: their own column, or the request's body."""
+    for column in ("messages", "proxy_server_request"):
+        value = row.get(column)
+        if isinstance(value, str) and value.strip():
+            try:
+                value = msgspec.json.decode(value)
+            except msgspec.DecodeError as error:
+                raise TableError(
+                    f"not valid JSON: {error}.", path=str(path), column=column, row=number
+                ) from None
+        if isinstance(value, Mapping):
+            value = value.get("messages")
+        if isinstance(value, list) and value:
+            return value
+    return None
 
 
 def from_store(url: str) -> Table:

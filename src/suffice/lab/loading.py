@@ -421,7 +421,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     columns = [
         f.name
         for f in file.schema_arrow
-        if not pa.types.is_nested(f.type) or f.name in ("messages", "options", "turns")
+        if not pa.types.is_nested(f.type) or f.name in ("prompt", "messages", "options", "turns")
     ]
     columns = [c for c in columns if not c.endswith("|model_response")]
     try:

@@ -28,8 +28,10 @@ padding:.75rem 1rem;margin:1.2rem 0}.warn{background:#fff6e5;border-left:4px sol
 padding:.6rem 1rem;margin:.8rem 0}.warn ul,.notes{margin:0;padding-left:1.2rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;
 font-size:.86rem;background:#fff}th,td{padding:.32rem .7rem;text-align:right;
-border-bottom:1px solid #e4e4e0;white-space:nowrap}th{border-bottom:2px solid #bbb;
+border-bottom:1px solid #e4e4e0;white-space:nowrap}
+th{white-space:normal;max-width:9rem;border-bottom:2px solid #bbb;
 vertical-align:bottom}th:first-child,td:first-child{text-align:left}
+td.words,th.words{text-align:left;white-space:normal;min-width:13rem}
 tr.base td{color:#777}figure{margin:1rem 0;background:#fff;border:1px solid #e4e4e0;padding:.5rem}
 figure img{width:100%;height:auto;display:block}figcaption{color:#555;font-size:.85rem;
 padding:.4rem .5rem 0}.ci{color:#777;font-size:.92em}.notes li{margin:.25rem 0}
@@ -141,16 +143,21 @@ def _figure(name: str, data: bytes) -> str:
     )
 
 
+_WORDS = ("how fitted", "share of calls")  # columns of text
+
 Rows = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[bool]]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], base: Sequence[bool]) -> str:
     """Cells hold markup made here; every text from outside is escaped where the row is made."""
-    out = ["<div class=scroll><table><thead><tr>", *(f"<th>{h}</th>" for h in head)]
+    words = [h in _WORDS for h in head]
+    mark = [" class=words" if w else "" for w in words]
+    out = ["<div class=scroll><table><thead><tr>"]
+    out += [f"<th{m}>{h}</th>" for m, h in zip(mark, head, strict=True)]
     out.append("</tr></thead><tbody>")
     for row, dim in zip(rows, base, strict=True):
         out.append("<tr class=base>" if dim else "<tr>")
-        out += [f"<td>{cell}</td>" for cell in row]
+        out += [f"<td{m}>{cell}</td>" for m, cell in zip(mark, row, strict=True)]
         out.append("</tr>")
     return "".join([*out, "</tbody></table></div>"])
 

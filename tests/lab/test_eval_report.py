@@ -1,0 +1,131 @@
+"""An evaluation as files: complete, self-contained, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tables import table
+
+from suffice.errors import UsageError
+from suffice.lab import report
+from suffice.lab.evaluate import evaluate
+from suffice.lab.verdict import verdict
+
+NASTY = "<script>alert('x')</script> & co"
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    made = table(120, ("lab/a", f"lab/{NASTY}", "lab/c"))
+    made = replace(made, name=NASTY, warnings=(NASTY,))
+    return evaluate(made, ["knn"], by=["benchmark"], leave_one_source_out=True, draws=100)
+
+
+class Page(HTMLParser):
+    """Which tags there are, what they ask for, and that each is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path, result: dict[str, Any]) -> None:
+    paths = report.write(result, tmp_path / "out")
+    assert {p.name for p in paths} == {
+        "results.json", "curves.png", "closeup.png", "gains.png", "report.html",
+    }  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in paths)
+    text = (tmp_path / "out" / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert not re.search(r"https?:|//cdn|@import|url\(", text)
+    tags = [t for t, _ in page.seen]
+    assert "script" not in tags, "a name of a model is text"
+    assert "link" not in tags
+    pictures = [a["src"] or "" for t, a in page.seen if t == "img"]
+    assert len(pictures) == 3
+    assert all(p.startswith("data:image/png;base64,") for p in pictures)
+    assert all(a.get("alt") for t, a in page.seen if t == "img")
+    for said in ("zero_router", "oracle", "knn", "APGR", "By benchmark", "Leave one source out",
+                 verdict(result), *result["notes"]):  # fmt: skip
+        assert said in page.text
+    assert NASTY in page.text
+
+
+def test_results_are_the_object(tmp_path: Path, result: dict[str, Any]) -> None:
+    report.write(result, tmp_path)
+    read = json.loads((tmp_path / "results.json").read_text())
+    assert read["policies"]["knn"]["area"] == pytest.approx(result["policies"]["knn"]["area"])
+    assert set(read) == set(result)
+
+
+@pytest.mark.parametrize("pair", [True, False])
+def test_figures_are_pictures(pair: bool) -> None:
+    models = ("a", "b") if pair else tuple(f"model-{j}" for j in range(12))
+    found = report.figures(evaluate(table(60, models, costs=not pair), draws=100))
+    for data in found.values():
+        assert data.startswith(b"\x89PNG")
+        assert len(data) > 5000
+    again = report.figures(evaluate(table(60, models, costs=not pair), draws=100))
+    assert found == again
+
+
+def test_nothing_is_left_half_written(
+    tmp_path: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.write_bytes
+
+    def full(self: Path, data: Any) -> int:
+        if self.name == "report.html":
+            raise OSError(28, "No space left on device")
+        return real(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UsageError, match="No space left"):
+        report.write(result, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path, result: dict[str, Any]) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="there is a file of that name"):
+        report.write(result, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def policy(gain: float, low: float, high: float, qnc: float | None = None) -> dict[str, Any]:
+    return {"gain_over_zero_router": gain, "gain_ci": (low, high), "qnc": qnc}
+
+
+def test_the_verdict_claims_only_what_the_interval_and_the_coin_allow() -> None:
+    plain = {"reference": "big", "policies": {"random": policy(0.002, -0.001, 0.004)}}
+
+    def says(**named: dict[str, Any]) -> str:
+        return verdict({**plain, "policies": {**plain["policies"], **named}})  # type: ignore[dict-item]
+
+    assert "No policy" in says(trained=policy(0.004, -0.001, 0.009))
+    assert "No policy" in says(trained=policy(0.0015, 0.0005, 0.003)), "a coin gained as much"
+    assert "No policy" in says(oracle=policy(0.1, 0.09, 0.11)), "the oracle is no policy"
+    text = says(trained=policy(0.01, 0.004, 0.016, 0.4), knn=policy(0.005, 0.001, 0.01))
+    assert text.startswith("trained is best")
+    assert "at 40% of its cost" in text
