@@ -352,14 +352,116 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True):
-    """A score in [0, 1] for a decision. `key` makes it idempotent within (decision, source)."""
+    """A score in [0, 1] for a decision, by (decision, source, key): the same again replaces it.
+
+    created_s: when it was judged, unix time; 0 = now. weight: how much it counts in learning.
+    kind: implicit = drawn from what happened, not from anybody's word; source `implicit:<name>`.
+    """
 
     decision_id: str
     score: float
     source: str = "user"
+    verdict: Literal["good", "bad"] | None = None  # where that was said instead of a number
     comment: str | None = None
     created_s: float = 0.0
     key: str | None = None
+    weight: float = 1.0
+    kind: Literal["explicit", "implicit"] = "explicit"
+
+
+class Label(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a decision's score, with the decision as it was made. What a learner reads.
+
+    seq: rises by the order in which changes were stored, never reused; gaps are normal. Whoever
+    adds up `weight * score` takes `previous_*` off again: what the same (decision, source, key)
+    said before, where this replaces it.
+    judged: the model that the score is about: who answered, but for a failed first attempt the one
+    that failed. propensity belongs to `chosen`.
+    signals: float32 (n_signals,). embedding: float32 (n_dimensions,). None = not recorded.
+    """
+
+    seq: int
+    decision_id: str
+    created_s: float  # of the decision, unix time
+    route: str
+    chosen: str
+    model: str | None  # who answered
+    judged: str | None
+    policy: str
+    policy_version: str
+    snapshot: str | None
+    basis: str
+    propensity: float
+    predictions: tuple[Prediction, ...]
+    difficulty: float | None
+    cost_usd: float | None
+    latency_s: float
+    status: int
+    session: str | None
+    key_id: str | None
+    features_schema: str | None
+    signals: NDArray[np.float32] | None
+    embedding: NDArray[np.float32] | None
+    score: float
+    weight: float
+    source: str
+    kind: Literal["explicit", "implicit"]
+    key: str
+    scored_s: float  # unix time
+    previous_seq: int | None = None
+    previous_score: float | None = None
+    previous_weight: float | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable state of a policy. version: hash of route, kind and content, so that what was
+    stored under a name can never be another; `suffice.store.snapshot` makes one.
+
+    digest: SHA-256 of `content`, hex. card: what it is and how it came about, as JSON would hold
+    it. parent: the version it was learned on from.
+    """
+
+    version: str
+    route: str
+    kind: str
+    created_s: float
+    content: bytes
+    digest: str
+    parent: str | None = None
+    card: Mapping[str, Any] = {}
+    created_by: str = ""
+
+
+class Promotion(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a route's history. version: current from then on, None = the configured policy.
+
+    evidence: the figures it was decided on. forced: promoted although they did not carry it.
+    """
+
+    generation: int
+    route: str
+    version: str | None
+    previous: str | None
+    at_s: float
+    by: str
+    kind: Literal["promote", "rollback"]
+    forced: bool = False
+    evidence: Mapping[str, Any] | None = None
+
+
+class LearnerState(msgspec.Struct, frozen=True):
+    """What a route's learner has learned. cursor: all labels up to this `seq` are in `states`."""
+
+    cursor: int = 0
+    states: Mapping[str, bytes] = {}
+
+
+class Spend(msgspec.Struct, frozen=True):
+    """Money spent. `unknown` of the requests have no known cost and are not in `usd`."""
+
+    usd: float
+    requests: int
+    unknown: int
 
 
 class StoreHealth(msgspec.Struct, frozen=True):
@@ -375,9 +477,11 @@ class StoreHealth(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class Store(Protocol):
-    """Where decisions, attempts and feedback are kept. `append` never blocks and never raises."""
+    """Where decisions, attempts, feedback and what was learned are kept. The `append`s never block
+    and never raise; all else may raise StoreError."""
 
     def append(self, record: Record) -> None: ...
+    def append_feedback(self, feedback: Sequence[Feedback]) -> None: ...
     def flush(self, timeout_s: float = 10.0) -> bool: ...
     def close(self) -> None: ...
     def health(self) -> StoreHealth: ...
@@ -385,9 +489,49 @@ class Store(Protocol):
     def decisions(
         self, *, since_s: float | None = None, route: str | None = None, limit: int = 100
     ) -> Sequence[dict[str, Any]]: ...
-    def add_feedback(self, feedback: Feedback) -> bool: ...  # False: no such decision
+    # key_id: whose decisions may be scored; None = everybody's. False: no such decision.
+    def add_feedback(self, feedback: Feedback, *, key_id: str | None = None) -> bool: ...
+    def add_feedback_batch(
+        self, batch: Sequence[Feedback], *, key_id: str | None = None
+    ) -> Sequence[bool]: ...
     def feedback(self, decision_id: str) -> Sequence[dict[str, Any]]: ...
+    def feedback_since(
+        self, seq: int, limit: int = 1000, *, route: str | None = None
+    ) -> Sequence[Label]: ...
     def summary(self, *, since_s: float | None = None) -> dict[str, Any]: ...
+    def spend(self, route: str, since_s: float, until_s: float | None = None) -> Spend: ...
+
+    def put_snapshot(self, snapshot: Snapshot) -> bool: ...  # False: it was there already
+    def get_snapshot(self, version: str) -> Snapshot: ...
+    def snapshots(self, route: str | None = None) -> Sequence[dict[str, Any]]: ...
+    def current(self, route: str) -> str | None: ...
+    def promotions(self, route: str, limit: int = 100) -> Sequence[Promotion]: ...
+    def promote(
+        self,
+        route: str,
+        version: str,
+        *,
+        by: str,
+        now_s: float,
+        forced: bool = False,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> Promotion: ...
+    def rollback(self, route: str, *, by: str, now_s: float) -> Promotion: ...
+    def generation(self) -> int: ...  # changes with every promotion and rollback of any route
+
+    def acquire_lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> bool: ...
+    def renew_lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> bool: ...
+    def release_lease(self, name: str, owner: str) -> bool: ...
+    def learner_state(self, route: str) -> LearnerState: ...
+    def save_learner_state(
+        self,
+        route: str,
+        states: Mapping[str, bytes],
+        cursor: int,
+        *,
+        expected_cursor: int,
+        now_s: float,
+    ) -> bool: ...
 
 
 # ── providers ────────────────────────────────────────────────────────────────────────────────────

@@ -7,15 +7,20 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
+from conftest import require
 from suffice import features
-from suffice.errors import StoreError
-from suffice.store import open_store, opening, sql
+from suffice.errors import ArtifactError, StoreError, UsageError
+from suffice.store import open_store, opening, schema, scores, snapshot, sql
 from suffice.store.sql import SqlStore
 from suffice.types import (
     Attempt,
@@ -24,6 +29,7 @@ from suffice.types import (
     Objective,
     Prediction,
     Record,
+    Snapshot,
     Step,
     Store,
     Usage,
@@ -65,11 +71,22 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sql, "_RETRY_S", 0.3)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    opened = open_store(f"sqlite:///{tmp_path / 's.db'}")
+@pytest.fixture(params=["file", "memory", pytest.param("postgres", marks=pytest.mark.postgres)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
+    """An empty store over each engine. SUFFICE_TEST_POSTGRES is the URL of an empty database."""
+    url = {"file": f"sqlite:///{tmp_path / 's.db'}", "memory": "sqlite://"}.get(request.param)
+    if url is None:
+        url = os.environ.get("SUFFICE_TEST_POSTGRES", "")
+        require("postgres", bool(url), "SUFFICE_TEST_POSTGRES is not set")
+    opened = open_store(url, embed=lambda x: x.embedding)
     yield opened
     opened.close()
+    if request.param == "postgres":
+        engine = opening._engine(url)
+        with engine.begin() as connection:
+            schema.metadata.drop_all(connection)
+            connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
+        engine.dispose()
 
 
 def test_it_is_a_store(store: SqlStore) -> None:
@@ -90,7 +107,8 @@ def test_a_decision_is_there_at_once_and_after_the_write(store: SqlStore) -> Non
     assert store.decision("dec_x") is None
 
 
-def test_prompts_are_kept_only_when_asked(store: SqlStore, tmp_path: Path) -> None:
+def test_prompts_are_kept_only_when_asked(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 's.db'}")
     store.append(record(1))
     store.close()
     assert b"a secret" not in (tmp_path / "s.db").read_bytes()
@@ -121,6 +139,392 @@ def test_feedback_is_idempotent_by_key(store: SqlStore) -> None:
     assert sorted((r["source"], r["score"]) for r in rows) == [("judge", 0.5), ("user", 1.0)]
     assert not store.add_feedback(Feedback(decision_id="dec_none", score=1.0))
     assert len(list(store.training_rows())) == 2
+
+
+# ── feedback as a learner reads it ───────────────────────────────────────────────────────────────
+
+
+def score(n: int, value: float, **more: Any) -> Feedback:
+    return Feedback(decision_id=f"dec_{n:011x}", score=value, created_s=2000.0, **more)
+
+
+def vectors(n: int) -> Record:
+    x = features.extract_text("hello there")
+    point = np.linspace(-2, 2, 256, dtype=np.float32)
+    return record(n, features=msgspec.structs.replace(x, embedding=point), session="s", key_id="k")
+
+
+def test_a_label_carries_the_decision_as_it_was_made(store: SqlStore) -> None:
+    store.append(vectors(1))
+    assert store.add_feedback(score(1, 0.25, source="judge", weight=0.5))
+    (label,) = store.feedback_since(0)
+    assert (label.decision_id, label.route, label.chosen, label.model) == (
+        "dec_00000000001", "auto", "p/a", "p/a"
+    )  # fmt: skip
+    assert label.predictions == (Prediction("p/a", 0.7, 0.001, 0.5, 1.0),)
+    assert (label.score, label.weight, label.source, label.kind) == (0.25, 0.5, "judge", "explicit")
+    assert (label.propensity, label.cost_usd, label.created_s) == (1.0, 0.01, 1001.0)
+    assert (label.session, label.key_id, label.snapshot) == ("s", "k", None)
+    assert label.signals is not None and label.embedding is not None
+    np.testing.assert_array_equal(label.signals, features.extract_text("hello there").signals)
+    # float16 keeps eleven bits.
+    np.testing.assert_allclose(label.embedding, np.linspace(-2, 2, 256), rtol=5e-4, atol=1e-4)
+    assert label.embedding.dtype == np.float32
+
+
+def test_each_change_is_read_once_and_says_what_it_replaces(store: SqlStore) -> None:
+    for n in range(4):
+        store.append(record(n))
+    for n in range(4):
+        assert store.add_feedback(score(n, 0.0))
+    first = store.feedback_since(0)
+    assert [x.score for x in first] == [0.0] * 4
+    assert [x.seq for x in first] == sorted({x.seq for x in first})
+    cursor = first[-1].seq
+    assert store.feedback_since(cursor) == []
+    store.add_feedback(score(2, 1.0, weight=0.5))
+    store.add_feedback(score(2, 0.5))
+    store.add_feedback(score(3, 1.0, key="another"))
+    then = store.feedback_since(cursor)
+    assert [(x.score, x.previous_score, x.previous_weight) for x in then] == [
+        (1.0, 0.0, 1.0),
+        (0.5, 1.0, 0.5),
+        (1.0, None, None),
+    ]
+    assert then[0].previous_seq == first[2].seq
+    assert then[1].previous_seq == then[0].seq
+    # Whoever adds up weight * score, taking off what is replaced, has what counts now.
+    total = sum(
+        x.weight * x.score - (x.previous_weight or 0.0) * (x.previous_score or 0.0)
+        for x in [*first, *then]
+    )
+    assert total == pytest.approx(sum(r["score"] * r["weight"] for r in store.training_rows()))
+
+
+def test_the_same_score_again_is_no_change(store: SqlStore) -> None:
+    store.append(record(1))
+    for _ in range(3):
+        assert store.add_feedback(score(1, 1.0, key="k", comment="fine"))
+    assert len(store.feedback_since(0)) == 1
+    store.add_feedback(score(1, 1.0, key="k", comment="fine after all"))
+    assert len(store.feedback_since(0)) == 2
+    assert len(store.feedback("dec_00000000001")) == 1
+
+
+def test_a_page_at_a_time_and_a_route_at_a_time(store: SqlStore) -> None:
+    for n in range(6):
+        r = record(n)
+        route = "auto" if n % 2 else "other"
+        store.append(
+            msgspec.structs.replace(r, decision=msgspec.structs.replace(r.decision, route=route))
+        )
+        store.add_feedback(score(n, n / 10))
+    cursor, seen = 0, []
+    while page := store.feedback_since(cursor, 2):
+        assert len(page) <= 2
+        seen += [x.score for x in page]
+        cursor = page[-1].seq
+    assert seen == [n / 10 for n in range(6)]
+    assert [x.score for x in store.feedback_since(0, route="auto")] == [0.1, 0.3, 0.5]
+
+
+def test_a_batch_is_one_transaction_with_a_word_on_each(store: SqlStore) -> None:
+    for n in range(3):
+        store.append(record(n))
+    batch = [score(0, 0.1), score(9, 0.5), score(1, 0.2), score(0, 0.9), score(2, 0.3, key="k")]
+    assert store.add_feedback_batch(batch) == [True, False, True, True, True]
+    kept = [x for n in range(3) for x in store.feedback(f"dec_{n:011x}")]
+    assert [x["score"] for x in kept] == [0.9, 0.2, 0.3], "the last of the batch wins"
+    assert store.add_feedback_batch([]) == []
+
+
+@pytest.mark.parametrize("odd", ["", "x" * 65, "dec_\0", "dec_\ud83d", "décision"])
+def test_what_cannot_be_an_id_is_no_decision(store: SqlStore, odd: str) -> None:
+    assert not store.add_feedback(Feedback(decision_id=odd, score=1.0))
+
+
+def test_a_key_scores_only_its_own_decisions(store: SqlStore) -> None:
+    store.append(record(1, key_id="key_a"))
+    store.append(record(2))
+    assert not store.add_feedback(score(1, 0.0), key_id="key_b")
+    assert not store.add_feedback(score(2, 0.0), key_id="key_b"), "nor one made without a key"
+    assert store.add_feedback(score(1, 1.0), key_id="key_a")
+    assert store.add_feedback_batch([score(1, 0.5), score(2, 0.5)], key_id="key_a") == [True, False]
+    assert store.add_feedback(score(2, 1.0)), "the operator scores any"
+
+
+def test_scores_noticed_by_the_gateway_follow_their_decisions(store: SqlStore) -> None:
+    for n in range(20):
+        store.append(record(n))
+        store.append_feedback([score(n, 0.0, source="implicit:empty", kind="implicit")])
+    store.append_feedback([score(99, 0.0, source="implicit:empty", kind="implicit")])
+    assert store.flush()
+    assert len(store.feedback_since(0)) == 20
+    assert store.health().pending == 0
+    assert store.summary()["feedback"]["decisions"] == 0, "nobody said anything"
+
+
+def test_a_failed_first_attempt_is_judged_for_the_model_that_failed(store: SqlStore) -> None:
+    store.append(record(1, model="p/b"))
+    store.add_feedback(score(1, 0.0, source=scores.UPSTREAM_ERROR, kind="implicit"))
+    store.add_feedback(score(1, 1.0))
+    assert [x.judged for x in store.feedback_since(0)] == ["p/a", "p/b"]
+
+
+def test_training_rows_with_and_without_labels(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "_PAGE", 3)  # several scores of a decision on both sides of a page
+    for n in range(5):
+        store.append(vectors(n))
+    for n in (1, 3):
+        for source in ("user", "judge", "test"):
+            store.add_feedback(score(n, 0.5, source=source))
+    store.add_feedback(score(3, 1.0))
+    rows = list(store.training_rows())
+    assert [r["id"][-1] for r in rows] == list("111333")
+    assert sorted(r["score"] for r in rows) == [0.5] * 5 + [1.0]
+    assert rows[0]["predictions"] == [Prediction("p/a", 0.7, 0.001, 0.5, 1.0)]
+    assert np.frombuffer(rows[0]["embedding"], "<f2").shape == (256,)
+    every = list(store.training_rows(unlabelled=True, since_s=1001.0))
+    assert [r["id"][-1] for r in every] == list("11123334")
+    assert [r["score"] for r in every if r["id"][-1] in "24"] == [None, None]
+    assert list(store.training_rows(route="none")) == []
+
+
+def test_a_decision_that_cannot_be_read_is_named_and_left_out(store: SqlStore) -> None:
+    for n in range(3):
+        store.append(record(n))
+        store.add_feedback(score(n, 1.0))
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE decisions SET detail = '{torn' WHERE id = 'dec_00000000001'"
+        )
+    told: list[str] = []
+    rows = list(store.training_rows(on_corrupt=lambda i, why: told.append(f"{i}: {why}")))
+    assert [r["id"][-1] for r in rows] == ["0", "2"]
+    assert len(told) == 1 and told[0].startswith("dec_00000000001: ")
+    assert [x.decision_id[-1] for x in store.feedback_since(0)] == ["0", "2"]
+
+
+def test_writers_side_by_side_lose_nothing_and_readers_miss_nothing(store: SqlStore) -> None:
+    for n in range(40):
+        store.append(record(n))
+    store.flush()
+    seen: list[int] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        cursor = 0
+        while True:
+            last = stop.is_set()
+            for label in store.feedback_since(cursor, 7):
+                cursor = label.seq
+                seen.append(cursor)
+            if last and not store.feedback_since(cursor, 1):
+                return
+
+    def write(who: int) -> None:
+        for n in range(40):
+            store.add_feedback_batch([score(n, 0.5, source=f"s{who}", key=str(k)) for k in "ab"])
+
+    reader = threading.Thread(target=read)
+    writers = [threading.Thread(target=write, args=(who,)) for who in range(3)]
+    for t in (reader, *writers):
+        t.start()
+    for t in writers:
+        t.join()
+    stop.set()
+    reader.join()
+    assert len(seen) == len(set(seen)) == 240
+    assert seen == [x.seq for x in store.feedback_since(0, 1000)]
+
+
+# ── snapshots ────────────────────────────────────────────────────────────────────────────────────
+
+
+def snap(content: bytes, route: str = "auto", **more: Any) -> Snapshot:
+    return snapshot(route=route, kind="brain", content=content, created_s=1.0, **more)
+
+
+def test_a_snapshot_comes_back_as_it_was_put(store: SqlStore) -> None:
+    s = snap(b"\x00\xffweights", parent="brain-0", card={"labels": 12, "auc": 0.7}, created_by="me")
+    assert store.put_snapshot(s)
+    assert store.get_snapshot(s.version) == s
+    assert not store.put_snapshot(msgspec.structs.replace(s, card={"labels": 0})), "immutable"
+    assert store.get_snapshot(s.version).card["labels"] == 12
+    (shown,) = store.snapshots("auto")
+    assert (shown["version"], shown["bytes"], shown["card"]["auc"]) == (s.version, 9, 0.7)
+    assert store.snapshots("other") == []
+    assert snap(b"other").version != s.version
+    assert snap(b"\x00\xffweights", route="other").version != s.version
+
+
+@pytest.mark.parametrize("change", [{"content": b"other"}, {"version": "brain-0"}, {"route": "x"}])
+def test_a_snapshot_under_a_false_name_is_refused(store: SqlStore, change: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError):
+        store.put_snapshot(msgspec.structs.replace(snap(b"a"), **change))
+    assert store.snapshots() == []
+
+
+def test_a_snapshot_changed_in_the_database_is_not_used(store: SqlStore) -> None:
+    good, bad = snap(b"good"), snap(b"bad")
+    store.put_snapshot(good)
+    store.put_snapshot(bad)
+    store.promote("auto", good.version, by="me", now_s=1.0)
+    with store._engine.begin() as connection:
+        connection.execute(
+            schema.snapshots.update()
+            .where(schema.snapshots.c.version == bad.version)
+            .values(content=b"evil")
+        )
+    for use in (
+        lambda: store.get_snapshot(bad.version),
+        lambda: store.promote("auto", bad.version, by="me", now_s=2.0),
+    ):
+        with pytest.raises(ArtifactError, match="damaged"):
+            use()
+    assert store.current("auto") == good.version
+
+
+def test_promotions_are_a_history_that_can_be_undone(store: SqlStore) -> None:
+    a, b = snap(b"a"), snap(b"b", parent=snap(b"a").version)
+    for s in (a, b):
+        store.put_snapshot(s)
+    assert store.current("auto") is None
+    with pytest.raises(UsageError):
+        store.rollback("auto", by="me", now_s=0.0)
+    seen = [store.generation()]
+
+    def generation_changed() -> bool:
+        seen.append(store.generation())
+        return seen[-1] > seen[-2]
+
+    assert not generation_changed()
+    store.promote("auto", a.version, by="me", now_s=1.0, evidence={"lower": 0.01})
+    assert generation_changed()
+    store.promote("auto", b.version, by="cli", now_s=2.0, forced=True)
+    assert generation_changed()
+    again = store.promote("auto", b.version, by="cli", now_s=3.0)
+    assert not generation_changed(), "it was current already"
+    assert (again.at_s, again.previous) == (2.0, a.version)
+    assert store.current("auto") == b.version
+    assert store.current("other") is None
+    assert store.rollback("auto", by="me", now_s=4.0).version == a.version
+    assert generation_changed()
+    assert store.current("auto") == a.version
+    assert store.rollback("auto", by="me", now_s=5.0).version is None
+    assert store.current("auto") is None
+    with pytest.raises(UsageError, match="nothing to undo"):
+        store.rollback("auto", by="me", now_s=6.0)
+    store.promote("auto", b.version, by="me", now_s=7.0)
+    assert store.current("auto") == b.version
+    assert store.rollback("auto", by="me", now_s=8.0).version is None
+    history = store.promotions("auto")
+    assert [p.kind for p in history] == [
+        "rollback", "promote", "rollback", "rollback", "promote", "promote"
+    ]  # fmt: skip
+    assert history[-1].evidence == {"lower": 0.01}
+    assert [p.forced for p in history[-2:]] == [True, False]
+
+
+def test_only_a_routes_own_snapshots_are_promoted(store: SqlStore) -> None:
+    s = snap(b"a")
+    store.put_snapshot(s)
+    with pytest.raises(UsageError, match="'auto'"):
+        store.promote("other", s.version, by="me", now_s=1.0)
+    with pytest.raises(ArtifactError, match="brain-none"):
+        store.promote("auto", "brain-none", by="me", now_s=1.0)
+    assert store.generation() == 0
+
+
+# ── the learner ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_lease_has_one_holder(store: SqlStore) -> None:
+    assert store.acquire_lease("learner", "a", 10.0, now_s=100.0)
+    assert store.acquire_lease("learner", "a", 10.0, now_s=101.0), "it holds it already"
+    assert not store.acquire_lease("learner", "b", 10.0, now_s=105.0)
+    assert store.acquire_lease("another", "b", 10.0, now_s=105.0)
+    assert not store.renew_lease("learner", "b", 10.0, now_s=105.0)
+    assert store.renew_lease("learner", "a", 10.0, now_s=106.0)
+    assert not store.acquire_lease("learner", "b", 10.0, now_s=115.9)
+    assert store.acquire_lease("learner", "b", 10.0, now_s=116.0), "it has lapsed"
+    assert not store.renew_lease("learner", "a", 10.0, now_s=116.5)
+    assert not store.release_lease("learner", "a")
+    assert store.release_lease("learner", "b")
+    assert not store.renew_lease("learner", "b", 10.0, now_s=117.0)
+    assert store.acquire_lease("learner", "a", 10.0, now_s=117.0)
+    assert not store.renew_lease("learner", "a", 10.0, now_s=127.0), "a lapsed one is not renewed"
+
+
+def test_of_many_that_ask_at_once_one_gets_the_lease(store: SqlStore) -> None:
+    for turn in range(5):
+        got: list[str] = []
+        start = threading.Barrier(6)
+
+        def ask(who: str, turn: int = turn, got: list[str] = got, start: Any = start) -> None:
+            start.wait()
+            if store.acquire_lease("learner", who, 10.0, now_s=100.0 * turn):
+                got.append(who)
+
+        threads = [threading.Thread(target=ask, args=(f"w{i}",)) for i in range(6)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert len(got) == 1
+
+
+def test_state_and_cursor_move_together_or_not_at_all(store: SqlStore) -> None:
+    assert store.learner_state("auto").cursor == 0
+    assert not store.save_learner_state("auto", {"a": b"x"}, 5, expected_cursor=3, now_s=1.0)
+    assert store.learner_state("auto").states == {}
+    both = {"head": b"\x00\x01", "bandit": b"b"}
+    assert store.save_learner_state("auto", both, 5, expected_cursor=0, now_s=1.0)
+    assert not store.save_learner_state("auto", {"head": b"late"}, 7, expected_cursor=0, now_s=2.0)
+    found = store.learner_state("auto")
+    assert (found.cursor, found.states) == (5, both)
+    assert store.save_learner_state("auto", {"head": b"2"}, 9, expected_cursor=5, now_s=3.0)
+    found = store.learner_state("auto")
+    assert (found.cursor, found.states) == (9, {"head": b"2", "bandit": b"b"})
+    assert store.save_learner_state("auto", {}, 11, expected_cursor=9, now_s=4.0)
+    assert store.learner_state("auto").cursor == 11
+    assert store.learner_state("other").states == {}
+
+
+def test_of_two_learners_one_moves_on(store: SqlStore) -> None:
+    won: list[int] = []
+
+    def learn(who: int) -> None:
+        for _ in range(20):
+            at = store.learner_state("auto")
+            n = int(at.states.get("n", b"0"))
+            if store.save_learner_state(
+                "auto", {"n": b"%d" % (n + 1)}, at.cursor + 1, expected_cursor=at.cursor, now_s=1.0
+            ):
+                won.append(who)
+
+    threads = [threading.Thread(target=learn, args=(i,)) for i in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    found = store.learner_state("auto")
+    assert found.cursor == int(found.states["n"]) == len(won)
+
+
+def test_spend_counts_unknown_costs_apart(store: SqlStore) -> None:
+    for n in range(10):
+        store.append(record(n, cost_usd=None if n == 3 else 0.5))
+    r = record(11)
+    other = msgspec.structs.replace(r, decision=msgspec.structs.replace(r.decision, route="other"))
+    store.append(other)
+    s = store.spend("auto", 1000.0)
+    assert (s.usd, s.requests, s.unknown) == (pytest.approx(4.5), 10, 1)
+    s = store.spend("auto", 1002.0, 1005.0)
+    assert (s.usd, s.requests, s.unknown) == (pytest.approx(1.0), 3, 1)
+    assert store.spend("none", 0.0).usd == 0.0
 
 
 def test_the_summary_counts_unknown_costs_apart(store: SqlStore) -> None:
@@ -187,9 +591,10 @@ def test_a_spool_left_behind_is_read_at_the_next_start(tmp_path: Path) -> None:
     again.close()
 
 
+_PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 _WRITER = """
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_stores import record
 from suffice.store import open_store
 store = open_store("sqlite:///" + sys.argv[1])
@@ -205,7 +610,7 @@ time.sleep(60)
 
 def test_kill_9_loses_no_more_than_the_last_moment(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
-    code = _WRITER.format(tests=str(Path(__file__).parent), wait=0.5)
+    code = _WRITER.format(tests=_PATHS, wait=0.5)
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
@@ -218,7 +623,7 @@ def test_kill_9_loses_no_more_than_the_last_moment(tmp_path: Path) -> None:
 def test_two_processes_share_one_database(tmp_path: Path) -> None:
     code = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {_PATHS!r}
 from test_stores import record
 from suffice.store import open_store
 store = open_store("sqlite:///" + sys.argv[1])

@@ -1,4 +1,4 @@
-"""A record to store, and a child process to store it from."""
+"""A record to store, a child process to store it from, a database of an earlier version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from suffice import features
+from suffice.store import opening
+from suffice.store.rows import ATTEMPT, DECISION_0001, to_rows
 from suffice.types import Attempt, Decision, Objective, Prediction, Record, Step, Usage
 
 
@@ -52,3 +56,38 @@ def child(code: str, *args: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def at_0001(url: str, decisions: int, feedback: list[dict[str, Any]]) -> None:
+    """A database as version 0.1.0 left it."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option(
+        "script_location", str(Path(opening.__file__).parent / "migrations").replace("%", "%%")
+    )
+    engine = opening._engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for n in range(decisions):
+            row, tries = to_rows(record(n), False)
+            for table, names, values in (
+                ("decisions", DECISION_0001, row[: len(DECISION_0001)]),
+                *(("attempts", ATTEMPT, a) for a in tries),
+            ):
+                marks = ", ".join(f":{name}" for name in names)
+                connection.execute(
+                    sa.text(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})"),
+                    dict(zip(names, values, strict=True)),
+                )
+        for f in feedback:
+            connection.execute(
+                sa.text(
+                    "INSERT INTO feedback (decision_id, source, key, score, comment, created_s)"
+                    " VALUES (:decision_id, :source, :key, :score, :comment, :created_s)"
+                ),
+                f,
+            )
+    engine.dispose()

@@ -1,26 +1,136 @@
-"""`suffice feedback`: a score for a decision, straight into the store."""
+"""`suffice feedback`: scores for decisions, straight into the store."""
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from ..router import Router
+
+_BATCH = 1000
+
 
 def command(
-    decision_id: str = typer.Argument(help="From the header x-suffice-decision-id."),
-    score: float = typer.Argument(help="From 0 (useless) to 1 (sufficient)."),
+    decision_id: str = typer.Argument(None, help="From the header x-suffice-decision-id."),
+    score: str = typer.Argument(
+        None, help="From 0 (useless) to 1 (sufficient), or good (1), or bad (0)."
+    ),
+    file: Path = typer.Option(
+        None, "--file", help="Many at once: JSON lines with the fields of POST /v1/feedback."
+    ),
     source: str = typer.Option("user", "--source", help="Who says so: user, test, judge, ..."),
     comment: str = typer.Option(None, "--comment"),
     key: str = typer.Option(None, "--key", help="The same key again replaces the score."),
     config: Path = typer.Option(None, "--config", help="A suffice.toml."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Score a recorded decision."""
+    """Score a recorded decision, or all those of a file."""
+    from ..errors import UsageError
     from ..router import Router
 
+    if file is not None:
+        if decision_id is not None:
+            raise UsageError(
+                "DECISION_ID and --file do not go together.", remedy="Give one of them."
+            )
+    elif decision_id is None or score is None:
+        raise UsageError(
+            "A DECISION_ID and a SCORE are needed.", remedy="Or give --file FILE.jsonl."
+        )
+    common = {"source": source, "comment": comment, "key": key}
     router = Router.for_explaining(config)
     try:
-        router.feedback(decision_id, score, source=source, comment=comment, key=key)
+        if file is not None:
+            told = _of_file(router, file, common)
+        else:
+            given = router.feedback(decision_id, **_judged(score), **common)
+            told = {"decision_id": decision_id, "score": given.score, "source": given.source}
     finally:
         router.close()
-    typer.echo(f"{decision_id}: {score:g} from {source}")
+    if as_json:
+        from .output import print_json
+
+        print_json(told)
+    elif file is None:
+        typer.echo(f"{decision_id}: {told['score']:g} from {source}")
+    else:
+        typer.echo(
+            f"{told['stored']} stored, {told['not_found']} of unknown decisions,"
+            f" {told['invalid']} invalid lines skipped"
+        )
+    if file is not None and not told["stored"]:
+        from ..errors import JobError
+
+        raise JobError(f"{file}: nothing was stored.")
+
+
+def _judged(score: str) -> dict[str, Any]:
+    if score in ("good", "bad"):
+        return {"verdict": score}
+    try:
+        return {"score": float(score)}
+    except ValueError:
+        from ..errors import UsageError
+
+        raise UsageError(
+            f"SCORE: {score!r} is not a valid number.",
+            remedy="Give a number from 0 to 1, or good, or bad.",
+        ) from None
+
+
+def _of_file(router: Router, file: Path, common: dict[str, Any]) -> dict[str, Any]:
+    """Store a file's scores. A line that cannot be read or stored is named, skipped and counted."""
+    counts: Counter[str] = Counter()
+    batch: list[dict[str, Any]] = []
+    lines: list[int] = []
+
+    def send() -> None:
+        for n, result in zip(lines, router.feedback_batch(batch) if batch else (), strict=True):
+            counts[result["status"]] += 1
+            if result["status"] != "stored":
+                print(f"{file}:{n}: {result['message']}", file=sys.stderr)
+        batch.clear()
+        lines.clear()
+
+    for n, item in _items(file):
+        if isinstance(item, str):
+            counts["invalid"] += 1
+            print(f"{file}:{n}: {item}", file=sys.stderr)
+            continue
+        batch.append({**{k: v for k, v in common.items() if v is not None}, **item})
+        lines.append(n)
+        if len(batch) == _BATCH:
+            send()
+    send()
+    told = {status: counts[status] for status in ("stored", "not_found", "invalid")}
+    return {"file": str(file), **told}
+
+
+def _items(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(line number, the item or what is wrong with it); blank lines are passed over."""
+    import msgspec
+
+    from ..errors import UsageError
+
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise UsageError(
+            f"--file: {file} cannot be read: {error.strerror}.", remedy="Check the path."
+        ) from None
+    with opened:
+        for n, line in enumerate(opened, 1):
+            if not line.strip():
+                continue
+            try:
+                item = msgspec.json.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                yield n, f"This is not JSON: {error}."
+                continue
+            yield n, item if isinstance(item, dict) else "Expected an object."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..errors import MethodNotAllowed, NotFound, RequestError, SufficeError
+from ..errors import MethodNotAllowed, NotFound, RequestError, SufficeError, Unprocessable
 from .chat import read_body, request_id_of
 from .parse import decode, parse_chat
 from .render import error_body, error_headers, failure, to_json
@@ -25,15 +26,37 @@ if TYPE_CHECKING:
 _log = logging.getLogger("suffice.gateway")
 
 
-class _FeedbackBody(msgspec.Struct):
+class _FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
     decision_id: str
-    score: float
-    source: str = "user"
+    score: float | None = None
+    verdict: str | None = None
+    source: str | None = None
     comment: str | None = None
     key: str | None = None
+    created: float | str | None = None
 
 
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_feedback = msgspec.json.Decoder(_FeedbackBody).decode
+_decode_any = msgspec.json.Decoder().decode
+
+_KEY = b"idempotency-key"
+
+
+def _batch_of(body: dict[str, Any], key: str | None) -> list[Any]:
+    """The items of {"feedback": [...]}; those without a key of their own get the request's."""
+    items = body["feedback"]
+    if not isinstance(items, list):
+        raise Unprocessable("`feedback`: Expected a list of scores.", param="feedback")
+    others = sorted(body.keys() - {"feedback"})
+    if others:
+        raise Unprocessable(
+            f"`{others[0]}`: It does not go with `feedback`; each item has its own.",
+            param=others[0],
+        )
+    if key is None:
+        return items
+    return [{**i, "key": key} if isinstance(i, dict) and i.get("key") is None else i for i in items]
 
 
 def _json(value: Any, request: Request, status: int = 200) -> Response:
@@ -130,13 +153,30 @@ def create_rest(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette
         return _json(found, request)
 
     async def feedback(request: Request) -> Response:
-        f: _FeedbackBody = decode(_decode_feedback, await body_of(request))
-        await asyncio.to_thread(
-            router.feedback, f.decision_id, f.score, source=f.source, comment=f.comment, key=f.key
+        headers = _headers(request)
+        key_id = auth.check(headers)
+        body = await body_of(request)
+        key = headers[_KEY].decode("latin-1") if _KEY in headers else None
+        if "feedback" in decode(_decode_fields, body):
+            items = _batch_of(decode(_decode_any, body), key)
+            results = await asyncio.to_thread(router.feedback_batch, items, key_id=key_id)
+            told = Counter(r["status"] for r in results)
+            counts = {status: told[status] for status in ("stored", "not_found", "invalid")}
+            return _json({"object": "feedback.batch", **counts, "results": results}, request)
+        f: _FeedbackBody = decode(_decode_feedback, body)
+        given = await asyncio.to_thread(
+            router.feedback,
+            f.decision_id,
+            f.score,
+            verdict=f.verdict,
+            source="user" if f.source is None else f.source,
+            comment=f.comment,
+            key=key if f.key is None else f.key,
+            created_s=f.created,
+            key_id=key_id,
         )
-        return _json(
-            {"object": "feedback", "decision_id": f.decision_id, "score": f.score}, request
-        )
+        stored = {"decision_id": given.decision_id, "score": given.score, "source": given.source}
+        return _json({"object": "feedback", **stored}, request)
 
     async def healthz(request: Request) -> Response:
         return _json({"status": "ok"}, request)

@@ -1,21 +1,31 @@
-"""The store: decisions, attempts and feedback."""
+"""The store: decisions, attempts, feedback, and what was learned from them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .versions import snapshot
+
 if TYPE_CHECKING:
+    from .rows import Embed
     from .sql import SqlStore
 
-__all__ = ["open_store"]
+__all__ = ["open_store", "snapshot"]
 
 
-def open_store(url: str, *, keep_prompts: bool = False, spool: Path | None = None) -> SqlStore:
+def open_store(
+    url: str,
+    *,
+    keep_prompts: bool = False,
+    spool: Path | None = None,
+    embed: Embed | None = None,
+) -> SqlStore:
     """The store at `url`, brought to this version's schema. Imports SQLAlchemy, so not before.
 
-    spool: where records go while the database is down; None = beside it. Raises StoreError.
+    spool: where records go while the database is down; None = beside it. embed: the ask as a point,
+    (n_dimensions,) or None, asked for each record on the writer's thread. Raises StoreError.
     """
     from .sql import SqlStore
 
-    return SqlStore(url, keep_prompts=keep_prompts, spool=spool)
+    return SqlStore(url, keep_prompts=keep_prompts, spool=spool, embed=embed)

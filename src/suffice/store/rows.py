@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from ..types import Record
+from ..types import Features, Prediction, Record
+
+Embed = Callable[[Features], "NDArray[np.float32] | None"]
+
+_log = logging.getLogger("suffice.store")
 
 _encode = msgspec.json.encode
 _decode = msgspec.json.decode
@@ -42,7 +49,12 @@ DECISION = [
     "detail",
     "prompt",
     "error",
+    # Later versions add at the end, so that a spooled line of an earlier one is a beginning of this.
+    "embedding",
+    "snapshot",
 ]
+DECISION_0001 = DECISION[:28]  # the shortest line there is
+BINARY = [DECISION.index("features"), DECISION.index("embedding")]  # no JSON as they are
 ATTEMPT = [
     "decision_id",
     "number",
@@ -73,7 +85,7 @@ class _Detail(msgspec.Struct):
     metadata: Any
 
 
-def to_rows(r: Record, keep_prompts: bool) -> tuple[Row, list[Row]]:
+def to_rows(r: Record, keep_prompts: bool, embed: Embed | None = None) -> tuple[Row, list[Row]]:
     """(the decision's row, its attempts' rows), in the order of DECISION and ATTEMPT."""
     d, u, x = r.decision, r.usage, r.features
     detail = _Detail(
@@ -115,6 +127,8 @@ def to_rows(r: Record, keep_prompts: bool) -> tuple[Row, list[Row]]:
         _encode(detail).decode(),
         r.prompt.decode("utf-8", "replace") if keep_prompts and r.prompt is not None else None,
         r.error,
+        None if x is None or embed is None else _embedded(d.id, x, embed),
+        getattr(d, "snapshot", None),
     )
     tries = [
         (
@@ -137,13 +151,37 @@ def to_rows(r: Record, keep_prompts: bool) -> tuple[Row, list[Row]]:
     return row, tries
 
 
+def _embedded(decision_id: str, x: Features, embed: Embed) -> bytes | None:
+    """float16 (n_dimensions,), little endian; None where there is nothing to embed."""
+    try:
+        found = embed(x)
+    except (ValueError, TypeError, IndexError) as error:
+        # An embedding is worth less than its record.
+        _log.error("the ask of %s cannot be embedded: %s", decision_id, error)
+        return None
+    return None if found is None else np.asarray(found, "<f2").tobytes()
+
+
+def unpacked(blob: bytes | None, kind: str) -> NDArray[np.float32] | None:
+    """A stored vector, float32 (n,). kind: "<f4" for features, "<f2" for embeddings."""
+    return None if blob is None else np.frombuffer(blob, kind).astype(np.float32)
+
+
+class _Predictions(msgspec.Struct):
+    predictions: tuple[Prediction, ...]
+
+
+predictions_of = msgspec.json.Decoder(_Predictions).decode
+
+
 def repaired(row: Row) -> Row:
     """The row as any database can hold it: whole numbers within 32 bits, texts without lone
     surrogates and zero bytes. For rows that were refused."""
-    return tuple(map(_repaired, row))
+    return tuple(map(mended, row))
 
 
-def _repaired(value: Any) -> Any:
+def mended(value: Any) -> Any:
+    """One value of a row, `repaired`."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "")
     if isinstance(value, int) and not isinstance(value, bool):
@@ -156,10 +194,10 @@ def to_dict(row: Mapping[str, Any], tries: list[dict[str, Any]]) -> dict[str, An
     out = dict(row)
     out.update(_decode(out.pop("detail")))
     blob = out.pop("features_blob", None)
-    if blob is not None:
-        import numpy as np
-
-        out["feature_vector"] = np.frombuffer(blob, dtype="<f4").tolist()
+    vector = unpacked(blob, "<f4")
+    if vector is not None:
+        out["feature_vector"] = vector.tolist()
+    out.pop("embedding", None)  # 256 numbers that tell nobody anything
     if out.get("prompt") is not None:
         out["prompt"] = _decode(out["prompt"])
     out["stream"] = bool(out["stream"])

@@ -12,12 +12,11 @@ from typing import Any
 
 import msgspec
 
-from .rows import DECISION, Row, repaired
+from .rows import BINARY, DECISION, DECISION_0001, Row, repaired
 
 Rows = list[tuple[Row, list[Row]]]
 
 BATCH = 512
-_AT_FEATURES = DECISION.index("features")
 _SUFFIX = ".spool.jsonl"
 
 
@@ -73,6 +72,14 @@ class Spool:
                         if found is not None and found[0][0] == decision_id:
                             return found
         return None
+
+    def holds_any(self, decision_ids: set[str]) -> bool:
+        """Does the record of one of them wait here?"""
+        if not self.count:
+            return False
+        with self._lock:
+            found = (_decoded(line) for file in self._files for line in _lines(file))
+            return any(f is not None and f[0][0] in decision_ids for f in found)
 
     def replay(self, write: Callable[[Rows], bool]) -> bool:
         """Hand all records to `write` in batches, oldest first, until it says False.
@@ -166,21 +173,25 @@ def _encoded(row: Row, tries: list[Row]) -> bytes:
 
 def _line(row: Row, tries: list[Row]) -> bytes:
     plain = list(row)
-    if plain[_AT_FEATURES] is not None:
-        plain[_AT_FEATURES] = base64.b64encode(plain[_AT_FEATURES]).decode()
+    for i in BINARY:
+        if plain[i] is not None:
+            plain[i] = base64.b64encode(plain[i]).decode()
     return msgspec.json.encode(_Line(plain, [list(a) for a in tries])) + b"\n"
 
 
 def _decoded(line: bytes) -> tuple[Row, list[Row]] | None:
     try:
         found = msgspec.json.decode(line, type=_Line)
-        if len(found.decision) != len(DECISION):
+        row = found.decision
+        if not len(DECISION_0001) <= len(row) <= len(DECISION):
             return None
-        if found.decision[_AT_FEATURES] is not None:
-            found.decision[_AT_FEATURES] = base64.b64decode(found.decision[_AT_FEATURES])
+        row += [None] * (len(DECISION) - len(row))  # an earlier version wrote it
+        for i in BINARY:
+            if row[i] is not None:
+                row[i] = base64.b64decode(row[i])
     except (ValueError, TypeError):  # msgspec.DecodeError is a ValueError
         return None
-    return tuple(found.decision), [tuple(a) for a in found.attempts]
+    return tuple(row), [tuple(a) for a in found.attempts]
 
 
 def _lines(path: Path, start: int = 0) -> Iterator[bytes]:

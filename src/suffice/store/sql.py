@@ -4,6 +4,8 @@
 -9, a gateway loses at most the records of its last 100 ms. While the database is unreachable,
 records go to a spool file beside it and are written when it is back: nothing is lost, nothing
 counted twice (inserts ignore an id that is there already).
+
+The rooms beside it: `scores` (feedback), `snapshots` (what was learned), `learner` (its state).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +23,52 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from ..errors import StoreError
-from ..types import Feedback, Record, StoreHealth
+from ..types import Feedback, Record, Spend, StoreHealth
 from . import schema
+from .learner import Learner
 from .opening import (
     BUSY_S,
     database_file,
     first_line,
     insert_sql,
     migrate,
-    open_engine,
-    shown,
     spool_base,
 )
-from .rows import ATTEMPT, DECISION, Row, repaired, to_dict, to_rows
+from .rows import ATTEMPT, DECISION, Embed, Row, repaired, to_dict, to_rows
+from .scores import Scores
+from .snapshots import Snapshots
 from .spool import BATCH, Rows, Spool, open_spool
 from .totals import summarise
 
 EVERY_S = 0.05
 IN_MEMORY = 100_000  # records; past it the oldest go to the spool file
+HEARD = 10_000  # scores on their way from `append_feedback`; past it the oldest are given up
 _RETRY_S = 2.0
 
 # The database is well and will never take this record: a number or a text it cannot hold.
 _REFUSED = (IntegrityError, DataError, ArithmeticError, ValueError, TypeError)
 
-# One statement, so that two workers given the same feedback at once cannot both insert it.
-_SCORE = sa.text(
-    "INSERT INTO feedback (decision_id, source, key, score, comment, created_s)"
-    " VALUES (:decision_id, :source, :key, :score, :comment, :created_s)"
-    " ON CONFLICT (decision_id, source, key) DO UPDATE SET"
-    " score = excluded.score, comment = excluded.comment, created_s = excluded.created_s"
-)
-
 _log = logging.getLogger("suffice.store")
 
 
-class SqlStore:
+# Every column but the embedding, which nobody looks at.
+_SHOWN = [c for c in schema.decisions.c if c.name != "embedding"]
+
+
+class SqlStore(Scores, Snapshots, Learner):
     """types.Store over one database. Reading and feedback use connections of their own."""
 
-    def __init__(self, url: str, *, keep_prompts: bool = False, spool: Path | None = None) -> None:
-        self.url = url
+    def __init__(
+        self,
+        url: str,
+        *,
+        keep_prompts: bool = False,
+        spool: Path | None = None,
+        embed: Embed | None = None,
+    ) -> None:
+        super().__init__(url)
         self._keep_prompts = keep_prompts
-        self._engine = open_engine(url)
+        self._embed = embed
         self._file = database_file(url)
         self._inode = _inode(self._file)
         base = spool_base(url)
@@ -74,6 +81,7 @@ class SqlStore:
                 remedy="Make the spool file readable, or move it away.",
             ) from None
         self._pending: deque[Record] = deque()
+        self._heard: deque[Feedback] = deque()
         self._recent: dict[str, Record] = {}  # not yet written, by decision id
         self._lock = threading.Lock()  # one batch at a time: the writer's, or a flush
         self._wake = threading.Event()
@@ -102,10 +110,21 @@ class SqlStore:
         if len(self._pending) > IN_MEMORY:
             self._set_aside()
 
+    def append_feedback(self, feedback: Sequence[Feedback]) -> None:
+        """Take scores of decisions appended before. Never blocks, never raises.
+
+        For what the gateway notices by itself: while the database is down they wait in memory only,
+        and a score of a decision that there is not is dropped.
+        """
+        self._heard.extend(feedback)
+        while len(self._heard) > HEARD:
+            self._heard.popleft()
+            self._lost += 1
+
     def _write_forever(self) -> None:
         while not self._closing:
             self._wake.wait(EVERY_S)
-            if self._pending or self._waiting():
+            if self._pending or self._heard or self._waiting():
                 with self._lock:
                     self._drain()
 
@@ -114,6 +133,7 @@ class SqlStore:
         return bool(self._spool and self._spool.count) and time.monotonic() >= self._retry_at_s
 
     def _drain(self) -> None:
+        heard = len(self._heard)  # before the records: theirs are among those taken now
         while batch := self._taken():
             rows = self._rows_of(batch)
             # While the database is down each batch goes straight to the file, which is tried again
@@ -124,6 +144,20 @@ class SqlStore:
             self._forget(batch)
         if self._waiting():
             self._replay()
+        if heard and time.monotonic() >= self._retry_at_s:
+            self._write_heard(heard)
+
+    def _write_heard(self, n: int) -> None:
+        batch = [self._heard.popleft() for _ in range(min(n, len(self._heard)))]
+        try:
+            if self._spool is not None and self._spool.count:
+                raise StoreError("their decisions wait in the spool file")
+            for i in range(0, len(batch), BATCH):
+                self._store(batch[i : i + BATCH], None)
+            self._error = None
+        except StoreError as error:
+            self._heard.extendleft(reversed(batch))  # stored twice is stored once
+            self._is_down(error)
 
     def _taken(self) -> list[Record]:
         batch: list[Record] = []
@@ -148,7 +182,7 @@ class SqlStore:
         rows = []
         for r in batch:
             try:
-                rows.append(to_rows(r, self._keep_prompts))
+                rows.append(to_rows(r, self._keep_prompts, self._embed))
             except _REFUSED as error:
                 self._give_up(r.decision.id, error)
         return rows
@@ -246,25 +280,13 @@ class SqlStore:
         """How the last write went, and what waits."""
         return StoreHealth(
             ok=self._error is None,
-            pending=len(self._pending),
+            pending=len(self._pending) + len(self._heard),
             spooled=self._spool.count if self._spool else 0,
             lost=self._lost + (self._spool.torn if self._spool else 0),
             error=self._error,
         )
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
-
-    def _rows(self, query: Any) -> list[dict[str, Any]]:
-        try:
-            with self._engine.connect() as connection:
-                return [dict(r) for r in connection.execute(query).mappings()]
-        except SQLAlchemyError as error:
-            raise self._unreadable(error) from None
-
-    def _unreadable(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"The store cannot be read: {first_line(error)}.", remedy=f"Check {shown(self.url)}."
-        )
 
     def decision(self, decision_id: str) -> dict[str, Any] | None:
         """One decision with its attempts and feedback, also when it is not yet written."""
@@ -274,9 +296,7 @@ class SqlStore:
             found = dict(zip(DECISION, row, strict=True))
             attempts = [dict(zip(ATTEMPT, a, strict=True)) for a in tries]
         else:
-            rows = self._rows(
-                sa.select(schema.decisions).where(schema.decisions.c.id == decision_id)
-            )
+            rows = self._rows(sa.select(*_SHOWN).where(schema.decisions.c.id == decision_id))
             if not rows:
                 return None
             found = rows[0]
@@ -304,7 +324,7 @@ class SqlStore:
         """The newest decisions first, without attempts."""
         self.flush()
         t = schema.decisions
-        query = sa.select(t).order_by(t.c.id.desc()).limit(limit)
+        query = sa.select(*_SHOWN).order_by(t.c.id.desc()).limit(limit)
         if since_s is not None:
             query = query.where(t.c.created_s >= since_s)
         if route is not None:
@@ -316,91 +336,32 @@ class SqlStore:
             out.append({**to_dict(row, []), "attempts": n})
         return out
 
-    def training_rows(
-        self, *, since_s: float | None = None, route: str | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """Scored decisions: id, model, propensity, cost, score, source and the feature vector as
-        bytes (float32), oldest first."""
-        self.flush()
-        d, f = schema.decisions, schema.feedback
-        query = (
-            sa.select(
-                d.c.id,
-                d.c.created_s,
-                d.c.route,
-                d.c.model,
-                d.c.propensity,
-                d.c.cost_usd,
-                d.c.session,
-                d.c.features,
-                d.c.features_schema,
-                f.c.score,
-                f.c.source,
-            )
-            .join(f, f.c.decision_id == d.c.id)
-            .order_by(d.c.id)
-        )
-        if since_s is not None:
-            query = query.where(d.c.created_s >= since_s)
-        if route is not None:
-            query = query.where(d.c.route == route)
-        try:
-            with self._engine.connect().execution_options(yield_per=1000) as connection:
-                for row in connection.execute(query).mappings():
-                    yield dict(row)
-        except SQLAlchemyError as error:
-            raise self._unreadable(error) from None
-
-    # ── feedback ─────────────────────────────────────────────────────────────────────────────────
-
-    def add_feedback(self, feedback: Feedback) -> bool:
-        """Store a score; the same (decision, source, key) again replaces it. False: no such
-        decision. Raises StoreError where the store is down: feedback is never taken and dropped."""
-        if feedback.decision_id in self._recent:
+    def _settle(self, decision_ids: set[str]) -> None:
+        if any(i in self._recent for i in decision_ids):
             self.flush()
-        if self._spool is not None and self._spool.find(feedback.decision_id) is not None:
+        if self._spool is not None and self._spool.holds_any(decision_ids):
             raise StoreError(
                 "The store cannot take feedback now: the decision itself waits to be written.",
                 remedy="Send it again later.",
             )
-        d = schema.decisions
-        try:
-            with self._engine.begin() as connection:
-                known = connection.execute(
-                    sa.select(d.c.id).where(d.c.id == feedback.decision_id)
-                ).first()
-                if known is None:
-                    return False
-                connection.execute(
-                    _SCORE,
-                    {
-                        "decision_id": feedback.decision_id,
-                        "source": feedback.source,
-                        "key": feedback.key or "",
-                        "score": feedback.score,
-                        "comment": feedback.comment,
-                        "created_s": feedback.created_s or time.time(),
-                    },
-                )
-        except SQLAlchemyError as error:
-            raise StoreError(
-                f"The store cannot take feedback now: {first_line(error)}.",
-                remedy="Send it again later.",
-            ) from None
-        return True
-
-    def feedback(self, decision_id: str) -> Sequence[dict[str, Any]]:
-        f = schema.feedback
-        return self._rows(
-            sa.select(f.c.score, f.c.source, f.c.comment, f.c.created_s, f.c.key)
-            .where(f.c.decision_id == decision_id)
-            .order_by(f.c.created_s)
-        )
 
     def summary(self, *, since_s: float | None = None) -> dict[str, Any]:
         """Totals: requests, cost (and how many costs are unknown), tokens, shares, failures."""
         self.flush()
         return summarise(self._rows, since_s or 0.0)
+
+    def spend(self, route: str, since_s: float, until_s: float | None = None) -> Spend:
+        """What a route's requests from `since_s` on (and before `until_s`), unix time, have cost."""
+        self.flush()
+        d = schema.decisions
+        query = sa.select(
+            sa.func.coalesce(sa.func.sum(d.c.cost_usd), 0.0).label("usd"),
+            sa.func.count().label("requests"),
+            (sa.func.count() - sa.func.count(d.c.cost_usd)).label("unknown"),
+        ).where(d.c.route == route, d.c.created_s >= since_s)
+        if until_s is not None:
+            query = query.where(d.c.created_s < until_s)
+        return Spend(**self._rows(query)[0])
 
 
 def _inode(path: Path | None) -> tuple[int, int] | None:

@@ -50,7 +50,7 @@ def summarise(rows: Callable[[Any], list[dict[str, Any]]], since_s: float) -> di
         sa.select(
             sa.func.count(sa.distinct(f.c.decision_id)).label("decisions"),
             sa.func.avg(f.c.score).label("mean"),
-        ).where(f.c.created_s >= since_s)
+        ).where(f.c.created_s >= since_s, f.c.replaced_by.is_(None), f.c.kind == "explicit")
     )[0]
     for name in (
         "cost_unknown",

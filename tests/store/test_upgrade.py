@@ -1,0 +1,96 @@
+"""A database of an earlier version, with data in it, brought to this one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from records import at_0001, record
+
+from conftest import require
+from suffice.store import open_store, opening, schema
+from suffice.store.rows import DECISION_0001, to_rows
+from suffice.store.spool import Spool
+from suffice.types import Feedback
+
+
+@pytest.fixture(params=["file", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where an empty database may be made; emptied again afterwards."""
+    if request.param == "file":
+        yield f"sqlite:///{tmp_path / 's.db'}"
+        return
+    found = os.environ.get("SUFFICE_TEST_POSTGRES", "")
+    require("postgres", bool(found), "SUFFICE_TEST_POSTGRES is not set")
+    yield found
+    engine = opening._engine(found)
+    with engine.begin() as connection:
+        schema.metadata.drop_all(connection)
+        connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
+    engine.dispose()
+
+
+def test_nothing_is_lost_and_everything_goes_on(url: str) -> None:
+    old = [
+        {
+            "decision_id": f"dec_{n:011x}",
+            "source": source,
+            "key": "",
+            "score": n / 10,
+            "comment": "né ✓",
+            "created_s": 5000.0 + n,
+        }
+        for n in range(5)
+        for source in ("user", "judge")
+    ]
+    at_0001(url, 8, old)
+    store = open_store(url)
+    assert store.summary()["requests"] == 8
+    assert store.summary()["feedback"]["decisions"] == 5
+    found = store.decision("dec_00000000003")
+    assert found is not None
+    assert found["attempts"][0]["outcome"] == "ok"
+    assert [(f["source"], f["score"], f["comment"]) for f in found["feedback"]] == [
+        ("user", 0.3, "né ✓"),
+        ("judge", 0.3, "né ✓"),
+    ]
+    labels = store.feedback_since(0)
+    assert [(x.decision_id, x.source, x.score) for x in labels] == [
+        (f["decision_id"], f["source"], f["score"]) for f in old
+    ], "a learner that starts now reads all of it, in its order"
+    assert {(x.weight, x.kind, x.embedding) for x in labels} == {(1.0, "explicit", None)}
+    assert store.add_feedback(Feedback(decision_id="dec_00000000003", score=1.0))
+    (new,) = store.feedback_since(labels[-1].seq)
+    assert (new.score, new.previous_score) == (1.0, 0.3)
+    assert len(store.feedback("dec_00000000003")) == 2
+    assert store.spend("auto", 0.0).requests == 8
+    assert store.generation() == 0
+    store.append(record(9))
+    store.close()
+    again = open_store(url)
+    assert again.summary()["requests"] == 9
+    again.close()
+
+
+def test_an_empty_database_of_0001_too(url: str) -> None:
+    at_0001(url, 1, [])
+    store = open_store(url)
+    assert store.feedback_since(0) == []
+    assert store.add_feedback(Feedback(decision_id="dec_00000000000", score=1.0))
+    store.close()
+
+
+def test_records_that_an_earlier_version_spooled_are_written(tmp_path: Path) -> None:
+    spool = tmp_path / "spool.jsonl"
+    row, tries = to_rows(record(7), False)
+    Spool(spool).append([(row, tries)])
+    line = json.loads(spool.read_text())
+    line["decision"] = line["decision"][: len(DECISION_0001)]
+    spool.write_text(json.dumps(line) + "\n")
+    store = open_store(f"sqlite:///{tmp_path / 's.db'}", spool=spool)
+    assert store.health().lost == 0
+    assert store.summary()["requests"] == 1
+    store.close()
