@@ -28,9 +28,9 @@ from .errors import (
     NoCandidate,
     NotFound,
     PlanExhausted,
-    Unprocessable,
     UpstreamError,
 )
+from .store.given import checked, checked_batch
 from .types import (
     Attempt,
     Decision,
@@ -679,33 +679,63 @@ class Router:
     def feedback(
         self,
         decision_id: str,
-        score: float,
+        score: float | None = None,
         *,
+        verdict: str | None = None,
         source: str = "user",
         comment: str | None = None,
         key: str | None = None,
-    ) -> None:
-        """Score a decision in [0, 1]; the same (decision, source, key) again replaces the score.
+        created_s: float | str | None = None,
+        key_id: str | None = None,
+    ) -> Feedback:
+        """Score a decision in [0, 1], or give the verdict "good" (1) or "bad" (0). The same
+        (decision, source, key) again replaces the score.
 
-        Raises Unprocessable for a score out of range, NotFound for an unknown decision, StoreError
-        where it cannot be stored.
+        created_s: when it was judged, unix time or ISO 8601; None = now. key_id: the client's key,
+        which scores its own decisions only; None = any. Raises BadRequest or Unprocessable that
+        names the field, NotFound for an unknown decision, StoreError where it cannot be stored.
         """
-        if not 0.0 <= score <= 1.0:  # also catches NaN
-            raise Unprocessable(
-                f"`score`: Expected a number from 0 to 1, got {score!r}.", param="score"
-            )
-        if not source or len(source) > 64:
-            raise Unprocessable("`source`: Expected 1 to 64 characters.", param="source")
-        given = Feedback(
-            decision_id=decision_id,
-            score=float(score),
-            source=source,
-            comment=comment,
-            created_s=time.time(),
-            key=key,
-        )
-        if not self.store.add_feedback(given):
+        fields = {
+            "decision_id": decision_id,
+            "score": score,
+            "verdict": verdict,
+            "source": source,
+            "comment": comment,
+            "key": key,
+            "created": created_s,
+        }
+        given = checked(fields, time.time())
+        if not self.store.add_feedback(given, key_id=key_id):
             raise NotFound(f"There is no decision {decision_id!r}.", param="decision_id")
+        self._telemetry.scored(given)
+        return given
+
+    def feedback_batch(
+        self, batch: Sequence[Mapping[str, Any]], *, key_id: str | None = None
+    ) -> list[dict[str, Any]]:
+        """`feedback` for up to 1,000 at once. Each item: decision_id, score or verdict, and optional
+        source, comment, key, created.
+
+        One result for each, in order: decision_id, status ("stored", "not_found" or "invalid") and,
+        where it was not stored, a message. Raises Unprocessable for an empty or longer batch,
+        StoreError where nothing can be stored now.
+        """
+        items = checked_batch(batch, time.time())
+        scores = [f for f in items if isinstance(f, Feedback)]
+        stored = iter(self.store.add_feedback_batch(scores, key_id=key_id))
+        results: list[dict[str, Any]] = []
+        for f in items:
+            if not isinstance(f, Feedback):
+                results.append(f)
+                continue
+            done: dict[str, Any] = {"decision_id": f.decision_id, "status": "stored"}
+            if next(stored):
+                self._telemetry.scored(f)
+            else:
+                message = f"There is no decision {f.decision_id!r}."
+                done.update(status="not_found", message=message, param="decision_id")
+            results.append(done)
+        return results
 
     def ready(self) -> dict[str, Any]:
         """ok, or degraded (serving, but the store is down and records are spooled)."""
