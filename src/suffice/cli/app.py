@@ -10,15 +10,20 @@ import typer
 
 def build() -> Callable[..., Any]:
     """The command tree, ready to be called."""
-    from . import demo, doctor, eval, feedback, models, route, serve
-
-    app = typer.Typer(
-        name="suffice",
-        help="Routes every LLM query to the cheapest model that suffices.",
-        no_args_is_help=True,
+    from . import (
         add_completion=False,
+        collect,
+        demo,
+        doctor,
+        eval,
+        feedback,
+        help="Routes every LLM query to the cheapest model that suffices.",
+        models,
+        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
+        route,
+        serve      app = typer.Typer(         name="suffice",
     )
 
     @app.callback(invoke_without_command=True)
@@ -38,4 +43,5 @@ def build() -> Callable[..., Any]:
     app.command("doctor")(doctor.command)
     app.command("feedback")(feedback.command)
     app.command("eval")(eval.command)
+    app.command("collect")(collect.command)
     return typer.main.get_command(app)

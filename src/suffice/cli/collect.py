@@ -1,0 +1,221 @@
+"""`suffice collect`: labels in one command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..lab.collecting import Forecast, Summary
+
+
+def command(
+    queries: str = typer.Argument(
+        help="A table in any format, a .txt of one prompt a line, or a store's URL."
+    ),
+    models: str = typer.Option(..., "--models", help="Models to ask, separated by commas."),
+    out: Path = typer.Option(
+        ..., "--out", help="The table: a folder, or a .jsonl, .csv or .parquet file."
+    ),
+    judge: str = typer.Option(
+        None, "--judge", help="A model that compares each answer with the reference's, both ways."
+    ),
+    reference: str = typer.Option(
+        None, "--reference", help="The model that others are held to. [default: the best by prior]"
+    ),
+    scorer: str = typer.Option(
+        None, "--scorer", help="exact, contains, regex, json_schema, or module:function."
+    ),
+    expected_column: str = typer.Option(
+        None, "--expected-column", help="Column of the expected answer, pattern or schema."
+    ),
+    pattern: str = typer.Option(None, "--pattern", help="One pattern for all, for regex."),
+    schema: Path = typer.Option(None, "--schema", help="One schema for all, for json_schema."),
+    max_usd: float = typer.Option(
+        None, "--max-usd", help="Never spend more on this table, all runs together."
+    ),
+    allow_unknown_price: bool = typer.Option(
+        False, "--allow-unknown-price", help="With --max-usd: models without a price go uncounted."
+    ),
+    sample: int = typer.Option(
+        None, "--sample", help="Ask only so many, chosen for what they can teach."
+    ),
+    seed: int = typer.Option(0, "--seed", min=0, help="Of the sample and of the order."),
+    config: str = typer.Option(None, "--config", help="A suffice.toml."),
+    concurrency: int = typer.Option(8, "--concurrency", min=1, max=256, help="Calls at once."),
+    temperature: float = typer.Option(
+        0.0, "--temperature", min=-1.0, max=2.0, help="Of the models; -1 sends none."
+    ),
+    max_output_tokens: int = typer.Option(
+        2048, "--max-output-tokens", min=1, help="Longest answer; the cap reckons with it."
+    ),
+    judge_max_output_tokens: int = typer.Option(
+        1024, "--judge-max-output-tokens", min=16, help="Longest reply of the judge."
+    ),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask before spending."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show the forecast and leave."),
+    json: bool = typer.Option(False, "--json", help="The summary as one JSON object."),
+) -> None:
+    """Ask every model every query, score the answers, and write a table of outcomes.
+
+    Run the same command again after a crash or a stop: answers are kept in a ledger beside the table
+    and never paid for twice. Leaves with 0 also where --max-usd ended it early, which it says.
+    """
+    from ..lab.collecting import Declined, Options, collect
+    from .output import print_json
+
+    screen = _Terminal(yes=yes, dry_run=dry_run)
+    options = Options(
+        queries=queries,
+        models=tuple(m.strip() for m in models.split(",") if m.strip()),
+        out=out,
+        judge=judge,
+        reference=reference,
+        scorer=scorer,
+        expected_column=expected_column,
+        pattern=pattern,
+        schema=schema,
+        max_usd=max_usd,
+        allow_unknown_price=allow_unknown_price,
+        sample=sample,
+        seed=seed,
+        config=config,
+        concurrency=concurrency,
+        temperature=None if temperature < 0 else temperature,
+        max_output_tokens=max_output_tokens,
+        judge_max_output_tokens=judge_max_output_tokens,
+    )
+    try:
+        summary = collect(options, screen, os.environ)
+    except Declined:
+        if dry_run and json:
+            print_json({"forecast": _plain(screen.forecast)})
+        if dry_run:
+            return
+        screen.say("Nothing was asked.")
+        raise typer.Exit(1) from None
+    if json:
+        print_json(asdict(summary))
+    screen.summary(summary)
+    if summary.stopped == "interrupted":
+        raise typer.Exit(130)
+
+
+def _plain(forecast: Forecast | None) -> Any:
+    assert forecast is not None
+    return {**asdict(forecast), "usd": forecast.usd, "most_usd": forecast.most_usd}
+
+
+class _Terminal:
+    """Everything but the JSON goes to standard error."""
+
+    def __init__(self, *, yes: bool, dry_run: bool) -> None:
+        from rich.console import Console
+
+        self.forecast: Forecast | None = None
+        self._console = Console(stderr=True)
+        self._asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+        self._dry_run = dry_run
+        self._said: set[str] = set()
+        self._progress: Any = None
+        self._task: Any = None
+
+    def say(self, text: str) -> None:
+        self._said.add(text)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def agree(self, forecast: Forecast) -> bool:
+        self.forecast = forecast
+        self._show(forecast)
+        if self._dry_run:
+            return False
+        if not self._asks or not forecast.calls:
+            return True
+        return typer.confirm("Go on?", default=True, err=True)
+
+    def _show(self, f: Forecast) -> None:
+        from rich.table import Table
+
+        from .output import usd
+
+        table = Table(box=None, pad_edge=False, header_style="bold", title=None)
+        for name in ("forecast", "calls", "kept", "tokens in", "tokens out", "USD", "at most"):
+            table.add_column(name, justify="left" if name == "forecast" else "right")
+        for r in f.rows:
+            name = r.model if r.role == "model" else f"{r.model} (judge)"
+            table.add_row(
+                name, f"{r.calls:,}", f"{r.known:,}", f"{r.input_tokens:,}", f"{r.output_tokens:,}",
+                usd(r.usd), usd(r.most_usd),
+            )  # fmt: skip
+        self._console.print(table)
+        total = f"{f.queries:,} queries, {f.calls:,} calls, about {usd(f.usd)}"
+        if f.spent_usd:
+            total += f", after {usd(f.spent_usd)} of earlier runs"
+        if f.max_usd is not None:
+            total += f"; never more than {usd(f.max_usd)} in all"
+            if f.usd is not None and f.spent_usd + f.usd > f.max_usd:
+                share = max(0.0, (f.max_usd - f.spent_usd) / f.usd)
+                total += f", which is likely to end it after some {share:.0%}"
+        self.say(total + ".")
+
+    def begin(self, calls: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        self._progress = Progress(
+            TextColumn("asking"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("spent {task.fields[spent]}"), Remaining(),
+            console=self._console,
+        )  # fmt: skip
+        self._progress.start()
+        self._task = self._progress.add_task("asking", total=calls, spent="$0")
+
+    def step(self, calls: int, spent_usd: float) -> None:
+        from .output import usd
+
+        self._progress.update(self._task, advance=calls, spent=usd(spent_usd))
+
+    def end(self) -> None:
+        self._progress.stop()
+
+    def summary(self, s: Summary) -> None:
+        from rich.table import Table
+
+        from .output import number, usd
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("model", "answers", "scored", "failed", "mean score", "USD a query"):
+            table.add_column(name, justify="left" if name == "model" else "right")
+        for name, m in s.models.items():
+            table.add_row(
+                name, f"{m.answers:,}", f"{m.scored:,}", f"{m.failed:,}", number(m.quality, 3),
+                usd(m.mean_usd),
+            )  # fmt: skip
+        self._console.print(table)
+        for name, m in s.models.items():
+            if m.first_failure:
+                self.say(f"{name}: {m.failed} without an answer; the first: {m.first_failure}")
+        if s.judged_pairs:
+            self.say(
+                f"The judge contradicted itself when the order was swapped in {s.judge_contradicts} "
+                f"of {s.judged_pairs} pairs; those score 0.5."
+            )
+        for warning in s.warnings:
+            if f"warning: {warning}" not in self._said:
+                self.say(f"warning: {warning}")
+        if s.stopped == "max_usd":
+            self.say(
+                f"--max-usd {s.max_usd:g} ended it after {s.asked:,} of {s.queries:,} queries; raise "
+                "it and run it again to go on."
+            )
+        elif s.stopped:
+            self.say(f"Stopped after {s.asked:,} of {s.queries:,} queries; run it again to go on.")
+        spent = f"{s.out}: {s.asked:,} queries, {usd(s.spent_usd)} spent"
+        if s.uncertain_usd:
+            spent += f", of it {usd(s.uncertain_usd)} for calls whose price is not certain"
+        self.say(spent + ".")
