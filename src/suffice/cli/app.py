@@ -10,20 +10,15 @@ import typer
 
 def build() -> Callable[..., Any]:
     """The command tree, ready to be called."""
-    from . import (
-        add_completion=False,
-        collect,
-        demo,
-        doctor,
-        eval,
-        feedback,
+    from . import collect, demo, doctor, eval, feedback, models, route, serve
+
+    app = typer.Typer(
+        name="suffice",
         help="Routes every LLM query to the cheapest model that suffices.",
-        models,
         no_args_is_help=True,
+        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        route,
-        serve      app = typer.Typer(         name="suffice",
     )
 
     @app.callback(invoke_without_command=True)
