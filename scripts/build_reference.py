@@ -53,7 +53,9 @@ WORDS: dict[str, dict[str, str]] = {
     },
     "[routes.NAME]": {
         "models": "The pool, as `provider/model`",
-        "policy": "A policy's name",
+        "policy": "A policy's name, or the artifact that `suffice train` wrote",
+        "certificate": "What `suffice calibrate` wrote, for `max_quality_loss`; the one beside an "
+        "artifact is found by itself",
         "objective": "What you want: see [policies](../concepts/policies.md)",
         "fallbacks": "Tried in this order when the whole pool has failed",
         "fallback_max_usd_per_query": "A fallback predicted to cost more is not tried",

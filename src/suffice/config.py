@@ -120,6 +120,7 @@ class RetrySettings(_Tree):
 class RouteSettings(_Tree):
     models: tuple[str, ...] = Field(min_length=1)
     policy: str = "default"
+    certificate: str | None = None
     objective: Any = "balanced"
     fallbacks: tuple[str, ...] = ()
     fallback_max_usd_per_query: float | None = Field(default=None, gt=0)
@@ -150,6 +151,7 @@ class RouteSpec(msgspec.Struct, frozen=True):
     name: str
     models: tuple[Model, ...]
     policy: str
+    certificate: str | None
     objective: Objective
     fallbacks: tuple[Model, ...]
     fallback_max_usd_per_query: float | None
@@ -447,6 +449,7 @@ def _resolve_route(
         name=name,
         models=kept,
         policy=route.policy,
+        certificate=route.certificate,
         objective=policies.parse_objective(route.objective),
         fallbacks=tuple(usable[n] for n in route.fallbacks if n in usable),
         fallback_max_usd_per_query=route.fallback_max_usd_per_query,

@@ -30,6 +30,7 @@ from .errors import (
     PlanExhausted,
     UpstreamError,
 )
+from .policies import certificate
 from .store.given import checked, checked_batch
 from .types import (
     Attempt,
@@ -264,7 +265,12 @@ class Router:
         self._targets = {m.name: Target(m, resolved.providers[m.provider]) for m in resolved.models}
         self._specs = dict(resolved.routes)
         self._policies = {name: self._make_policy(spec) for name, spec in self._specs.items()}
-        self._sketches = {name: policies.Sketch() for name in self._specs}
+        # A policy that solves its objective over traffic says what it wants to remember of it.
+        self._sketches = {
+            name: policy.sketch()
+            for name, policy in self._policies.items()
+            if hasattr(policy, "sketch")
+        }
         self._pools: dict[tuple[str, ...], tuple[Model, ...]] = {}
         self._breaker = execution.Breaker(execution.BreakerSettings(), time.monotonic)
         self._health = execution.Health(time.monotonic)
@@ -487,15 +493,13 @@ class Router:
             raise BadRequest(f"{error}.", param="suffice.objective", code="invalid_value") from None
 
     def _learn_traffic(self, route: Route, decision: Decision) -> None:
-        """The route's own difficulty scores replace the shipped quantiles as they come in."""
-        policy = route.policy
-        if not isinstance(policy, policies.DefaultPolicy) or decision.score is None:
+        """The route's own traffic takes the place of what was shipped or trained on."""
+        sketch = self._sketches.get(route.name)
+        if sketch is None or not sketch.add(decision):
             return
-        sketch = self._sketches[route.name]
-        if sketch.add(decision.score):
-            fresh = policy.with_quantiles(sketch.table())
-            self._policies[route.name] = fresh
-            self.__dict__.pop("_routes", None)
+        policy: Any = route.policy
+        self._policies[route.name] = policy.with_traffic(sketch)
+        self.__dict__.pop("_routes", None)
 
     def _cost_of(self, model: str, usage: Usage | None) -> float | None:
         return catalog.price_usd(self._targets[model].model, usage)
@@ -558,14 +562,51 @@ class Router:
         self._telemetry.emit(record)
 
     def _make_policy(self, spec: Any) -> Policy:
-        try:
-            return policies.make(spec.policy, features.SIGNAL_NAMES)
-        except ValueError as error:
+        if policies.is_path(spec.policy):
+            policy: Any = policies.load_trained(
+                self._beside_config(spec.policy),
+                fold=features.compile_heads,
+                embed=features.embed,
+                features=features.SCHEMA,
+                table=features.table_version(),
+            )
+        else:
+            try:
+                policy = policies.make(spec.policy, features.SIGNAL_NAMES)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{error}.",
+                    field=f"routes.{spec.name}.policy",
+                    source=self._resolved.settings.source,
+                ) from None
+        return self._certified(policy, spec)
+
+    def _certified(self, policy: Any, spec: Any) -> Policy:
+        """The policy under the route's certificate: the one it names, else the one that lies beside
+        its artifact."""
+        path: str | Path | None = None
+        if spec.certificate is not None:
+            path = self._beside_config(spec.certificate)
+        elif policies.is_path(spec.policy):
+            beside = certificate.beside(self._beside_config(spec.policy))
+            path = beside if beside.exists() else None
+        if path is None:
+            return policy  # type: ignore[no-any-return]
+        if not hasattr(policy, "under"):
             raise ConfigError(
-                f"{error}.",
-                field=f"routes.{spec.name}.policy",
+                f"The policy {spec.policy!r} cannot be certified.",
+                field=f"routes.{spec.name}.certificate",
                 source=self._resolved.settings.source,
-            ) from None
+            )
+        version = getattr(policy, "score_version", None) or certificate.prior_version(
+            policy.name, features.SCHEMA
+        )
+        return policy.under(certificate.load(path), version)  # type: ignore[no-any-return]
+
+    def _beside_config(self, name: str) -> str:
+        """A file named in the config: beside the config, else from where we are."""
+        beside = Path(self._resolved.settings.source).parent / name
+        return str(beside if beside.exists() else name)
 
     # ── what users of the class call ─────────────────────────────────────────────────────────────
 
@@ -601,6 +642,10 @@ class Router:
     def source(self) -> str:
         """Where the settings came from: a file's path, or words."""
         return str(self._resolved.settings.source)
+
+    def route_specs(self) -> tuple[Any, ...]:
+        """The routes as the config gives them, every name in them resolved."""
+        return tuple(self._specs.values())
 
     def route_names(self) -> tuple[str, ...]:
         return tuple(self._specs)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trained_artifacts import KINDS, artifact
 
 from suffice import features, policies
 from suffice.policies.default import cheapest_mix
@@ -41,9 +42,21 @@ POOLS = {
 TEXTS = ["hi", "What's the weather today?", "Prove that e is irrational. " * 5, ""]
 
 
-@pytest.fixture(params=policies.POLICY_NAMES)
+TRAINED = tuple(f"trained:{kind}" for kind in KINDS)
+
+
+def made(name: str) -> Policy:
+    kind = name.removeprefix("trained:")
+    if kind != name:
+        return policies.TrainedPolicy(
+            artifact(kind, ("p/weak", "a", "b")), features.compile_heads, features.embed
+        )
+    return policies.make(name, features.SIGNAL_NAMES)
+
+
+@pytest.fixture(params=(*policies.POLICY_NAMES, *TRAINED))
 def policy(request: pytest.FixtureRequest) -> Policy:
-    return policies.make(request.param, features.SIGNAL_NAMES)
+    return made(request.param)
 
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=list(POOLS))
@@ -64,15 +77,18 @@ def test_a_decision_is_whole(
         assert d.propensity == chosen.propensity > 0
         assert d.reason.startswith(d.model)
         assert d.policy_version == policy.version
-        assert d.basis == "prior"
+        assert d.basis == ("trained" if policy.name == "trained" else "prior")
         for p, c in zip(d.predictions, pool, strict=True):
-            assert (p.cost_usd is None) == (c.model.price.input_usd_per_mtok is None)
+            unknown = c.model.price.input_usd_per_mtok is None
+            # What a table paid for a model is known, whatever the catalog knows of its price.
+            assert (p.cost_usd is None) == unknown or (policy.name == "trained" and unknown)
         msgspec.json.encode(d)
 
 
-def test_the_same_again_decides_the_same(policy: Policy) -> None:
+@pytest.mark.parametrize("name", [*policies.POLICY_NAMES, *TRAINED])
+def test_the_same_again_decides_the_same(name: str) -> None:
+    policy, other = made(name), made(name)
     x = features.extract_text("Write a haiku")
-    other = policies.make(policy.name, features.SIGNAL_NAMES)
     o = Objective(kind="balanced")
     for seed in range(20):
         first = policy.decide(x, POOLS["free"], o, seed=seed)

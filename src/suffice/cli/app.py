@@ -10,7 +10,20 @@ import typer
 
 def build() -> Callable[..., Any]:
     """The command tree, ready to be called."""
-    from . import collect, demo, doctor, eval, feedback, models, route, serve
+    from . import (
+        assess,
+        calibrate,
+        collect,
+        demo,
+        doctor,
+        eval,
+        feedback,
+        models,
+        replay,
+        route,
+        serve,
+        train,
+    )
 
     app = typer.Typer(
         name="suffice",
@@ -37,6 +50,10 @@ def build() -> Callable[..., Any]:
     app.command("models")(models.command)
     app.command("doctor")(doctor.command)
     app.command("feedback")(feedback.command)
+    app.command("assess")(assess.command)
     app.command("eval")(eval.command)
+    app.command("train")(train.command)
+    app.command("calibrate")(calibrate.command)
     app.command("collect")(collect.command)
+    app.command("replay")(replay.command)
     return typer.main.get_command(app)

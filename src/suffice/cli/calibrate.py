@@ -98,7 +98,7 @@ def _list_prices(
     config: Path | None, names: Sequence[str]
 ) -> dict[str, tuple[float, float] | None]:
     """USD per million tokens in and out of each model, as serving will see them."""
-    from ..policies.trained import column_of
+    from ..policies.naming import column_of
     from ..router import Router
 
     if config is not None or Path("suffice.toml").exists():

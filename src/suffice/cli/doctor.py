@@ -41,8 +41,9 @@ def command(
 def examine(config: Path | None, timeout_s: float) -> list[Check]:
     """All checks, in order; a broken config ends them."""
     from ..config import check_bind, load_settings, resolve
-    from ..errors import ConfigError, StoreError
+    from ..errors import ArtifactError, ConfigError, StoreError
     from ..providers.discovery import reachable
+    from ..router import Router
     from ..store import open_store
 
     env = os.environ
@@ -70,6 +71,11 @@ def examine(config: Path | None, timeout_s: float) -> list[Check]:
         checks.append(Check(f"provider {name}", problem is None, told))
     for warning in found.warnings:
         checks.append(Check("note", None, warning))
+    try:
+        policies = {s.policy for s in Router(found, env=env).route_specs()}
+        checks.append(Check("policies", True, ", ".join(sorted(policies))))
+    except (ArtifactError, ConfigError) as error:
+        checks.append(Check("policies", False, str(error)))
     try:
         open_store(settings.store.url).close()
         checks.append(Check("store", True, settings.store.url.rpartition("@")[2]))

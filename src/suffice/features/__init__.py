@@ -31,6 +31,7 @@ __all__ = [
     "explain_vector",
     "extract",
     "extract_text",
+    "table_version",
     "vector",
 ]
 
@@ -131,6 +132,11 @@ def compile_heads(heads: NDArray[np.floating]) -> NDArray[np.float32]:
 def extract_text(prompt: str) -> Features:
     """Features of a single prompt, as tables of queries hold them."""
     return extract((Message("user", prompt),))
+
+
+def table_version() -> str:
+    """Which token table the embedding comes from: learned weights belong to one."""
+    return table.shipped().digest[:16]
 
 
 def vector(features: Features) -> NDArray[np.float32]:

@@ -141,15 +141,12 @@ _ANYWHERE: tuple[tuple[str, int], ...] = tuple(
 )
 
 _TOKEN = re.compile(r"[^\W_]+")
-_MATH_MARKS = re.compile(r"\\[a-z]{2,}|[=<>≤≥∑∫√∞∀∃∈⊂≡±×÷^]|\$[^$]{1,80}\$")
-# Every alternative begins with a literal, so that the scan may skip all other characters; the last
-# is a call: an opening parenthesis right behind a word.
-_CODE_MARKS = re.compile(r"```|[{};]\s|=>|->|==|!=|</?[a-z]+>|Traceback|Error:|\((?<=\w\()")
+_MATH_MARKS = re.compile(r"\\[a-z]{2,}|[=<>≤≥∑∫√∞∀∃∈⊂≡±×÷^]")
+# The last is a call: an opening parenthesis right behind a word.
+_CODE_MARKS = re.compile(r"```|[{};]$|=>|->|==|!=|</?[a-z]+>|traceback|error:|\w\(")
 _LIST_MARK = re.compile(r"\(?[1-9a-e][.)]|[-*•]")  # a chunk that begins an item
 _AND_THEN = re.compile(r"(?:and|und|et|y|e) then ")
 _DIGITS = b"0123456789"
-# Most asks hold none of these, and one scan for a set of characters is cheap.
-_ODD = re.compile(r"[\\=<>≤≥∑∫√∞∀∃∈⊂≡±×÷^$`{}(]|Error")
 _ENDS = frozenset(".!?")
 
 _I = {name: i for i, name in enumerate(SIGNAL_NAMES)}
@@ -174,12 +171,11 @@ def estimate_tokens(text: str) -> float:
     return max(0.0, n - wide) / 4.0 + wide * 0.9
 
 
-def count_chunk(chunk: str) -> tuple[tuple[int, ...], int]:
-    """(signals that a chunk of the ask counts for, its words). The chunk is in lower case and holds
-    no white space; its work is remembered, so it may be plain."""
+def count_chunk(chunk: str) -> tuple[int, ...]:
+    """The signals that a chunk of the ask counts for, one as often as it does. The chunk is in lower
+    case and holds no white space; what comes out is remembered, so the work may be plain."""
     hits: list[int] = []
-    words = _TOKEN.findall(chunk)
-    for word in words:
+    for word in _TOKEN.findall(chunk):
         known = _WORDS.get(word)
         if known is not None:
             hits += known
@@ -187,7 +183,9 @@ def count_chunk(chunk: str) -> tuple[tuple[int, ...], int]:
             hits.append(4)
     if _LIST_MARK.fullmatch(chunk):
         hits.append(14)
-    return tuple(hits), len(words)
+    hits += [5] * len(_MATH_MARKS.findall(chunk))
+    hits += [6] * len(_CODE_MARKS.findall(chunk))
+    return tuple(hits)
 
 
 def ask_signals(ask: Ask, pieces: WordPiece) -> tuple[list[float], list[int]]:
@@ -200,7 +198,7 @@ def ask_signals(ask: Ask, pieces: WordPiece) -> tuple[list[float], list[int]]:
     v[1] = log1p(estimate_tokens(text) * scale)
     v[2] = log1p(ask.lines)
     low = text.lower()
-    ids, words = pieces.read(low, v)
+    ids, chunks = pieces.read(low, v)
     raw = text.encode("utf-8", "surrogatepass")
     if text:
         v[3] = (len(raw) - len(raw.translate(None, _DIGITS))) / len(text)
@@ -211,9 +209,8 @@ def ask_signals(ask: Ask, pieces: WordPiece) -> tuple[list[float], list[int]]:
                 v[i] += 1.0
         v[12] += text.count("？") + text.count("؟")
         v[13] = text.count("。") + text.count("！") + text.count("？")
-    if _ODD.search(text) is not None:
-        v[5] += len(_MATH_MARKS.findall(text))
-        v[6] += len(_CODE_MARKS.findall(text))
+    if "$" in text:
+        v[5] += text.count("$") // 2  # formulas between dollars
     if ask.code:
         v[6] += 2.0
     v[12] += text.count("?")
@@ -224,7 +221,7 @@ def ask_signals(ask: Ask, pieces: WordPiece) -> tuple[list[float], list[int]]:
     v[15] = text.count(",")
     v[16] = text.count("(")
     v[17] = text.count('"') / 2
-    if words > 14:
+    if chunks > 14:
         v[20] = 0.0  # a long ask is no look-up, whatever words it holds
     for i in _COUNTS:
         if v[i]:

@@ -21,9 +21,9 @@ _CHUNK_CHARS = 40  # a longer chunk is not worth remembering
 _WORD_CHARS = 48  # a longer word is unknown (BERT: 100): no language writes them, encodings do
 _MIXED_CHARS = 16  # so is a word this long of letters and digits: a hash, a key, base64
 
-# What is remembered of a chunk: its pieces, the signals it counts for (an index as often as it
-# counts), its words.
-Chunk = tuple[tuple[int, ...], tuple[int, ...], int]
+# What is remembered of a chunk: its pieces, and the signals it counts for (an index as often as it
+# counts).
+Chunk = tuple[tuple[int, ...], tuple[int, ...]]
 
 _ASCII = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
 
@@ -32,14 +32,14 @@ class WordPiece:
     """A vocabulary with its cache. vocabulary: pieces in the order of their ids; "##" marks one
     that continues a word; holds "[UNK]". Raises ValueError where it does not.
 
-    count: what else a chunk (lower case, no white space) is good for: (signals it counts for, its
-    words). Remembered with its pieces, because the loop over chunks is what an ask costs.
+    count: the signals that a chunk (lower case, no white space) counts for. Remembered with its
+    pieces, because the loop over chunks is what an ask costs.
     """
 
     def __init__(
         self,
         vocabulary: Sequence[str],
-        count: Callable[[str], tuple[tuple[int, ...], int]] | None = None,
+        count: Callable[[str], tuple[int, ...]] | None = None,
     ) -> None:
         ids = {piece: i for i, piece in enumerate(vocabulary)}
         if "[UNK]" not in ids:
@@ -56,26 +56,25 @@ class WordPiece:
 
     def ids(self, text: str) -> list[int]:
         """Ids of the pieces of `text`, without special tokens. The caller bounds its length."""
-        return self.read(text.lower(), None)[0]
+        out: list[int] = []
+        for chunk in text.lower().split():
+            out += (self._young.get(chunk) or self._miss(chunk))[0]
+        return out
 
-    def read(self, low: str, counts: list[float] | None) -> tuple[list[int], int]:
-        """(ids of the pieces, number of words) of a text in lower case; `counts` goes up by one at
+    def read(self, low: str, counts: list[float]) -> tuple[list[int], int]:
+        """(ids of the pieces, number of chunks) of a text in lower case; `counts` goes up by one at
         each index that a chunk counts for."""
         out: list[int] = []
-        words = 0
-        get = self._young.get
-        for chunk in low.split():
-            found = get(chunk)
-            if found is None:
-                # _miss may start a new generation; `get` then serves the old one, which is correct,
-                # only a little slower until the next call.
-                found = self._miss(chunk)
-            out += found[0]
-            if found[1] and counts is not None:
-                for i in found[1]:
-                    counts[i] += 1.0
-            words += found[2]
-        return out, words
+        get, miss = self._young.get, self._miss
+        chunks = low.split()
+        for chunk in chunks:
+            # A miss may start a new generation; `get` then serves the old one, which is correct,
+            # only a little slower until the next call.
+            pieces, hits = get(chunk) or miss(chunk)
+            out += pieces
+            for i in hits:
+                counts[i] += 1.0
+        return out, len(chunks)
 
     def _miss(self, chunk: str) -> Chunk:
         found = self._old.get(chunk)
@@ -90,8 +89,7 @@ class WordPiece:
                     pieces.append(self._unknown)
                 else:
                     pieces.extend(self._split(word))
-            counted = ((), 0) if self._count is None else self._count(chunk)
-            found = (tuple(pieces), *counted)
+            found = (tuple(pieces), () if self._count is None else self._count(chunk))
         if len(chunk) <= _CHUNK_CHARS:
             if len(self._young) >= _GENERATION:
                 self._old, self._young = self._young, {}

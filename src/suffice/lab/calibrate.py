@@ -18,7 +18,7 @@ from .. import features
 from ..errors import TableError, UsageError
 from ..policies import certificate as certificates
 from ..policies.certificate import Certificate
-from ..policies.trained import column_of
+from ..policies.naming import column_of
 from . import predictors
 from .certify import Kind, Verdict, certify, quantile_thresholds
 from .forecasts import NO_LABELS, is_artifact

@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import features
 from ..errors import UsageError, nearest
+from ..policies import artifact, estimators
+from ..policies.estimators import Estimator
+from ..policies.naming import column_of
 from ..policies.predict import GRID, Scorer, price_priors, quality_curves
 from .head import PSEUDO_LABELS, EvidenceHead
 from .predictor import Batch, Predictor
@@ -24,7 +29,7 @@ VECTOR_SCALE = 4.0  # of the embedding beside standardised signals, chosen with 
 CLIP = 4.0  # deviations at which a signal is clipped
 FEW = 300  # labelled queries below which three or more models get constants only
 _VARIANCE = 0.3  # of a right/wrong gap between two models: the unit in which priors are stated
-_SLOPE = 0.1  # prior slope of the gap on standardised log length, in that unit
+SLOPE = 0.1  # prior slope of the gap on standardised log length, in that unit
 
 
 @cache
@@ -76,8 +81,6 @@ class Default:
         return self
 
     def _score(self, x: Batch) -> Floats:
-        from .. import features
-
         scorer = Scorer(features.SIGNAL_NAMES)
         return np.array([scorer.of(s) for s in x.signals.tolist()])
 
@@ -116,6 +119,11 @@ class Constant:
     def expect(self, x: Batch) -> tuple[Floats, Floats]:
         shape = (len(x), len(self.mean_))
         return np.broadcast_to(self.mean_, shape), np.broadcast_to(self.cost_, shape)
+
+    def estimator(self, models: Sequence[str]) -> Estimator:
+        """What was learned, as an artifact holds it."""
+        unknown = np.full(len(self.mean_), np.nan)
+        return estimators.Constant(tuple(models), self.mean_, np.asarray(self.cost_), unknown)
 
     def rank(self, x: Batch, strong: int, weak: int) -> Floats:
         return np.zeros(len(x))
@@ -185,8 +193,8 @@ class Trained:
         """(k,) prior slopes of each gap on log length: what a weaker model lacks grows with it."""
         gap = self.mean_ - self.mean_[self.reference_]
         if len(gap) == 2:
-            return np.array([0.0 if j == self.reference_ else -_SLOPE for j in range(2)])
-        return np.asarray(_SLOPE * np.clip(gap / 0.25, -1.0, 0.0))
+            return np.array([0.0 if j == self.reference_ else -SLOPE for j in range(2)])
+        return np.asarray(SLOPE * np.clip(gap / 0.25, -1.0, 0.0))
 
     @staticmethod
     def _regress(
@@ -210,9 +218,46 @@ class Trained:
         cost = np.exp(y[:, k + 1 :]) if self.has_cost_ else np.broadcast_to(self.cost_, (len(x), k))
         return quality, cost
 
+    def estimator(self, models: Sequence[str]) -> Estimator:
+        """What was learned, as an artifact holds it: qualities instead of gaps and a level."""
+        k = len(self.mean_)
+        mean, deviation = standard()
+        weights = self.weights_[:, :k] + self.weights_[:, [k]]
+        intercept = self.intercept_[:k] + self.intercept_[k]
+        if self.has_cost_:
+            weights = np.concatenate([weights, self.weights_[:, k + 1 :]], axis=1)
+            intercept = np.append(intercept, self.intercept_[k + 1 :])
+        s = len(mean)
+        return estimators.Linear(
+            tuple(models), mean, deviation, CLIP, weights[:s], weights[s:] * VECTOR_SCALE,
+            intercept, np.asarray(self.cost_, float), self.has_cost_,
+        )  # fmt: skip
+
     def rank(self, x: Batch, strong: int, weak: int) -> Floats:
         quality, _ = self.expect(x)
         return np.asarray(quality[:, strong] - quality[:, weak])
+
+
+def one_head(x: Batch, target: Floats, mean: float, slope: float) -> tuple[Floats, float]:
+    """Weights (p,) over `design` and the intercept for one target (n,), with prior mean and prior
+    slope on standardised log length."""
+    w, b = Trained._regress(
+        design(x), x.signals.shape[1], target[:, None], np.array([mean]), np.array([slope])
+    )
+    return w[:, 0], float(b[0])
+
+
+def log_heads(x: Batch, positive: Floats) -> tuple[Floats, Floats]:
+    """Weights (p, k) and intercepts (k,) over `design` for the log of positive amounts (n, k), NaN
+    where unknown, scaled so that the mean of their exponentials is right on what was given."""
+    d = design(x)
+    logs = np.log(positive)
+    centre = np.nanmean(logs, axis=0)
+    w, b = Trained._regress(d, x.signals.shape[1], logs, centre, np.zeros(logs.shape[1]))
+    told = np.exp(b + d @ w)
+    seen = ~np.isnan(positive)
+    ratio = np.where(seen, positive, 0).sum(axis=0) / np.where(seen, told, 0).sum(axis=0)
+    return w, b + np.log(ratio)
 
 
 class _Means(Constant):
@@ -242,25 +287,21 @@ class Neighbours(_Means):
         self, x: Batch, score: Floats, cost_usd: Floats | None, price: Floats, models: Sequence[str]
     ) -> Self:
         super().fit(x, score, cost_usd, price, models)
-        self.points_ = _unit_rows(x.vectors)
+        self.points_ = estimators.unit_rows(x.vectors)
         self.score_ = score
         return self
 
     def _quality(self, x: Batch) -> Floats:
+        return self.estimator([""] * len(self.mean_)).expect(x.signals, x.vectors)[0]
+
+    def estimator(self, models: Sequence[str]) -> Estimator:
         n = len(self.points_)
         if not n:
-            return np.tile(self.mean_, (len(x), 1))
-        k = min(n, self.neighbours or int(np.clip(np.sqrt(n), 10, 100)))
-        out = np.empty((len(x), len(self.mean_)))
-        for at in range(0, len(x), 1024):
-            near = _unit_rows(x.vectors[at : at + 1024]) @ self.points_.T
-            top = np.argpartition(-near, k - 1, axis=1)[:, :k]
-            scores = self.score_[top]
-            seen = ~np.isnan(scores)
-            total = np.where(seen, scores, 0.0).sum(axis=1)
-            count = seen.sum(axis=1)
-            out[at : at + 1024] = np.where(count > 0, total / np.maximum(count, 1), self.mean_)
-        return out
+            return super().estimator(models)
+        near = min(n, self.neighbours or int(np.clip(np.sqrt(n), 10, 100)))
+        return estimators.Neighbours(
+            tuple(models), self.points_, self.score_, self.mean_, np.asarray(self.cost_), near
+        )
 
 
 class Clusters(_Means):
@@ -298,6 +339,12 @@ class Clusters(_Means):
             return np.tile(self.mean_, (len(x), 1))
         return np.asarray(self.table_[self.kmeans_.predict(x.vectors)])
 
+    def estimator(self, models: Sequence[str]) -> Estimator:
+        if self.kmeans_ is None:
+            return super().estimator(models)
+        centres = self.kmeans_.cluster_centers_.astype(np.float32)
+        return estimators.Clusters(tuple(models), centres, self.table_, np.asarray(self.cost_))
+
 
 class Ridge(_Means):
     """Plain ridge regression of each score on signals and embedding, penalty by cross-validation."""
@@ -321,10 +368,15 @@ class Ridge(_Means):
             return np.tile(self.mean_, (len(x), 1))
         return np.asarray(self.ridge_.predict(design(x)))
 
-
-def _unit_rows(v: NDArray[np.float32]) -> NDArray[np.float32]:
-    length = np.sqrt((v * v).sum(axis=1, keepdims=True))
-    return np.asarray(v / np.maximum(length, 1e-9))
+    def estimator(self, models: Sequence[str]) -> Estimator:
+        if self.ridge_ is None:
+            return super().estimator(models)
+        mean, deviation = standard()
+        s, weights = len(mean), self.ridge_.coef_.reshape(len(models), -1).T
+        return estimators.Linear(
+            tuple(models), mean, deviation, CLIP, weights[:s], weights[s:] * VECTOR_SCALE,
+            np.asarray(self.ridge_.intercept_, float).reshape(-1), np.asarray(self.cost_, float),
+        )  # fmt: skip
 
 
 BUILT_IN: dict[str, Callable[[], Predictor]] = {
@@ -338,8 +390,51 @@ BUILT_IN: dict[str, Callable[[], Predictor]] = {
 }
 
 
+class FromArtifact:
+    """A trained artifact among the predictors: `fit` learns nothing, it only finds the table's
+    models among the artifact's columns. A model that the artifact does not know has none: NaN.
+
+    Learned before: `version_`, `training_keys_` (uint64 hashes of the prompts learned from).
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self.artifact = artifact.load(path)
+        artifact.check(self.artifact.card, features.SCHEMA, features.table_version(), path)
+        self.version_ = self.artifact.version
+        self.training_keys_ = self.artifact.training_keys
+
+    def fit(
+        self, x: Batch, score: Floats, cost_usd: Floats | None, price: Floats, models: Sequence[str]
+    ) -> Self:
+        known = self.artifact.card.models
+        self.columns_ = [column_of(m, known) for m in models]
+        self.price_ = price
+        missing = [m for m, c in zip(models, self.columns_, strict=True) if c is None]
+        if missing:
+            raise UsageError(
+                f"{self.name} was not trained on {', '.join(map(repr, missing))}.",
+                remedy=f"It knows: {', '.join(known)}. Choose among them with --models.",
+            )
+        return self
+
+    def expect(self, x: Batch) -> tuple[Floats, Floats]:
+        columns = [c for c in self.columns_ if c is not None]
+        quality, cost = self.artifact.estimator.expect(x.signals, x.vectors)
+        own = cost[:, columns]
+        # Dollars of another table do not compare with these: known prices stand in for unknown.
+        return quality[:, columns], np.where(np.isnan(own), self.price_, own)
+
+    def rank(self, x: Batch, strong: int, weak: int) -> Floats:
+        quality, _ = self.expect(x)
+        return np.asarray(quality[:, strong] - quality[:, weak])
+
+
 def make(name: str) -> Predictor:
-    """The predictor called `name`, built in or an entry point. Raises UsageError."""
+    """The predictor called `name`: built in, an entry point, or the path of an artifact. Raises
+    UsageError or ArtifactError."""
+    if name not in BUILT_IN and (name.endswith(".npz") or Path(name).is_file()):
+        return FromArtifact(name)
     factory = BUILT_IN.get(name)
     if factory is None:
         from importlib.metadata import entry_points

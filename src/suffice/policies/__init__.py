@@ -7,10 +7,12 @@ from typing import Any
 
 from ..errors import nearest
 from ..types import Objective, Policy
+from .artifact import check, load
 from .default import DefaultPolicy, make_named
 from .objectives import describe, parse_objective
 from .quantiles import Sketch
 from .random_ import RandomPolicy
+from .trained import Embed, Fold, TrainedPolicy
 
 # A new policy is one file and one line here, or an entry point of the group "suffice.policies".
 _BUILT_IN: dict[str, Callable[..., Policy]] = {
@@ -28,10 +30,28 @@ __all__ = [
     "DefaultPolicy",
     "RandomPolicy",
     "Sketch",
+    "TrainedPolicy",
     "describe",
+    "is_path",
+    "load_trained",
     "make",
     "parse_objective",
 ]
+
+
+def is_path(policy: str) -> bool:
+    """Whether a `policy` names a file rather than a policy."""
+    return policy.endswith(".npz") or "/" in policy or "\\" in policy
+
+
+def load_trained(
+    path: str, *, fold: Fold, embed: Embed, features: str, table: str
+) -> TrainedPolicy:
+    """The policy that serves the artifact at `path`. fold, embed: of the features room; features,
+    table: the versions of its signals and token table. Raises ArtifactError."""
+    artifact = load(path)
+    check(artifact.card, features, table, path)
+    return TrainedPolicy(artifact, fold, embed)
 
 
 def make(name: str, signal_names: Sequence[str], **params: Any) -> Policy:

@@ -18,6 +18,7 @@ import msgspec
 
 from ..errors import ArtifactError
 from ..types import Objective
+from .naming import column_of
 
 SCHEMA = "certificate-1"
 MAX_BYTES = 1_000_000
@@ -122,9 +123,12 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     def columns(self, names: Sequence[str]) -> tuple[int, ...] | None:
         """The places among `names` (of served models or of an artifact) of (reference, *cheap);
         None where one is missing: then only the reference is safe to serve."""
-        from .trained import column_of
+        return self.places((self.reference, *self.cheap), names)
 
-        found = [column_of(m, names) for m in (self.reference, *self.cheap)]
+    @staticmethod
+    def places(models: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:
+        """The places of `models` among `names`, each another; None where one is missing."""
+        found = [column_of(m, names) for m in models]
         places = tuple(at for at in found if at is not None)
         return places if len(set(places)) == len(found) else None
 

@@ -13,6 +13,8 @@ from importlib.resources import files
 
 import msgspec
 
+from ..types import Decision
+
 STEPS = 100  # a table has STEPS + 1 entries: the 0 %, 1 %, ..., 100 % quantiles
 
 
@@ -62,7 +64,10 @@ class Sketch:
         self._recent: list[float] = []
         self._count = 0
 
-    def add(self, score: float) -> bool:
+    def add(self, decision: Decision) -> bool:
+        score = decision.score
+        if score is None:
+            return False
         recent = self._recent
         if len(recent) < self._keep:
             recent.append(score)

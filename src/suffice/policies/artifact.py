@@ -1,0 +1,236 @@
+"""A trained policy as one file: an npz of arrays and a JSON card, hashed. Never a pickle.
+
+The card says what it was trained on, what it reached and under which licence; the digest covers
+card and arrays, so a file that was cut, edited or mixed up is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArtifactError
+from .estimators import FORMS, Arrays, Constant, Floats, Linear
+
+SCHEMA = "artifact-1"
+MAX_BYTES = 200_000_000
+ENTRY_POINTS = "suffice.predictors"
+_RETRAIN = "Train it again: suffice train."
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """The training card. features, table: versions of the features room and of its token table that
+    the weights belong to. figures: what cross-validation gave, in words and numbers."""
+
+    kind: str
+    models: tuple[str, ...]
+    features: str
+    table: str
+    reference: str  # the model that others are measured against
+    schema: str = SCHEMA
+    digest: str = ""
+    trained_on: str = ""
+    queries: int = 0
+    labels: int = 0
+    made: str = ""  # ISO date
+    made_by: str = ""  # package and version
+    licence: str = "unknown"
+    seed: int = 0
+    scores: str = "unknown"  # "right/wrong" | "graded"
+    figures: Mapping[str, Any] = {}
+    prices: Mapping[str, tuple[float, float]] = {}  # USD per million tokens in and out, at training
+    notes: tuple[str, ...] = ()
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """card; estimator: what was learned; sample_quality, sample_cost, sample_tokens: (m, k) what it
+    expects of a sample of the training queries (cost in the table's USD, tokens of answers, NaN
+    where unknown), sample_input: (m,) their prompt tokens, sample_length: (m,) their standardised
+    log length: the route's traffic until there is traffic. training_keys: uint64 (n,), hashes of
+    the prompts that were learned from."""
+
+    card: Card
+    estimator: Any
+    sample_quality: Floats
+    sample_cost: Floats
+    sample_tokens: Floats
+    sample_input: Floats
+    sample_length: Floats
+    training_keys: NDArray[np.uint64]
+
+    @property
+    def version(self) -> str:
+        return f"{self.card.kind}-{self.card.digest[:12]}"
+
+
+_SAMPLES = ("sample_quality", "sample_cost", "sample_tokens", "sample_input", "sample_length")
+
+
+def pack(artifact: Artifact) -> bytes:
+    """The artifact as the bytes of its file; the same artifact gives the same bytes."""
+    arrays: Arrays = {f"e.{n}": np.asarray(a) for n, a in artifact.estimator.arrays().items()}
+    for name in _SAMPLES:
+        arrays[name] = np.asarray(getattr(artifact, name), np.float32)
+    arrays["training_keys"] = np.asarray(artifact.training_keys, np.uint64)
+    card = msgspec.structs.replace(artifact.card, digest="")
+    card = msgspec.structs.replace(card, digest=_digest(card, arrays))
+    out = BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        # np.savez would write the time of day into it.
+        for name, array in sorted({**arrays, "card": _as_array(card)}.items()):
+            buffer = BytesIO()
+            np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            file.writestr(info, buffer.getvalue())
+    return out.getvalue()
+
+
+def save(artifact: Artifact, path: str | Path) -> Artifact:
+    """Write the file, whole or not at all. Returns the artifact with its digest in the card.
+    Raises ArtifactError where it cannot be written."""
+    where = Path(path)
+    raw = pack(artifact)
+    beside = where.with_name(f".{where.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(raw)
+        os.replace(beside, where)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ArtifactError(
+            f"{where}: it cannot be written: {error.strerror}.", remedy="Give another --out."
+        ) from None
+    return unpack(raw, str(where))
+
+
+def load(path: str | Path) -> Artifact:
+    """The artifact in a file. Raises ArtifactError: none there, cut, tampered with, or of a schema
+    that this version cannot read."""
+    where = Path(path)
+    try:
+        if where.stat().st_size > MAX_BYTES:
+            raise ArtifactError(
+                f"{where}: larger than {MAX_BYTES // 10**6} MB, which no artifact of ours is."
+            )
+        raw = where.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{where}: it cannot be read: {error.strerror}.",
+            remedy="Give the file that suffice train wrote.",
+        ) from None
+    return unpack(raw, str(where))
+
+
+def unpack(raw: bytes, name: str = "artifact") -> Artifact:
+    """The artifact in the bytes of its file. Raises ArtifactError, as `load`."""
+    arrays: Arrays = {}
+    try:
+        with np.load(BytesIO(raw), allow_pickle=False) as file:
+            if isinstance(file, np.ndarray) or "card" not in file.files:
+                raise ArtifactError(f"{name}: holds no training card, so it is no artifact.")
+            if sum(i.file_size for i in file.zip.infolist()) > 4 * MAX_BYTES:
+                raise ArtifactError(f"{name}: unpacks to more than any artifact of ours holds.")
+            arrays = {n: file[n] for n in file.files}
+        plain = msgspec.json.decode(arrays.pop("card").tobytes())
+    except ArtifactError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError) as e:
+        raise ArtifactError(
+            f"{name}: is no artifact, or was cut: {str(e).splitlines()[0][:200]}.", remedy=_RETRAIN
+        ) from None
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    if schema != SCHEMA:
+        raise ArtifactError(
+            f"{name}: has schema {schema!r}; this version reads {SCHEMA!r}.", remedy=_RETRAIN
+        )
+    try:
+        card = msgspec.convert(plain, Card)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{name}: its card is wrong: {error}.", remedy=_RETRAIN) from None
+    if _digest(msgspec.structs.replace(card, digest=""), arrays) != card.digest:
+        raise ArtifactError(
+            f"{name}: its content does not match its digest {card.digest[:12]}: it was changed "
+            "after training.",
+            remedy=_RETRAIN,
+        )
+    own = {n[2:]: a for n, a in arrays.items() if n.startswith("e.")}
+    try:
+        estimator = _form(card.kind, name)(card.models, own)
+        k = len(card.models)
+        samples = {n: arrays[n].astype(float) for n in _SAMPLES}
+        if any(a.shape[1:] != (k,) for n, a in samples.items() if a.ndim == 2):
+            raise ValueError("the sample's columns are not the models'")
+        return Artifact(
+            card=card, estimator=estimator, training_keys=arrays["training_keys"], **samples
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise ArtifactError(f"{name}: {error}.", remedy=_RETRAIN) from None
+
+
+def check(card: Card, features: str, table: str, name: str) -> None:
+    """Raises ArtifactError where the artifact was trained on other numbers than this version makes.
+    features, table: the schema of the features room and the digest of its token table now."""
+    for what, had, now in (
+        ("features", card.features, features),
+        ("the token table", card.table, table),
+    ):
+        if had != now:
+            raise ArtifactError(
+                f"{name}: was trained on {what} {had!r}; this version makes {now!r}.",
+                remedy=_RETRAIN,
+            )
+
+
+def _form(kind: str, name: str) -> Any:
+    form = FORMS.get(kind)
+    if form is not None:
+        return form
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name == kind:
+            return entry.load().from_arrays
+    raise ArtifactError(
+        f"{name}: is of the kind {kind!r}, which is not installed here.",
+        remedy=f"Install the package that offers it (entry point group {ENTRY_POINTS!r}).",
+    )
+
+
+def _digest(card: Card, arrays: Mapping[str, NDArray[Any]]) -> str:
+    h = sha256(msgspec.json.encode(card, order="deterministic"))
+    for name in sorted(arrays):
+        a = np.asarray(arrays[name], order="C")
+        h.update(f"{name}/{a.dtype.str}/{a.shape}/".encode())
+        h.update(a.tobytes())
+    return h.hexdigest()
+
+
+def _as_array(card: Card) -> NDArray[np.uint8]:
+    return np.frombuffer(msgspec.json.encode(card, order="deterministic"), np.uint8)
+
+
+def with_models(artifact: Artifact, more: Artifact) -> Artifact:
+    """The artifact with the models of `more` beside its own, whose columns stay as they are. Both
+    are of one kind and hold the same sample of queries. Raises ArtifactError."""
+    old, new = artifact.estimator, more.estimator
+    if type(old) is not type(new) or not isinstance(old, Linear | Constant):
+        raise ArtifactError(
+            f"A {new.kind!r} column cannot join an artifact of the kind {old.kind!r}.",
+            remedy=_RETRAIN,
+        )
+    merged = old.joined(new)
+    wider = {
+        n: np.concatenate([getattr(artifact, n), getattr(more, n)], axis=1)
+        for n in ("sample_quality", "sample_cost", "sample_tokens")
+    }
+    card = msgspec.structs.replace(artifact.card, models=merged.models)
+    return msgspec.structs.replace(artifact, estimator=merged, card=card, **wider)

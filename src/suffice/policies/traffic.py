@@ -1,0 +1,136 @@
+"""A route's traffic as a policy sees it, and objectives that are solved over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import Decision
+
+Floats = NDArray[np.float64]
+_STEPS = 60  # halvings of the multiplier's interval: to about the last bit
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Predicted quality and cost (USD, NaN = unknown) of each model on a sample of queries.
+
+    names: (k,). quality, cost: (m, k).
+    """
+
+    names: tuple[str, ...]
+    quality: Floats
+    cost: Floats
+
+
+class Mix(NamedTuple):
+    """Solution of `cheapest_mix`: take argmax quality - low * cost a `share` of the time, else
+    argmax quality - high * cost. kept: predicted mean quality over the reference's."""
+
+    low: float
+    high: float
+    share: float
+    kept: float
+
+    def choose(self, quality: list[float], cost: list[float]) -> tuple[int, int]:
+        """Indices under both multipliers; ties go to the cheaper model."""
+        return _best(quality, cost, self.low), _best(quality, cost, self.high)
+
+
+def _best(quality: list[float], cost: list[float], lam: float) -> int:
+    best, most = 0, -np.inf
+    for i, q in enumerate(quality):
+        merit = q - lam * cost[i]
+        if merit > most or (merit == most and cost[i] < cost[best]):
+            best, most = i, merit
+    return best
+
+
+def cheapest_mix(quality: Floats, cost: Floats, keep: float, reference: int) -> Mix:
+    """The cheapest policy whose mean predicted quality over a sample is at least `keep` x that of
+    column `reference`.
+
+    quality, cost: (m, k), finite. For a multiplier, argmax of quality - multiplier * cost is
+    optimal at its own quality (Everett 1963, "Generalized Lagrange multiplier method"); quality
+    falls with the multiplier in steps, so the exact solution mixes the two adjacent ones.
+    """
+    rows = np.arange(len(quality))
+    # argmax takes the first of equals: the cheaper on average comes first.
+    order = np.argsort(cost.mean(axis=0), kind="stable")
+    reference = int(np.flatnonzero(order == reference)[0])
+    quality, cost = quality[:, order], cost[:, order]
+    target = keep * float(quality[:, reference].mean())
+    # A cost unit of its own keeps the multiplier's scale sane: 1 = the mean cost of the dearest.
+    unit = max(float(cost.mean(axis=0).max()), 1e-12)
+
+    def mean(lam: float) -> float:
+        pick = np.argmax(quality - (lam / unit) * cost, axis=1)
+        return float(quality[rows, pick].mean())
+
+    def done(low: float, high: float, share: float, kept: float) -> Mix:
+        scale = max(float(quality[:, reference].mean()), 1e-12)
+        return Mix(low / unit, high / unit, share, kept / scale)
+
+    low, high = 0.0, 1e9
+    at_low, at_high = mean(low), mean(high)
+    if at_high >= target:
+        return done(high, high, 1.0, at_high)
+    if at_low <= target:  # only where the reference is not the best of every query
+        return done(0.0, 0.0, 1.0, at_low)
+    for _ in range(_STEPS):
+        # By halves of the logarithm once both ends are positive: the answer may be tiny.
+        mid = (high * max(low, 1e-9)) ** 0.5
+        at = mean(mid)
+        if at >= target:
+            low, at_low = mid, at
+        else:
+            high, at_high = mid, at
+        if high - low <= 1e-11 * high:
+            break
+    share = (target - at_high) / (at_low - at_high) if at_low > at_high else 1.0
+    return done(low, high, min(1.0, max(0.0, share)), target)
+
+
+class PredictionSketch:
+    """Recent predictions of one route: the last `keep` decisions over its whole pool. `add` says
+    when a fresh picture is due. Decisions over part of the pool say nothing about the rest."""
+
+    def __init__(self, keep: int = 1024, every: int = 256) -> None:
+        self.names: tuple[str, ...] = ()
+        self._keep = keep
+        self._every = every
+        self._recent: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+        self._count = 0
+
+    def add(self, decision: Decision) -> bool:
+        names = tuple([p.model for p in decision.predictions])
+        if names != self.names:
+            if len(names) < len(self.names):
+                return False
+            self.names = names
+            self._recent.clear()
+            self._count = 0
+        quality, cost = [], []
+        for p in decision.predictions:
+            if p.quality is None:
+                return False
+            quality.append(p.quality)
+            cost.append(np.nan if p.cost_usd is None else p.cost_usd)
+        row = (tuple(quality), tuple(cost))
+        if len(self._recent) < self._keep:
+            self._recent.append(row)
+        else:
+            self._recent[self._count % self._keep] = row
+        self._count += 1
+        return self._count % self._every == 0
+
+    def traffic(self) -> Traffic:
+        """What was seen, (m, k)."""
+        return Traffic(
+            self.names,
+            np.array([q for q, _ in self._recent]).reshape(-1, len(self.names)),
+            np.array([c for _, c in self._recent]).reshape(-1, len(self.names)),
+        )

@@ -1,0 +1,243 @@
+"""Training: what can be learned is learned, what cannot is said, and what is saved serves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tables import table
+
+from suffice import features, policies
+from suffice.errors import ArtifactError, TableError, UsageError
+from suffice.lab import train as training
+from suffice.lab.extend import extend
+from suffice.lab.predictor import Batch, batch_of
+from suffice.lab.train import key_hashes, train
+from suffice.policies import artifact as artifacts
+from suffice.types import Candidate, Model, Objective, Price
+
+THREE = ("lab/small", "lab/middle", "lab/large")
+
+
+def test_what_differs_by_topic_is_learned_and_chosen() -> None:
+    made, outcome = train(table(400), made="2026-01-02")
+    assert outcome.chosen != "constant"
+    assert outcome.nested is not None
+    assert outcome.nested[0] > 0.02
+    hard, easy = batch_of(table(60, seed=9)), table(60, seed=9)
+    quality = made.estimator.expect(hard.signals, hard.vectors)[0]
+    gap = quality[:, 1] - quality[:, 0]
+    which = np.array(easy.benchmark) == "hard"
+    assert gap[which].mean() > gap[~which].mean() + 0.2
+    assert made.card.made == "2026-01-02"
+    assert made.card.reference == "lab/strong"
+    assert made.card.labels == 800
+    assert made.card.scores == "right/wrong"
+
+
+def test_where_nothing_can_be_learned_it_is_a_constant_and_says_so() -> None:
+    t = table(350, THREE)
+    rng = np.random.default_rng(1)
+    noise = replace(t, score=(rng.random(t.score.shape) < [0.6, 0.7, 0.8]).astype(float))
+    made, outcome = train(noise)
+    assert outcome.chosen == "constant"
+    assert "no learner" in outcome.why
+    assert made.card.kind == "constant"
+    assert made.estimator.quality == pytest.approx([0.6, 0.7, 0.8], abs=0.08)
+
+
+@pytest.mark.parametrize("policy", ["trained", "ridge", "knn", "cluster", "constant"])
+def test_every_learner_can_be_asked_for_and_is_what_it_was_in_the_lab(policy: str) -> None:
+    from suffice.lab import predictors
+
+    t = table(400, THREE)
+    made, outcome = train(t, policy=policy)
+    assert outcome.chosen == policy
+    again = artifacts.unpack(artifacts.pack(made))
+    x = batch_of(table(30, THREE, seed=5))
+    fitted = predictors.make(policy).fit(batch_of(t), t.score, t.cost_usd, t.mean_cost(), t.models)
+    # float32 weights and float16 points are what a file holds.
+    for a, b in zip(again.estimator.expect(x.signals, x.vectors), fitted.expect(x), strict=True):
+        if policy == "knn":  # of two nearly as near, another may be the twentieth
+            assert np.abs(a - b).mean() < 0.02
+        else:
+            assert np.allclose(a, b, atol=3e-3, rtol=1e-3)
+
+
+def test_few_labels_make_a_safe_head_of_a_pair_and_means_of_more() -> None:
+    made, outcome = train(table(40))
+    assert outcome.chosen == "trained"
+    assert "too few" in outcome.why
+    more, outcome = train(table(40, THREE))
+    assert outcome.chosen == "constant"
+    assert made.card.kind == "linear"
+    assert more.card.kind == "constant"
+
+
+def test_output_tokens_become_heads() -> None:
+    t = table(300)
+    tokens = np.tile([100.0, 400.0], (300, 1))
+    made, _ = train(replace(t, output_tokens=tokens), policy="trained")
+    assert np.allclose(np.exp(np.log(made.sample_tokens)).mean(axis=0), [100, 400], rtol=0.05)
+
+
+def test_missing_scores_are_learned_around() -> None:
+    t = table(400, THREE)
+    score = t.score.copy()
+    score[::3, 1] = np.nan
+    made, _ = train(replace(t, score=score), policy="trained")
+    assert made.card.labels == int((~np.isnan(score)).sum())
+    assert np.isfinite(made.sample_quality).all()
+
+
+def test_the_same_table_and_seed_give_the_same_file() -> None:
+    a, _ = train(table(200), made="2026-01-02")
+    b, _ = train(table(200), made="2026-01-02")
+    assert artifacts.pack(a) == artifacts.pack(b)
+
+
+def test_training_keys_tell_what_was_learned_from() -> None:
+    t = table(120)
+    made, _ = train(t, policy="constant")
+    assert np.isin(key_hashes(t), made.training_keys).all()
+    assert not np.isin(key_hashes(table(120, seed=3)), made.training_keys).all()
+
+
+def test_one_model_and_an_unknown_policy_are_refused() -> None:
+    with pytest.raises(TableError, match="one model"):
+        train(table(50).only(["lab/weak"]))
+    with pytest.raises(UsageError, match="trained"):
+        train(table(50), policy="traned")
+    with pytest.raises(UsageError, match="learns nothing"):
+        train(table(50), policy="length")
+
+
+def test_a_new_model_is_one_column_and_moves_no_other() -> None:
+    t = table(400, THREE)
+    old, _ = train(t.only(["lab/small", "lab/large"]), policy="trained")
+    grown = extend(old, t.rows(np.arange(200)))
+    assert grown.card.models == ("lab/small", "lab/large", "lab/middle")
+    x = batch_of(table(50, THREE, seed=8))
+    before = old.estimator.expect(x.signals, x.vectors)[0]
+    after = grown.estimator.expect(x.signals, x.vectors)[0]
+    assert np.allclose(before, after[:, :2], atol=1e-9)
+    assert before[:, 0].mean() < after[:, 2].mean() < before[:, 1].mean()
+    assert grown.version != old.version
+    assert any("lab/middle added" in n for n in grown.card.notes)
+
+
+@pytest.mark.parametrize("policy", ["constant", "ridge"])
+def test_constants_and_ridge_grow_too(policy: str) -> None:
+    t = table(300, THREE)
+    old, _ = train(t.only(["lab/small", "lab/large"]), policy=policy)
+    assert extend(old, t).card.models[-1] == "lab/middle"
+
+
+def test_what_cannot_grow_says_why() -> None:
+    t = table(300, THREE)
+    old, _ = train(t.only(["lab/small", "lab/large"]), policy="knn")
+    with pytest.raises(ArtifactError, match="knn"):
+        extend(old, t)
+    linear, _ = train(t, policy="constant")
+    with pytest.raises(TableError, match="no model that the artifact lacks"):
+        extend(linear, t)
+
+
+def test_a_mixed_up_split_never_stands_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same question asked twice is in one fold: otherwise kNN would look like an oracle."""
+    t = table(200)
+    twice = replace(
+        t,
+        query_ids=tuple(f"{q}{s}" for s in "ab" for q in t.query_ids),
+        messages=t.messages * 2,
+        score=np.concatenate([t.score, t.score]),
+        cost_usd=None if t.cost_usd is None else np.concatenate([t.cost_usd, t.cost_usd]),
+        benchmark=None,
+    )
+    seen: list[bool] = []
+    fit = training._Fit.on
+
+    def watched(self: training._Fit, rows: np.ndarray, name: str) -> object:
+        keys = np.array(self.table.keys)
+        seen.append(bool(np.isin(np.delete(keys, rows), keys[rows]).any()))
+        return fit(self, rows, name)
+
+    monkeypatch.setattr(training._Fit, "on", watched)
+    train(twice, policy="knn")
+    # The last fit is the one on everything.
+    assert seen
+    assert not any(seen)
+
+
+class Own:
+    """A user's predictor: what it learned is one number for each model."""
+
+    name = kind = "own"
+
+    def fit(
+        self,
+        x: Batch,
+        score: np.ndarray,
+        cost_usd: np.ndarray | None,
+        price: np.ndarray,
+        models: object,
+    ) -> Own:
+        self.level_ = np.nanmean(score, axis=0)
+        self.price_ = price
+        return self
+
+    def expect(self, x: Batch) -> tuple[np.ndarray, np.ndarray]:
+        return np.tile(self.level_, (len(x), 1)), np.tile(self.price_, (len(x), 1))
+
+    def rank(self, x: Batch, strong: int, weak: int) -> np.ndarray:
+        return np.zeros(len(x))
+
+    def estimator(self, models: tuple[str, ...]) -> OwnEstimator:
+        return OwnEstimator(models, self.level_, self.price_)
+
+    @staticmethod
+    def from_arrays(models: tuple[str, ...], arrays: dict[str, np.ndarray]) -> OwnEstimator:
+        return OwnEstimator(models, arrays["level"], arrays["price"])
+
+
+class OwnEstimator:
+    kind = "own"
+
+    def __init__(self, models: tuple[str, ...], level: np.ndarray, price: np.ndarray) -> None:
+        self.models, self.level, self.price = models, level, price
+
+    def expect(self, signals: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        n = len(signals)
+        return np.tile(self.level, (n, 1)), np.tile(self.price, (n, 1))
+
+    def output_tokens(self, signals: np.ndarray, vectors: np.ndarray) -> None:
+        return None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"level": self.level, "price": self.price}
+
+
+def test_a_users_own_class_trains_saves_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    class Entry:
+        name = "own"
+
+        @staticmethod
+        def load() -> type[Own]:
+            return Own
+
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry()])
+    t = table(120)
+    made, _ = train(t, policy="own")
+    again = artifacts.unpack(artifacts.pack(made))
+    assert again.card.kind == "own"
+    assert again.version.startswith("own-")
+    policy = policies.TrainedPolicy(again, features.compile_heads, features.embed)
+    pool = tuple(Candidate(Model(m, "lab", m, price=Price(1.0, 2.0))) for m in t.models)
+    d = policy.decide(features.extract_text("hi"), pool, Objective(kind="best"))
+    assert d.model == "lab/strong"
+    both, outcome = train(t)
+    assert "own" in outcome.gains
+    assert both.card.figures["cross_validated"]["own"]["gain_over_zero_router"] <= 0.02
