@@ -28,6 +28,8 @@ from .table import Floats, Table
 from .train import key_hashes
 
 RATES = 40  # exchange rates that are looked at
+# Notes on the ground of an evaluation that are not about what is certified.
+_NOT_OURS = ("of the pair,", "but ", "left out of every figure", "are few:", "missing costs")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def calibrate(
     if trained and models is None:
         models = _known(table, predictor, policy)
     ground = stand(table, models, prices=prices)
-    notes += [n for n in ground.notes if not n.startswith(("of the pair", "but "))]
+    notes += [n for n in ground.notes if not any(w in n for w in _NOT_OURS)]
     usd = ground.unit == "usd"
     price = ground.price if usd else np.full(len(ground.models), np.nan)
     ref = _reference(ground, predictor, policy, reference, usd)
@@ -107,6 +109,11 @@ def calibrate(
             path=table.name,
             column="score",
             remedy="Collect labels of both on the same queries: suffice collect.",
+        )
+    if len(rows) < len(table):
+        notes.append(
+            f"{len(table) - len(rows)} of {len(table)} queries lack a score of {names[0]} or of "
+            "what would serve instead, and are left out"
         )
     loss = np.maximum(0.0, part.score[rows, 0] - alternative[rows])
     groups = None if part.group is None else part.clusters[rows]
@@ -254,8 +261,8 @@ def _known(table: Table, predictor: Any, policy: str) -> list[str]:
     both = [m for m in table.models if column_of(m, trained) is not None]
     if len(both) < 2:
         raise UsageError(
-            f"{policy} was trained on {', '.join(trained)}; the table has "
-            f"{', '.join(table.models[:8])}: fewer than two in common.",
+            f"{policy} was trained on {_some(trained)}; the table has {_some(table.models)}: fewer "
+            "than two in common.",
             remedy="Calibrate on outcomes of the models it was trained on.",
         )
     return both
@@ -267,7 +274,7 @@ def _reference(ground: Ground, predictor: Any, policy: str, asked: str | None, u
         found = match(asked, names)
         if found is None:
             raise UsageError(
-                f"--reference: {asked!r} is not among {', '.join(names)}.",
+                f"--reference: {asked!r} is not among {_some(names)}.",
                 remedy="Name one of them.",
             )
         return names.index(found)
@@ -284,8 +291,13 @@ def _reference(ground: Ground, predictor: Any, policy: str, asked: str | None, u
     raise UsageError(
         "Which model is the reference? The table's costs do not tell, and its scores may not: they "
         "are the calibration labels.",
-        remedy=f"Give --reference, one of {', '.join(names)}.",
+        remedy=f"Give --reference, one of {_some(names)}.",
     )
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _at(card: Any) -> int:
