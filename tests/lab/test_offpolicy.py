@@ -1,0 +1,283 @@
+"""Off-policy estimators against their definitions, against exact expectation, and their refusals."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from suffice.lab import offpolicy
+from suffice.lab.offpolicy import Log
+
+
+def random_log(seed: int, n: int = 60, k: int = 3, unlabelled: float = 0.2) -> tuple[Log, Any, Any]:
+    """(log, pi, q): n decisions over k models, some unlabelled, in sessions of random size."""
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.full(k, 0.7), n) * 0.9 + 0.1 / k
+    action = (rng.random(n)[:, None] > p.cumsum(axis=1)).sum(axis=1).clip(0, k - 1)
+    reward = np.where(rng.random(n) < unlabelled, np.nan, rng.random(n))
+    reward[:2] = 0.5
+    session = rng.integers(0, max(2, n // 3), n)
+    log = Log(action, p[np.arange(n), action], reward, p, session)
+    return log, rng.dirichlet(np.ones(k), n), rng.random((n, k))
+
+
+def literally(log: Log, pi: Any, q: Any) -> dict[str, float]:
+    """The definitions, one decision after another."""
+    ips = snips = dr = dm = total = 0.0
+    m = 0
+    for i in range(len(log)):
+        r = float(log.reward[i])
+        if r != r:
+            continue
+        m += 1
+        a = int(log.action[i])
+        w = float(pi[i, a]) / float(log.propensity[i])
+        told = sum(float(pi[i, j]) * float(q[i, j]) for j in range(pi.shape[1]))
+        ips += w * r
+        snips += w * r
+        total += w
+        dm += told
+        dr += told + w * (r - float(q[i, a]))
+    return {"ips": ips / m, "snips": snips / total, "dr": dr / m, "dm": dm / m}
+
+
+@given(seed=st.integers(0, 10_000), n=st.integers(3, 80), k=st.integers(2, 6))
+def test_the_estimators_are_their_definitions(seed: int, n: int, k: int) -> None:
+    log, pi, q = random_log(seed, n, k)
+    want = literally(log, pi, q)
+    got = {
+        "ips": offpolicy.ips(log, pi).value,
+        "snips": offpolicy.snips(log, pi).value,
+        "dr": offpolicy.doubly_robust(log, pi, q).value,
+        "dm": offpolicy.direct(log, pi, q).value,
+    }
+    assert got == pytest.approx(want, abs=1e-9)
+
+
+def test_unbiased_by_exact_enumeration() -> None:
+    """Three decisions, every possible log weighed by its probability: IPS and doubly robust are
+    right on average even with a reward model that is wrong, the direct method is not."""
+    p = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.25, 0.25, 0.5]])
+    pi = np.array([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5], [0.2, 0.3, 0.5]])
+    truth = np.array([[0.1, 0.9, 0.4], [0.8, 0.2, 0.3], [0.6, 0.5, 0.7]])
+    q = np.full((3, 3), 0.95)
+    at = np.arange(3)
+    mean = {"ips": 0.0, "dr": 0.0, "dm": 0.0}
+    for actions in product(range(3), repeat=3):
+        a = np.array(actions)
+        chance = float(p[at, a].prod())
+        log = Log(a, p[at, a], truth[at, a], p)
+        mean["ips"] += chance * offpolicy.ips(log, pi).value
+        mean["dr"] += chance * offpolicy.doubly_robust(log, pi, q).value
+        mean["dm"] += chance * offpolicy.direct(log, pi, q).value
+    value = float((pi * truth).sum(axis=1).mean())
+    assert mean["ips"] == pytest.approx(value, abs=1e-12)
+    assert mean["dr"] == pytest.approx(value, abs=1e-12)
+    assert mean["dm"] == pytest.approx(0.95, abs=1e-12)
+
+
+def test_the_logs_own_policy_is_what_happened() -> None:
+    log, _, q = random_log(3)
+    assert log.propensities is not None
+    base = offpolicy.observed(log).value
+    assert offpolicy.ips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
+    assert offpolicy.snips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
+    for terms in (offpolicy.ips, offpolicy.snips):
+        found = offpolicy.estimate(terms(log, log.propensities), log)
+        width = found.difference_high - found.difference_low
+        assert abs(found.difference) < 1e-9 and width < 1e-6, "paired: nothing is left to vary"
+    perfect = np.where(np.isnan(log.reward), 0.0, log.reward)[:, None] * np.ones(3)
+    found = offpolicy.estimate(offpolicy.doubly_robust(log, log.propensities, perfect), log)
+    assert found.value == pytest.approx(base, abs=1e-12)
+    assert q.shape == perfect.shape
+
+
+def test_missing_feedback_is_not_negative() -> None:
+    log, pi, q = random_log(5, n=200, unlabelled=0.5)
+    seen = log.labelled
+    assert log.propensities is not None and log.session is not None
+    only = Log(
+        log.action[seen], log.propensity[seen], log.reward[seen], log.propensities[seen],
+        log.session[seen],
+    )  # fmt: skip
+    a = offpolicy.estimate(offpolicy.doubly_robust(log, pi, q), log)
+    b = offpolicy.estimate(offpolicy.doubly_robust(only, pi[seen], q[seen]), only)
+    assert a.value == pytest.approx(b.value, abs=1e-12)
+    assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=0.02)
+    nothing = Log(log.action, log.propensity, np.full(200, np.nan), log.propensities)
+    assert np.isnan(offpolicy.ips(nothing, pi).value)
+    assert np.isnan(offpolicy.estimate(offpolicy.snips(nothing, pi), nothing).low)
+
+
+def test_effective_size_counts_units() -> None:
+    w = np.array([1.0, 1.0, 1.0, 1.0])
+    assert offpolicy.effective(w) == pytest.approx(4.0)
+    assert offpolicy.effective(w, np.array([0, 0, 1, 1])) == pytest.approx(2.0)
+    assert offpolicy.effective(np.array([40.0, 0, 0, 0])) == pytest.approx(1.0)
+    assert offpolicy.effective(np.zeros(4)) == 0.0
+
+
+def test_support_is_what_the_log_could_have_done() -> None:
+    p = np.array([[1.0, 0.0], [0.5, 0.5]])
+    pi = np.array([[0.25, 0.75], [0.0, 1.0]])
+    assert offpolicy.support(p, pi) == pytest.approx([0.25, 1.0])
+
+
+def sticky(
+    rng: np.random.Generator, sessions: int, turns: int
+) -> tuple[Log, np.ndarray, np.ndarray]:
+    """Conversations that keep the model of their first turn, of one difficulty each."""
+    hard = np.repeat(rng.random(sessions), turns)
+    first = rng.integers(0, 2, sessions)
+    action = np.repeat(first, turns)
+    n = sessions * turns
+    score = np.stack([1 - hard, 1 - 0.5 * hard], axis=1)
+    reward = (rng.random(n) < score[np.arange(n), action]).astype(float)
+    log = Log(
+        action, np.full(n, 0.5), reward, np.full((n, 2), 0.5), np.repeat(np.arange(sessions), turns)
+    )
+    return log, np.tile([0.0, 1.0], (n, 1)), score
+
+
+def test_intervals_know_that_turns_of_a_session_are_alike() -> None:
+    log, pi, _ = sticky(np.random.default_rng(0), 150, 10)
+    alone = Log(log.action, log.propensity, log.reward, log.propensities)
+    for method in ("bootstrap", "asymptotic"):
+        wide = offpolicy.estimate(offpolicy.ips(log, pi), log, method=method)
+        narrow = offpolicy.estimate(offpolicy.ips(alone, pi), alone, method=method)
+        assert wide.value == narrow.value
+        assert wide.high - wide.low > 1.8 * (narrow.high - narrow.low)
+
+
+@pytest.mark.parametrize("method", ["bootstrap", "asymptotic"])
+def test_clustered_intervals_hold_where_simple_ones_fail(method: Any) -> None:
+    inside = {"clustered": 0, "simple": 0}
+    runs = 150
+    for run in range(runs):
+        log, pi, _ = sticky(np.random.default_rng(run), 80, 8)
+        alone = Log(log.action, log.propensity, log.reward, log.propensities)
+        for name, given_ in (("clustered", log), ("simple", alone)):
+            e = offpolicy.estimate(
+                offpolicy.ips(given_, pi), given_, method=method, resamples=300, seed=run
+            )
+            inside[name] += e.low <= 0.75 <= e.high  # 1 - 0.5 x mean difficulty
+    assert inside["clustered"] >= 0.88 * runs
+    assert inside["simple"] < 0.8 * runs
+
+
+def test_the_seed_decides_the_interval() -> None:
+    log, pi, _ = random_log(9, n=120)
+    terms = offpolicy.snips(log, pi)
+    assert offpolicy.estimate(terms, log, seed=4) == offpolicy.estimate(terms, log, seed=4)
+    assert offpolicy.estimate(terms, log, seed=4) != offpolicy.estimate(terms, log, seed=5)
+
+
+def test_what_was_never_seen_widens() -> None:
+    e = offpolicy.Estimate(0.5, 0.4, 0.6, 0.1, 0.05, 0.15)
+    wide = offpolicy.widened(e, 0.03)
+    assert (wide.low, wide.high) == pytest.approx((0.37, 0.63))
+    assert (wide.difference_low, wide.difference_high) == pytest.approx((0.02, 0.18))
+    assert offpolicy.widened(e, 0.0) == e
+
+
+def test_students_quantiles() -> None:
+    for df, want in ((5, 2.5706), (10, 2.2281), (30, 2.0423), (1000, 1.9623)):
+        assert offpolicy.student(0.975, df) == pytest.approx(want, abs=3e-3)
+
+
+# ── cost ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_cost_comes_from_the_token_model_scaled_by_what_was_paid() -> None:
+    rng = np.random.default_rng(1)
+    n = 4000
+    predicted = np.stack([np.full(n, 0.001), np.full(n, 0.01)], axis=1) * rng.uniform(
+        0.5, 2, (n, 1)
+    )
+    # The cheap model answers at twice the predicted length, the dear one at half of it.
+    real = predicted * np.array([2.0, 0.5])
+    action = (rng.random(n) < 0.3).astype(np.intp)
+    p = np.tile([0.7, 0.3], (n, 1))
+    paid = real[np.arange(n), action] * rng.lognormal(-0.02, 0.2, n)
+    paid[:50] = np.nan
+    log = Log(action, p[np.arange(n), action], np.full(n, np.nan), p)
+    pi = np.tile([0.0, 1.0], (n, 1))
+    found = offpolicy.cost(log, pi, predicted, paid)
+    assert found.counted == n - 50
+    assert found.low < real[:, 1].mean() < found.high
+    assert found.ratio == pytest.approx([2.0, 0.5], rel=0.05)
+    assert found.paid == pytest.approx(np.nanmean(paid))
+    assert found.difference == pytest.approx(found.value - found.paid)
+    # Weights do not enter: the propensities may be anything.
+    other = Log(action, np.full(n, 0.01), log.reward)
+    assert offpolicy.cost(other, pi, predicted, paid).value == found.value
+
+
+def test_unknown_costs_are_left_out_and_never_zero() -> None:
+    p = np.tile([0.5, 0.5], (4, 1))
+    log = Log(np.array([0, 1, 0, 1]), np.full(4, 0.5), np.full(4, np.nan), p)
+    predicted = np.array([[1.0, np.nan]] * 4)
+    paid = np.array([1.0, 2.0, 1.0, np.nan])
+    first = offpolicy.cost(log, np.tile([1.0, 0.0], (4, 1)), predicted, paid)
+    assert (first.value, first.counted) == (pytest.approx(1.0), 2)
+    second = offpolicy.cost(log, np.tile([0.0, 1.0], (4, 1)), predicted, paid)
+    assert np.isnan(second.value) and second.counted == 0
+
+
+# ── whether the log can be believed ──────────────────────────────────────────────────────────────
+
+
+def test_propensities_that_were_not_drawn_from_are_seen() -> None:
+    rng = np.random.default_rng(0)
+    p = np.tile([0.9, 0.1], (2000, 1))
+    honest = (rng.random(2000) > 0.9).astype(np.intp)
+    assert np.abs(offpolicy.misfit(honest, p)).max() < 4
+    liar = (rng.random(2000) > 0.7).astype(np.intp)
+    assert np.abs(offpolicy.misfit(liar, p)).max() > 10
+    certain = np.tile([1.0, 0.0], (5, 1))
+    assert offpolicy.misfit(np.zeros(5, np.intp), certain) == pytest.approx([0.0, 0.0])
+    assert np.abs(offpolicy.misfit(np.array([0, 1, 0, 0, 0]), certain)).min() > 10
+
+
+def test_labels_that_depend_on_the_model_are_seen() -> None:
+    rng = np.random.default_rng(0)
+    action = rng.integers(0, 2, 1000)
+    assert not offpolicy.uneven(action, rng.random(1000) < 0.5, 2)
+    assert offpolicy.uneven(action, rng.random(1000) < np.where(action == 0, 0.3, 0.7), 2)
+    assert not offpolicy.uneven(action, np.zeros(1000, bool), 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"propensity": np.array([0.0, 0.5])}, "propensity"),
+        ({"propensity": np.array([0.5, np.nan])}, "propensity"),
+        ({"propensity": np.array([0.5])}, "propensity"),
+        ({"reward": np.array([0.5, 1.5])}, "reward"),
+        ({"session": np.array([0])}, "session"),
+        ({"propensities": np.array([[0.5, 0.5]])}, "propensities"),
+        ({"propensities": np.array([[0.9, 0.1], [0.5, 0.5]])}, "propensities"),
+    ],
+)
+def test_bad_input_names_its_field(change: dict[str, Any], named: str) -> None:
+    fields = {
+        "action": np.array([0, 1]),
+        "propensity": np.array([0.5, 0.5]),
+        "reward": np.array([0.5, np.nan]),
+    }
+    with pytest.raises(ValueError, match=f"^{named}"):
+        Log(**{**fields, **change})
+
+
+@pytest.mark.parametrize(
+    "pi", [np.ones((2, 2)), np.array([[1.5, -0.5], [1.0, 0.0]]), np.array([[1.0, 0.0]])]
+)
+def test_a_policy_that_is_no_distribution_is_refused(pi: Any) -> None:
+    log = Log(np.array([0, 1]), np.array([0.5, 0.5]), np.array([0.5, 1.0]))
+    with pytest.raises(ValueError, match=r"^pi"):
+        offpolicy.ips(log, pi)
