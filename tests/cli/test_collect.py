@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -92,6 +93,32 @@ def test_the_forecast_alone_asks_nobody(folder: Path, fake: FakeUpstream) -> Non
     ]  # fmt: skip
     assert not fake.seen
     assert sorted(p.name for p in folder.iterdir()) == ["q.jsonl", "suffice.toml"]
+
+
+@pytest.mark.parametrize(("typed", "code"), [(b"n\n", 1), (b"y\n", 0)])
+def test_on_a_terminal_it_asks_before_it_spends(
+    folder: Path, fake: FakeUpstream, typed: bytes, code: int
+) -> None:
+    ours, theirs = os.openpty()
+    try:
+        process = subprocess.Popen(
+            command(*BOTH, "--scorer", "exact"), cwd=folder, env=CLEAN,
+            stdin=theirs, stderr=theirs, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal says that the other side has left
+            while piece := os.read(ours, 65536):
+                if b"Go on?" not in shown and b"Go on?" in shown + piece:
+                    assert not fake.seen
+                    os.write(ours, typed)
+                shown += piece
+        assert process.wait(60) == code
+    finally:
+        os.close(ours)
+    assert b"never more" not in shown
+    assert b"about $" in shown
+    assert len(fake.seen) == (0 if code else 60)
 
 
 def test_killed_and_run_again_nothing_is_paid_for_twice(folder: Path, fake: FakeUpstream) -> None:

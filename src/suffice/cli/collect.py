@@ -164,6 +164,8 @@ class _Terminal:
         self.say(total + ".")
 
     def begin(self, calls: int) -> None:
+        if not calls:
+            return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
@@ -178,10 +180,12 @@ class _Terminal:
     def step(self, calls: int, spent_usd: float) -> None:
         from .output import usd
 
-        self._progress.update(self._task, advance=calls, spent=usd(spent_usd))
+        if self._progress is not None:
+            self._progress.update(self._task, advance=calls, spent=usd(spent_usd))
 
     def end(self) -> None:
-        self._progress.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
     def summary(self, s: Summary) -> None:
         from rich.table import Table
