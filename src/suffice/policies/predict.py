@@ -17,10 +17,11 @@ _FLOOR = 0.1  # part of a model's failures that no ease of the query takes away
 _BEND = 3.0  # the rest grows with difficulty to at most this power
 
 # The default score: the log length of the last human ask, the only thing that public benchmarks
-# reliably support (docs/concepts/policies.md). A short ask is moved by what it plainly is, since
-# its length says little; the moves fade out with length, since on benchmarks they do not help.
-_FULL_TOKENS = 20.0
-_NO_TOKENS = 60.0
+# reliably support (docs/concepts/policies.md). An ask of a line is moved by what it plainly is,
+# since its length says little. From two lines on length decides alone: on tables of outcomes the
+# moves win as often as they lose, so they are kept to where they are plain.
+_FULL_TOKENS = 12.0
+_NO_TOKENS = 24.0
 _MOVES: tuple[tuple[str, float], ...] = (
     ("math", 0.90),
     ("code", 0.45),
