@@ -407,6 +407,19 @@ def test_many_models_and_equal_prices() -> None:
     assert len(result["models"]) == 40
 
 
+def test_an_artifact_judged_on_its_own_lessons_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from suffice.lab.train import key_hashes
+
+    made = table(60)
+
+    class Remembers(Spy):
+        training_keys_ = key_hashes(made.rows(range(25)))
+
+    monkeypatch.setitem(predictors.BUILT_IN, "remembers", Remembers)
+    result = evaluate(made, ["remembers"], **FAST)
+    assert said(result, "remembers was trained on 25 of the 60 queries")
+
+
 # ── choices ──────────────────────────────────────────────────────────────────────────────────────
 
 

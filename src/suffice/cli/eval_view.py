@@ -95,12 +95,21 @@ def _breakdown(title: str, parts: Mapping[str, Any], result: Mapping[str, Any]) 
         if p is None:
             small += 1
             continue
-        cells = [_with(p[n][figure], p[n][interval], sign=not pair, digits=3) for n in names]
+        cells = [_half(p[n][figure], p[n][interval], sign=not pair) for n in names]
         table.add_row(escape(part), f"{found['n_queries']:,}", *cells)
-    if small:
-        table.caption = f"{small} parts of fewer than 20 queries are left out"
-        table.caption_justify = "left"
+    table.caption = "±: half of the 95 % interval's width" + (
+        f"; {small} parts of fewer than 20 queries are left out" if small else ""
+    )
+    table.caption_justify = "left"
     return table
+
+
+def _half(value: float | None, ci: Sequence[float] | None, sign: bool) -> str:
+    """Short enough for a column each: --json and the report have whole intervals."""
+    if value is None:
+        return "–"
+    text = _number(value, 3, sign)
+    return text if ci is None else f"{text} ±{_number((ci[1] - ci[0]) / 2, 3)}"
 
 
 def _number(value: float, digits: int, sign: bool = False) -> str:

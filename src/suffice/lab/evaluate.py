@@ -5,7 +5,6 @@ The result is one JSON object, the public surface of the command; keys are added
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,19 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from . import flips, metrics
+from . import metrics
+from .court import BASELINES, Court
+from .flips import flip_rates, overhead_us
 from .folds import together
 from .forecasts import Fit, Forecast, Forecaster, chosen_names, forecasts, learns, some
 from .ground import Ground, Prices, stand
-from .predictor import Batch, batch, track
-from .sweep import STEPS, along_hull, by_price_of_quality, by_threshold, cheapest, wished
-from .table import Floats, Table
+from .predictor import track
+from .table import Table
 
-BASELINES = ("cheapest", "best", "random", "length", "zero_router", "oracle")
-KEEP = 0.95  # operating points keep this part of the best single model's quality
 _SMALLEST = 20  # queries of a benchmark below which nothing is said of it
-_ASKED_AGAIN = 500  # queries reworded for flip rates, at most
-_TIMED = 200  # decisions timed, at most
 
 GENERAL_NOTES = (
     "random mixes the single models of the zero router's hull by a coin; its hull is picked on the "
@@ -83,11 +79,12 @@ def evaluate(
     said = forecasts(ask, ["length", *names], progress)
     judged = Court(ground.score, ground.cost, ground, clusters[ground.rows], draws, seed)
     result = _head(table, ground, fit, judged, names, draws, seed)
+    result["warnings"] += _learned_before(said, ground)
     result["policies"] = judged.all(said, progress)
     for name in ("length", *names):
         f, p = said[name], result["policies"][name]
-        p["flip_rate"] = _flip_rates(f, ground, ask, p["operating_point"])
-        p["overhead_us"] = _overhead_us(f, ground)
+        p["flip_rate"] = flip_rates(f, ground, ask, p["operating_point"])
+        p["overhead_us"] = overhead_us(f, ground)
     if by:
         result["by"] = {c: _parts(c, ground, said, clusters, draws, seed, progress) for c in by}
     if leave_one_source_out:
@@ -95,6 +92,24 @@ def evaluate(
             ask, ground, names, clusters, draws, seed, progress
         )
     return result
+
+
+def _learned_before(said: Mapping[str, Forecast], ground: Ground) -> list[str]:
+    """An artifact remembers, as hashes, the prompts that it learned from."""
+    out = []
+    for name, f in said.items():
+        keys = getattr(f.predictor, "training_keys_", None)
+        if keys is None:
+            continue
+        from .train import key_hashes
+
+        count = int(np.isin(key_hashes(ground.table)[ground.rows], keys).sum())
+        if count:
+            out.append(
+                f"{name} was trained on {count} of the {len(ground.rows)} queries judged here: its "
+                "figures flatter"
+            )
+    return out
 
 
 def _head(
@@ -129,190 +144,6 @@ def _head(
         "warnings": list(table.warnings),
         "notes": notes,
     }
-
-
-class Court:
-    """Judges choices on one set of queries. score, cost: (n, k) of it; clusters: (n,)."""
-
-    def __init__(
-        self,
-        score: Floats,
-        cost: Floats,
-        ground: Ground,
-        clusters: NDArray[np.intp],
-        draws: int,
-        seed: int,
-    ) -> None:
-        self.score, self.cost, self.ground, self.seed = score, cost, ground, seed
-        self.singles = np.stack([cost.mean(axis=0), score.mean(axis=0)], axis=1)
-        self.redraws = metrics.Redraws(clusters, draws, seed)
-        self.single_draws = np.stack(
-            [self.redraws.means(cost), self.redraws.means(score)], axis=2
-        )  # (draws, k, 2)
-        self.zero = metrics.area(self.singles, self.singles)
-        self.zero_draws = np.array([metrics.area(s, s) for s in self.single_draws])
-        self.best = metrics.best_single(self.singles)
-
-    def all(self, said: Mapping[str, Forecast], progress: bool = False) -> dict[str, Any]:
-        """Every baseline, then every policy."""
-        baselines = self.baselines()
-        out: dict[str, Any] = {}
-        todo = [*BASELINES, *(n for n in said if n not in BASELINES)]
-        for name in track(todo, "judging", progress):
-            if name in baselines:
-                choices, rank, how = baselines[name]
-                out[name] = self.judge(choices, rank, how)
-            else:
-                f = said[name]
-                out[name] = self.judge(self.choices(f), f.rank, f.fitted)
-        self._settle(out)
-        return out
-
-    def choices(self, f: Forecast) -> NDArray[np.intp]:
-        """(t, n) which model each query gets at each trade-off."""
-        g = self.ground
-        if f.rank is not None and g.strong is not None and g.weak is not None:
-            return by_threshold(f.rank, g.strong, g.weak)
-        return by_price_of_quality(f.quality, f.cost)
-
-    def baselines(self) -> dict[str, tuple[NDArray[np.intp], Floats | None, str]]:
-        g, n = self.ground, len(self.score)
-        coin = np.random.default_rng((self.seed, 1)).random(n)
-        whole = np.ones((1, n), np.intp)
-        order = np.lexsort((-self.singles[:, 1], self.singles[:, 0]))
-        hull = metrics.zero_router(self.singles)
-        members = [
-            next(j for j in order if tuple(self.singles[j]) == tuple(point)) for point in hull
-        ]
-        gap, mixed = None, along_hull(coin, members)
-        if g.strong is not None and g.weak is not None:
-            mixed = by_threshold(coin, g.strong, g.weak)
-            # Ties are broken by the coin: the grid of shares would else have holes.
-            gap = self.score[:, g.strong] - self.score[:, g.weak] + 1e-9 * coin
-        return {
-            "cheapest": (whole * order[0], None, "the cheapest model alone"),
-            "best": (whole * self.best, None, "the best model alone, known in hindsight"),
-            "random": (mixed, None if gap is None else coin, "a coin"),
-            "zero_router": (
-                np.repeat(np.array(members)[:, None], n, axis=1),
-                None,
-                "random mixing of single models, known in hindsight",
-            ),
-            "oracle": (by_price_of_quality(self.score, self.cost), gap, "knows every outcome"),
-        }
-
-    def judge(self, choices: NDArray[np.intp], rank: Floats | None, how: str) -> dict[str, Any]:
-        """The figures of one policy. choices: (t, n)."""
-        at = np.arange(len(self.score))
-        cost, quality = self.cost[at, choices].T, self.score[at, choices].T  # (n, t)
-        points = np.stack([cost.mean(axis=0), quality.mean(axis=0)], axis=1)
-        c, q = self.redraws.means(cost), self.redraws.means(quality)
-        drawn = np.array(
-            [
-                metrics.area(p, s)
-                for p, s in zip(np.stack([c, q], axis=2), self.single_draws, strict=True)
-            ]
-        )
-        area = metrics.area(points, self.singles)
-        out: dict[str, Any] = {
-            "curve": points[np.lexsort((points[:, 1], points[:, 0]))].tolist(),
-            "area": area,
-            "area_ci": metrics.basic(drawn, area),
-            "gain_over_zero_router": area - self.zero,
-            "gain_ci": metrics.basic(drawn - self.zero_draws, area - self.zero),
-            "qnc": metrics.qnc(points, self.singles),
-            "apgr": None,
-            "cpt50": None,
-            "cpt80": None,
-            "apgr_ci": None,
-            "fitted": how,
-        }
-        out |= self._pair(rank) if rank is not None else {}
-        out |= self._equal(points)
-        low, high = (float(self.singles[:, 0].min()), float(self.singles[:, 0].max()))
-        out["aiq_paper"] = metrics.aiq_paper(points, low, high)
-        out["operating_point"] = self._operating_point(choices, points)
-        out["routerarena"] = None
-        if self.ground.unit == "usd":
-            scores = [metrics.routerarena(b, 1000 * a) for a, b in points.tolist()]
-            out["routerarena"] = max((s for s in scores if s is not None), default=None)
-        return out
-
-    def _pair(self, rank: Floats) -> dict[str, Any]:
-        g = self.ground
-        assert g.strong is not None and g.weak is not None
-        strong, weak = self.score[:, g.strong], self.score[:, g.weak]
-        p = metrics.pair(rank, strong, weak)
-        value = p.apgr
-        if not np.isfinite(value):
-            return {}
-        drawn = metrics.apgr_draws(rank, strong, weak, self.redraws)
-        return {
-            "apgr": value,
-            "cpt50": p.cpt(0.5),
-            "cpt80": p.cpt(0.8),
-            "apgr_ci": metrics.basic(drawn, value),
-        }
-
-    def _equal(self, points: Floats) -> dict[str, Any]:
-        """Cost at equal quality and quality at equal cost, beside the zero router's."""
-        cost, quality = self.singles[self.best].tolist()
-        zero = metrics.zero_router(self.singles)
-        return {
-            "at_equal_quality": [
-                {
-                    "of_best": part,
-                    "quality": part * quality,
-                    "cost": metrics.cost_at(points, self.singles, part * quality),
-                    "zero_router_cost": metrics.cost_at(zero, self.singles, part * quality),
-                }
-                for part in (0.9, 0.95, 0.99, 1.0)
-            ],
-            "at_equal_cost": [
-                {
-                    "of_best": part,
-                    "cost": part * cost,
-                    "quality": metrics.quality_at(points, self.singles, part * cost),
-                    "zero_router_quality": metrics.quality_at(zero, self.singles, part * cost),
-                }
-                for part in (0.25, 0.5, 0.75, 1.0)
-            ],
-        }
-
-    def _operating_point(self, choices: NDArray[np.intp], points: Floats) -> dict[str, Any]:
-        """The cheapest point that keeps KEEP of the best model's quality, else the best point."""
-        goal = KEEP * self.singles[self.best, 1]
-        good = np.flatnonzero(points[:, 1] >= goal)
-        if len(good):
-            t = int(good[np.argmin(points[good, 0])])
-        else:
-            t = int(np.argmax(points[:, 1]))
-        at = np.arange(len(self.score))
-        got = self.score[at, choices[t]]
-        gross, net = metrics.losses(got, self.score[:, self.best])
-        share = np.bincount(choices[t], minlength=len(self.singles)) / len(self.score)
-        return {
-            "keeps": KEEP,
-            "kept": bool(len(good)),
-            "cost": float(points[t, 0]),
-            "quality": float(points[t, 1]),
-            "gross_loss": gross,
-            "net_loss": net,
-            "share": dict(zip(self.ground.models, share.tolist(), strict=True)),
-            "trade_off": t,
-        }
-
-    def _settle(self, out: dict[str, Any]) -> None:
-        """What needs all policies at once, or is known exactly."""
-        hulls = [metrics.upper_hull(p["curve"]) for p in out.values()]
-        dearest = max(float(h[-1, 0]) for h in hulls)
-        for p in out.values():
-            p["aiq_code"] = metrics.aiq_code(p["curve"], dearest)
-        g, zero = self.ground, out["zero_router"]
-        zero |= {"gain_over_zero_router": 0.0, "gain_ci": (0.0, 0.0)}
-        if g.strong is not None and out["random"]["apgr"] is not None:
-            # Mixing at random lies on the straight line from weak to strong.
-            zero |= {"apgr": 0.5, "cpt50": 0.5, "cpt80": 0.8, "apgr_ci": (0.5, 0.5)}
 
 
 # ── parts of a table ─────────────────────────────────────────────────────────────────────────────
@@ -376,53 +207,4 @@ def _left_out(
     return out
 
 
-# ── robustness and speed ─────────────────────────────────────────────────────────────────────────
-
-
-def _flip_rates(
-    f: Forecast, ground: Ground, ask: Forecaster, point: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Share of decisions that change when the same question is put otherwise, at the trade-off of
-    the operating point, and the mean over all kinds of change."""
-    rows = f.rows
-    if len(rows) > _ASKED_AGAIN:
-        rows = np.sort(np.random.default_rng((ask.seed, 2)).permutation(rows)[:_ASKED_AGAIN])
-    said = [ground.table.messages[i] for i in ground.rows[rows]]
-    before = _decisions(f, ask.judged.rows(rows), ground, point)
-    out: dict[str, Any] = {}
-    groups = {"white_space": flips.WHITE_SPACE, "rewording": flips.REWORDING}
-    for kind, changes in groups.items():
-        rates = {}
-        for name, change in changes.items():
-            x = batch([flips.reworded(c, change) for c in said])
-            rates[name] = float((_decisions(f, x, ground, point) != before).mean())
-        out[kind] = float(np.mean(list(rates.values())))
-        out[f"{kind}_each"] = rates
-    out["n_queries"] = len(rows)
-    return out
-
-
-def _decisions(f: Forecast, x: Batch, ground: Ground, point: Mapping[str, Any]) -> NDArray[np.intp]:
-    t = int(point["trade_off"])
-    if f.rank is not None and ground.strong is not None and ground.weak is not None:
-        score = f.predictor.rank(x, ground.strong, ground.weak)
-        choices = by_threshold(score, ground.strong, ground.weak, like=f.rank)
-        return np.asarray(choices[t])
-    quality, cost = f.predictor.expect(x)
-    return wished(quality, cost, like=(f.quality, f.cost), step=t)
-
-
-def _overhead_us(f: Forecast, ground: Ground) -> float:
-    """Median microseconds from messages to a choice, one query at a time, in this process: text to
-    features to prediction to the best trade-off. Serving's own path is measured in benchmarks/."""
-    spent = []
-    for i in ground.rows[f.rows[:_TIMED]]:
-        began = time.perf_counter()
-        x = batch([ground.table.messages[i]])
-        quality, cost = f.predictor.expect(x)
-        cheapest(quality, cost)
-        spent.append(time.perf_counter() - began)
-    return float(np.median(spent)) * 1e6
-
-
-__all__ = ["BASELINES", "KEEP", "STEPS", "evaluate"]
+__all__ = ["BASELINES", "evaluate"]

@@ -1,13 +1,25 @@
-"""The same question in other words or other white space, to see whether a decision changes."""
+"""The same question in other words or other white space, to see whether a decision changes; and how
+long a decision takes."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from ..types import Message
+from .forecasts import Forecast, Forecaster
+from .ground import Ground
+from .predictor import Batch, batch
+from .sweep import by_threshold, cheapest, wished
+
+_ASKED_AGAIN = 500  # queries reworded for flip rates, at most
+_TIMED = 200  # decisions timed, at most
 
 
 def _wrapped(text: str) -> str:
@@ -43,3 +55,49 @@ def reworded(conversation: Sequence[Message], change: Callable[[str], str]) -> t
             out[i] = msgspec.structs.replace(out[i], text=change(out[i].text))
             break
     return tuple(out)
+
+
+def flip_rates(
+    f: Forecast, ground: Ground, ask: Forecaster, point: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Share of decisions that change when the same question is put otherwise, at the trade-off of
+    the operating point, and the mean over all kinds of change."""
+    rows = f.rows
+    if len(rows) > _ASKED_AGAIN:
+        rows = np.sort(np.random.default_rng((ask.seed, 2)).permutation(rows)[:_ASKED_AGAIN])
+    said = [ground.table.messages[i] for i in ground.rows[rows]]
+    before = _decisions(f, ask.judged.rows(rows), ground, point)
+    out: dict[str, Any] = {}
+    groups = {"white_space": WHITE_SPACE, "rewording": REWORDING}
+    for kind, changes in groups.items():
+        rates = {}
+        for name, change in changes.items():
+            x = batch([reworded(c, change) for c in said])
+            rates[name] = float((_decisions(f, x, ground, point) != before).mean())
+        out[kind] = float(np.mean(list(rates.values())))
+        out[f"{kind}_each"] = rates
+    out["n_queries"] = len(rows)
+    return out
+
+
+def _decisions(f: Forecast, x: Batch, ground: Ground, point: Mapping[str, Any]) -> NDArray[np.intp]:
+    t = int(point["trade_off"])
+    if f.rank is not None and ground.strong is not None and ground.weak is not None:
+        score = f.predictor.rank(x, ground.strong, ground.weak)
+        choices = by_threshold(score, ground.strong, ground.weak, like=f.rank)
+        return np.asarray(choices[t])
+    quality, cost = f.predictor.expect(x)
+    return wished(quality, cost, like=(f.quality, f.cost), step=t)
+
+
+def overhead_us(f: Forecast, ground: Ground) -> float:
+    """Median microseconds from messages to a choice, one query at a time, in this process: text to
+    features to prediction to the best trade-off. Serving's own path is measured in benchmarks/."""
+    spent = []
+    for i in ground.rows[f.rows[:_TIMED]]:
+        began = time.perf_counter()
+        x = batch([ground.table.messages[i]])
+        quality, cost = f.predictor.expect(x)
+        cheapest(quality, cost)
+        spent.append(time.perf_counter() - began)
+    return float(np.median(spent)) * 1e6

@@ -17,7 +17,7 @@ from ..errors import ArtifactError, TableError, UsageError
 from .folds import folds
 from .ground import Ground, costs, match
 from .predictor import Batch, Predictor, batch_of, track
-from .predictors import make
+from .predictors import BUILT_IN, make
 from .table import Floats, Table
 
 FOLDS = 5
@@ -40,7 +40,7 @@ class Forecast:
 
 
 def is_artifact(name: str) -> bool:
-    return name.endswith(".npz") or Path(name).exists()
+    return name not in BUILT_IN and (name.endswith(".npz") or Path(name).is_file())
 
 
 def learns(name: str) -> bool:

@@ -28,26 +28,27 @@ def by_threshold(
 def by_price_of_quality(quality: Floats, cost: Floats) -> NDArray[np.intp]:
     """(t, n) the model of largest quality - lambda * cost, for lambdas from nearly 0 (the best
     predicted, the cheapest of equals) to where only cost counts."""
-    return np.stack([_best(quality, cost, x) for x in _lambdas(quality, cost)])
+    return _best(quality, cost, _lambdas(quality, cost))
 
 
 def wished(
     quality: Floats, cost: Floats, like: tuple[Floats, Floats], step: int
 ) -> NDArray[np.intp]:
     """(n,) the choice at one of the trade-offs that `like` = (quality, cost) was swept by."""
-    return _best(quality, cost, float(_lambdas(*like)[step]))
+    return np.asarray(_best(quality, cost, _lambdas(*like)[step : step + 1])[0])
 
 
 def cheapest(quality: Floats, cost: Floats) -> NDArray[np.intp]:
     """(n,) the cheapest of the models predicted to be best."""
-    return _best(quality, cost, 0.0)
+    return np.asarray(_best(quality, cost, np.zeros(1))[0])
 
 
-def _best(quality: Floats, cost: Floats, price: float) -> NDArray[np.intp]:
+def _best(quality: Floats, cost: Floats, prices: Floats) -> NDArray[np.intp]:
+    """(t, n) for t prices of quality."""
     # argmax takes the first of equals: the cheapest on average comes first.
     order = np.argsort(cost.mean(axis=0), kind="stable")
-    value = quality[:, order] - price * cost[:, order]
-    return np.asarray(order[np.argmax(value, axis=1)])
+    q, c = np.ascontiguousarray(quality[:, order]), np.ascontiguousarray(cost[:, order])
+    return np.stack([order[np.argmax(q - price * c, axis=1)] for price in prices])
 
 
 def _lambdas(quality: Floats, cost: Floats) -> Floats:
