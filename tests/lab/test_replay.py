@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from suffice import features
-from suffice.errors import ConfigError, JobError, UsageError
+from suffice.errors import ConfigError, JobError, StoreError, UsageError
 from suffice.lab import replay
 from suffice.lab.courses import courses
 from suffice.lab.offpolicy import Estimate
@@ -393,6 +393,12 @@ def test_nothing_to_replay_is_said(house: House) -> None:
     house.add(decided(0, STRONG, {STRONG: 1.0}, basis="bypass"))
     with pytest.raises(JobError, match="asked for by name"):
         house.replay("best")
+
+
+def test_reading_makes_no_store(house: House, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nothing has been recorded"):
+        replay.run(f"sqlite:///{tmp_path}/none.db", house.setting("best"), "best")
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_routes_times_and_sources_are_kept_apart(house: House) -> None:

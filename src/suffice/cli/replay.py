@@ -104,16 +104,16 @@ def show(r: Replay) -> None:
     console = Console()
     word = r.verdict.word
     colour = {"better": "green", "worse": "red"}.get(word, "yellow")
-    console.print(f"[bold]{r.policy}[/bold] ({r.policy_version}) on {_what(r)}")
+    console.print(f"[bold]{r.policy}[/bold] ({r.policy_version}) on {_what(r)}", highlight=False)
     console.print(f"[bold {colour}]{r.verdict.why}[/bold {colour}]", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("estimate", "score", "95 % interval", "against what happened", "95 % interval"):
+    for name in ("estimate", "score", "95 % interval", "difference", "95 % interval"):
         table.add_column(name, justify="left" if name == "estimate" else "right")
     table.add_row("happened", _score(r.happened["score"]), "", "", "")
-    names = {"ips": "IPS", "snips": "self-normalised IPS", "doubly_robust": "doubly robust"}
+    names = {"ips": "IPS", "snips": "self-normalised", "doubly_robust": "doubly robust"}
     for key, e in r.estimates.items():
         table.add_row(
-            names.get(key, "direct (a model's word)"),
+            names.get(key, "direct, a model's word"),
             _score(e["value"]),
             _range(e.get("low"), e.get("high")),
             _score(e["difference"], sign=True),
@@ -134,9 +134,12 @@ def show(r: Replay) -> None:
     for why, n in r.left_out.items():
         console.print(f"[dim]{n} left out: {why}[/dim]", highlight=False)
     if r.skipped:
-        console.print(f"[yellow]{r.skipped} rows cannot be read and were skipped:[/yellow]")
+        rows = "1 row that" if r.skipped == 1 else f"{r.skipped} rows that"
+        console.print(f"[yellow]skipped {rows} cannot be read:[/yellow]", highlight=False)
         for decision_id, why in r.skipped_rows:
             console.print(f"  {decision_id}: {why}", highlight=False, markup=False)
+        if r.skipped > len(r.skipped_rows):
+            console.print(f"  and {r.skipped - len(r.skipped_rows)} more", highlight=False)
     for warning in r.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
@@ -172,7 +175,7 @@ def _show_cost(console: Any, r: Replay) -> None:
 
 
 def _score(value: float | None, sign: bool = False) -> str:
-    return "unknown" if value is None else f"{value:+.4f}" if sign else f"{value:.4f}"
+    return "unknown" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
 
 
 def _range(low: float | None, high: float | None, sign: bool = False) -> str:

@@ -5,7 +5,7 @@ labelled decisions enter a score: missing feedback is not negative.
 
     log = Log(action, propensity, reward, propensities, session)
     doubly_robust(log, pi, q)          -> Terms      one row a decision
-    estimate(Terms, log)               -> Estimate   value, interval, difference to what happened
+    estimate(terms, log)               -> Estimate   value, interval, difference to what happened
 
 Every estimator is a ratio of two sums over decisions, so one interval serves all: sessions are
 drawn with replacement, since turns of a conversation stand and fall together.
@@ -13,6 +13,7 @@ drawn with replacement, since turns of a conversation stand and fall together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -205,6 +206,9 @@ def _sums(columns: Floats, unit: Ints) -> Floats:
     return out
 
 
+Method = Literal["bootstrap", "asymptotic"]
+
+
 def estimate(
     terms: Terms,
     log: Log,
@@ -212,10 +216,24 @@ def estimate(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    method: Literal["bootstrap", "asymptotic"] = "bootstrap",
+    method: Method = "bootstrap",
 ) -> Estimate:
-    """The value of `terms` and its difference to what happened, with intervals over sessions; NaN
-    where fewer than two sessions count.
+    """`estimates` of one."""
+    found = estimates({"": terms}, log, level=level, resamples=resamples, seed=seed, method=method)
+    return found[""]
+
+
+def estimates(
+    terms: Mapping[str, Terms],
+    log: Log,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    method: Method = "bootstrap",
+) -> dict[str, Estimate]:
+    """Each value and its difference to what happened, with intervals over the same draws of
+    sessions; NaN where fewer than two sessions count.
 
     bootstrap: sessions drawn with replacement, each draw's deviation in units of its own standard
     error (bootstrap-t: Efron and Tibshirani 1993, "An introduction to the bootstrap", section
@@ -223,54 +241,61 @@ def estimate(
     with Student's quantile. benchmarks/quality/offpolicy.py measures both.
     """
     base = observed(log)
-    columns = np.stack([terms.numerator, terms.denominator, base.numerator, base.denominator], 1)
-    s = _sums(columns, log.sessions)
-    s = s[(s != 0).any(axis=1)]
-    value, difference = terms.value, terms.value - base.value
-    if len(s) < 2 or np.isnan(difference):
-        nothing = float("nan")
-        return Estimate(value, nothing, nothing, difference, nothing, nothing)
-    if method == "asymptotic":
-        t = student(1 - (1 - level) / 2, len(s) - 1)
-        tails = [(-t, t), (-t, t)]
+    columns = [base.numerator, base.denominator]
+    for t in terms.values():
+        columns += [t.numerator, t.denominator]
+    s = _sums(np.stack(columns, axis=1), log.sessions)
+    s = s[s[:, 1] > 0]  # sessions with a label
+    g, wide = len(s), len(terms)
+    values = np.array([t.value for t in terms.values()])
+    centres = np.concatenate([values, values - base.value])
+    if g < 2:
+        bounds = np.full((2, 2 * wide), np.nan)
     else:
-        tails = _tails(s, level, resamples, seed)
-    errors = _moments(s, np.ones((1, len(s))))[2:]
-    (low, high), (d_low, d_high) = (
-        (v + a * float(e[0]), v + b * float(e[0]))
-        for v, e, (a, b) in zip((value, difference), errors, tails, strict=True)
-    )
-    return Estimate(value, low, high, difference, d_low, d_high)
+        errors = _moments(s, np.ones((1, g)))[1][0]
+        if method == "asymptotic":
+            t_ = student(1 - (1 - level) / 2, g - 1)
+            bounds = centres + np.array([[-t_], [t_]]) * errors
+        else:
+            bounds = centres + _tails(s, level, resamples, seed) * errors
+    out = {}
+    for i, name in enumerate(terms):
+        j = i + wide
+        out[name] = Estimate(
+            float(centres[i]), float(bounds[0, i]), float(bounds[1, i]),
+            float(centres[j]), float(bounds[0, j]), float(bounds[1, j]),
+        )  # fmt: skip
+    return out
 
 
-_PAIRS = [(i, j) for i in range(4) for j in range(i, 4)]
+def _moments(s: Floats, counts: Floats) -> tuple[Floats, Floats]:
+    """(values then differences, their standard errors), (m, 2 c) each, of m samples in which
+    session i counts as often as counts (m, g) says. s: (g, 2 + 2 c) sums of each session: what
+    happened, then each estimate, numerator before denominator.
 
-
-def _moments(s: Floats, counts: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """(value, difference, standard error of each), (m,), of m samples in which session i of s
-    (g, 4) counts as often as counts (m, g) says. All are sums over sessions of its four columns and
-    their products, hence one matrix product."""
-    g = len(s)
-    products = np.stack([s[:, i] * s[:, j] for i, j in _PAIRS], axis=1)
-    x = counts @ np.concatenate([s, products], axis=1)
-    a, b, r, n = x[:, :4].T
+    Everything is a sum over sessions of columns and their products, hence one matrix product.
+    """
+    g, c = len(s), s.shape[1] // 2 - 1
+    r, n, a, b = s[:, :1], s[:, 1:2], s[:, 2::2], s[:, 3::2]
+    parts = [r, n, a, b, r * r, r * n, n * n, a * a, a * b, b * b, a * r, a * n, b * r, b * n]
+    x = counts @ np.concatenate(parts, axis=1)
+    ends = np.cumsum([p.shape[1] for p in parts])[:-1]
+    sr, sn, sa, sb, rr, rn, nn, aa, ab, bb, ar, an, br, bn = np.split(x, ends, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        value, happened = a / b, r / n
-        # Influence of a session on value, then less its influence on what happened.
-        part = np.stack([g / b, -value * g / b, -g / n, happened * g / n], axis=1)
-
-        def error(columns: int) -> Floats:
-            total = np.zeros(len(x))
-            for at, (i, j) in enumerate(_PAIRS):
-                if j < columns:
-                    total += (1 if i == j else 2) * part[:, i] * part[:, j] * x[:, 4 + at]
-            return np.asarray(np.sqrt(np.maximum(total, 0.0) / (g * (g - 1))))
-
-        return value, value - happened, error(2), error(4)
+        v, h = sa / sb, sr / sn
+        # Sums of squares and products of the linearised (a - v b) / sum b and (r - h n) / sum n.
+        own = (aa - 2 * v * ab + v * v * bb) / (sb * sb)
+        base = (rr - 2 * h * rn + h * h * nn) / (sn * sn)
+        both = (ar - h * an - v * br + v * h * bn) / (sb * sn)
+        square = np.concatenate([own, own - 2 * both + base], axis=1)
+        errors = np.sqrt(np.maximum(square, 0.0) * (g / (g - 1)))
+        values = np.concatenate([v, v - h], axis=1)
+    assert values.shape == (len(counts), 2 * c)
+    return values, errors
 
 
-def _tails(s: Floats, level: float, resamples: int, seed: int) -> list[tuple[float, float]]:
-    """Where value and difference lie, in standard errors from the estimate: (low, high) of each."""
+def _tails(s: Floats, level: float, resamples: int, seed: int) -> Floats:
+    """How many standard errors below and above the estimates the bounds lie, (2, 2 c)."""
     g = len(s)
     rng = np.random.default_rng(seed)
     rows = max(1, _CELLS // g)
@@ -279,22 +304,19 @@ def _tails(s: Floats, level: float, resamples: int, seed: int) -> list[tuple[flo
         m = min(rows, resamples - at)
         drawn = rng.integers(0, g, size=(m, g)) + g * np.arange(m)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=m * g).reshape(m, g).astype(float)
-        parts.append(np.stack(_moments(s, counts)))
-    drawn_values = np.concatenate(parts, axis=1)
-    centre = _moments(s, np.ones((1, g)))
+        parts.append(_moments(s, counts))
+    centre = _moments(s, np.ones((1, g)))[0]
+    shift = np.concatenate([v for v, _ in parts]) - centre
+    errors = np.concatenate([e for _, e in parts])
+    # Where only rounding is left (a policy that is the log's own) nothing varies; where no session
+    # with a weight was drawn there is no estimate (NaN), which says nothing either way.
+    still = ~(np.abs(shift) > 1e-12 * np.maximum(1.0, np.abs(centre)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(still, 0.0, shift / errors)
     tail = (1 - level) / 2
-    out = []
-    for i in (0, 1):
-        shift, error = drawn_values[i] - centre[i], drawn_values[i + 2]
-        # Where sampling noise alone is left (a policy that is the log's own) both are zero.
-        noise = 1e-12 * max(1.0, abs(float(centre[i][0])))
-        still = ~(np.abs(shift) > noise)  # also NaN: nothing drawn had a weight
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.where(still, 0.0, shift / error)
-        low, high = np.quantile(t, [tail, 1 - tail], method="inverted_cdf")
-        widest = 10 * student(1 - tail, g - 1)  # a draw of one session alone has no error
-        out.append((max(-float(high), -widest), min(-float(low), widest)))
-    return out
+    low, high = np.quantile(t, [tail, 1 - tail], axis=0, method="inverted_cdf")
+    most = 10 * student(1 - tail, g - 1)  # a draw of one session alone has no error
+    return np.stack([np.maximum(-high, -most), np.minimum(-low, most)])
 
 
 def student(p: float, df: int) -> float:

@@ -88,8 +88,17 @@ def read(
     of some `sources` or of all. Raises StoreError."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from ..store.opening import first_line, open_engine, shown
+    from ..store.opening import database_file, first_line, open_engine, shown
 
+    try:
+        file = database_file(url)
+    except SQLAlchemyError:  # open_engine says what is wrong with the URL
+        file = None
+    if file is not None and not file.exists():
+        raise StoreError(
+            f"There is no store at {shown(url)}: nothing has been recorded.",
+            remedy="Run suffice serve first, or give the --config that it ran with.",
+        )
     engine = open_engine(url)
     found = Reading()
     try:

@@ -241,12 +241,15 @@ def evaluate(
     supported = offpolicy.support(log.propensities, pi)
     share = float(supported[seen].mean()) if seen.any() else float(supported.mean())
     explored = float((log.propensity < CERTAIN).mean())
-    made = {
-        "ips": offpolicy.estimate(offpolicy.ips(log, pi), log),
-        "snips": offpolicy.estimate(offpolicy.snips(log, pi), log),
-        "doubly_robust": offpolicy.estimate(offpolicy.doubly_robust(log, pi, q), log),
+    terms = {
+        "ips": offpolicy.ips(log, pi),
+        "snips": offpolicy.snips(log, pi),
+        "doubly_robust": offpolicy.doubly_robust(log, pi, q),
     }
-    made = {name: offpolicy.widened(e, 1.0 - share) for name, e in made.items()}
+    made = {
+        name: offpolicy.widened(e, 1.0 - share)
+        for name, e in offpolicy.estimates(terms, log).items()
+    }
     word = offpolicy.direct(log, pi, q).value
     happened = offpolicy.observed(log).value
     sessions = len(np.unique(log.sessions[seen]))
