@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import Any, Protocol, runtime_checkable
 
 from .types import Feedback, Record, TelemetryHook
@@ -23,7 +24,7 @@ class FeedbackHook(Protocol):
 class Telemetry:
     """Hands each Record to every hook, and each score to those that have a method for it.
 
-    Scores also go to OpenTelemetry, where its API is installed (extra `otel`).
+    Scores also go to OpenTelemetry, where its SDK is installed (extra `otel`).
     """
 
     def __init__(self, hooks: Iterable[TelemetryHook] = ()) -> None:
@@ -55,12 +56,14 @@ class Telemetry:
 
 def evaluations_hook(logger_provider: Any = None) -> FeedbackHook | None:
     """A hook that sends each score as OpenTelemetry's event `gen_ai.evaluation.result`; None where
-    OpenTelemetry is not installed.
+    its SDK is not installed.
 
     logger_provider: an `opentelemetry.sdk._logs.LoggerProvider`; None = the process's own, which
     `opentelemetry-instrument` sets up. Without one the events go nowhere.
     """
     try:
+        if find_spec("opentelemetry.sdk") is None:  # the API alone sends nothing anywhere
+            return None
         from opentelemetry._logs import get_logger
     except ImportError:
         return None

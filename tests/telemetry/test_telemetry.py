@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import threading
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from suffice.telemetry import Metrics, Telemetry
-from suffice.types import Attempt, Decision, Objective, Record, Step, Usage
+from conftest import require
+from suffice.telemetry import FeedbackHook, Metrics, Telemetry, evaluations_hook
+from suffice.types import Attempt, Decision, Feedback, Objective, Record, Step, Usage
 
 
 def record(**more: Any) -> Record:
@@ -110,3 +115,119 @@ def test_histograms_are_cumulative_and_hold_every_observation() -> None:
 def test_a_scrape_before_any_request_is_valid() -> None:
     got = samples(Metrics())
     assert got["suffice_request_duration_seconds_count", ()] == 0
+
+
+def score(value: float, **more: Any) -> Feedback:
+    return Feedback(decision_id="dec_1", score=value, created_s=5.0, **more)
+
+
+def test_scores_go_to_the_hooks_that_want_them(caplog: pytest.LogCaptureFixture) -> None:
+    class Listens:
+        def __init__(self) -> None:
+            self.heard: list[Feedback] = []
+
+        def __call__(self, record: Record) -> None:
+            pass
+
+        def feedback(self, f: Feedback) -> None:
+            self.heard.append(f)
+            if f.score < 0.5:
+                raise RuntimeError("deaf now")
+
+    first, second, deaf = Listens(), Listens(), list[Record]()
+    telemetry = Telemetry([first, deaf.append, second])
+    with caplog.at_level(logging.ERROR, logger="suffice.telemetry"):
+        for value in (1.0, 0.0, 0.25):
+            telemetry.scored(score(value))
+    assert [f.score for f in first.heard] == [f.score for f in second.heard] == [1.0, 0.0, 0.25]
+    assert caplog.text.count("deaf now") >= 2, "told once for each"
+    assert deaf == []
+
+
+def test_sources_are_counted_and_unknown_ones_share_a_label() -> None:
+    metrics = Metrics()
+    for i in range(1000):
+        metrics.feedback(score(1.0, source=f"user-{i}"))
+    metrics.feedback(score(0.25))
+    metrics.feedback(score(0.5))
+    metrics.feedback(score(0.0, source="implicit:schema", kind="implicit"))
+    got = {k: v for k, v in samples(metrics).items() if k[0].startswith("suffice_feedback")}
+
+    def labels(source: str, kind: str = "explicit") -> tuple[tuple[str, str], ...]:
+        return (("kind", kind), ("source", source))
+
+    assert got == {
+        ("suffice_feedback_total", labels("other")): 1000,
+        ("suffice_feedback_total", labels("user")): 2,
+        ("suffice_feedback_total", labels("implicit:schema", "implicit")): 1,
+        ("suffice_feedback_score_total", labels("other")): 1000,
+        ("suffice_feedback_score_total", labels("user")): 0.75,
+        ("suffice_feedback_score_total", labels("implicit:schema", "implicit")): 0,
+    }
+
+
+def test_scores_from_many_threads_are_all_counted() -> None:
+    metrics = Metrics()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(target=lambda: [metrics.feedback(score(1.0)) for _ in range(2000)])
+            for _ in range(4)
+        ]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(before)
+    key = (("kind", "explicit"), ("source", "user"))
+    assert samples(metrics)["suffice_feedback_total", key] == 8000
+
+
+def test_without_opentelemetry_there_is_no_hook_and_no_complaint() -> None:
+    code = """
+import sys
+sys.modules["opentelemetry"] = None  # as if it were not installed
+from suffice.telemetry import Metrics, Telemetry, evaluations_hook
+from suffice.types import Feedback
+assert evaluations_hook() is None
+metrics = Metrics()
+Telemetry([metrics]).scored(Feedback(decision_id="d", score=1.0))
+assert b"suffice_feedback_total" in metrics.render()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_score_is_an_opentelemetry_evaluation_result() -> None:
+    require("otel", find_spec("opentelemetry.sdk") is not None if find_spec("opentelemetry") else False,
+            "opentelemetry-sdk is not installed")  # fmt: skip
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import (
+        InMemoryLogRecordExporter,
+        SimpleLogRecordProcessor,
+    )
+
+    exporter = InMemoryLogRecordExporter()
+    provider = LoggerProvider()
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    hook = evaluations_hook(provider)
+    assert isinstance(hook, FeedbackHook)
+    hook.feedback(score(0.0, source="judge", verdict="bad", comment="what a person wrote"))
+    hook.feedback(score(0.5))
+    provider.shutdown()
+    first, second = (r.log_record for r in exporter.get_finished_logs())
+    assert first.event_name == "gen_ai.evaluation.result"
+    assert first.timestamp == 5_000_000_000
+    assert dict(first.attributes) == {
+        "gen_ai.evaluation.name": "judge",
+        "gen_ai.evaluation.score.value": 0.0,
+        "gen_ai.evaluation.score.label": "bad",
+        "suffice.decision.id": "dec_1",
+        "suffice.feedback.kind": "explicit",
+        "suffice.feedback.weight": 1.0,
+    }
+    assert "gen_ai.evaluation.score.label" not in second.attributes
