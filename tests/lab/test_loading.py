@@ -11,7 +11,7 @@ import pytest
 from tables import table, write_folder, write_jsonl
 
 from suffice.errors import TableError
-from suffice.lab import loading
+from suffice.lab import reading
 from suffice.lab.loading import load_table
 
 ROW = {"query_id": "a", "prompt": "What is 2 + 2?", "model": "m", "score": 1.0}
@@ -177,8 +177,8 @@ def test_a_file_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (tmp_path / name).write_bytes(b"x" * 2000)
-    monkeypatch.setattr(loading, "MAX_TEXT_BYTES", 1000)
-    monkeypatch.setattr(loading, "MAX_PARQUET_BYTES", 1000)
+    monkeypatch.setattr(reading, "MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr(reading, "MAX_PARQUET_BYTES", 1000)
     with pytest.raises(TableError, match="the limit is"):
         load_table(tmp_path / name)
 

@@ -22,7 +22,8 @@ from typing import Any
 import msgspec
 
 from ..errors import StoreError, TableError
-from .loading import Builder, Row, from_rows, head, read_rows
+from .loading import Builder, from_rows
+from .reading import Row, head, read_rows
 from .table import Table
 
 _META = {
