@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 
 from suffice import features
 from suffice.errors import ConfigError, JobError, StoreError, UsageError
+from suffice.gateway import BackgroundServer
 from suffice.lab import replay
 from suffice.lab.courses import courses
 from suffice.lab.offpolicy import Estimate
 from suffice.lab.recorded import read
+from suffice.providers.fake import FakeUpstream
 from suffice.store import open_store
 from suffice.types import (
     Decision,
@@ -338,6 +341,52 @@ def test_an_idle_conversation_begins_anew(house: House) -> None:
     house.settle()
     found = courses(read(house.url).rows, house.setting("best"))
     assert found.log.propensity == pytest.approx([0.5, 1.0])
+
+
+# ── the real line ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_log_of_the_real_gateway_replays_to_what_happened(
+    config: Callable[..., Path], fake: FakeUpstream
+) -> None:
+    """Requests over sockets, feedback over HTTP, then the same policy on the log, and another."""
+    from suffice.config import load_settings
+
+    path = config('[routes.drawn]\nmodels = ["p/weak", "p/strong"]\npolicy = "random"\n')
+    with (
+        BackgroundServer(path) as server,
+        openai.OpenAI(base_url=server.base_url + "/v1", api_key="x") as client,
+    ):
+        for i in range(260):
+            raw = client.chat.completions.with_raw_response.create(
+                model="drawn", messages=[{"role": "user", "content": f"Question number {i}"}]
+            )
+            model = raw.headers["x-suffice-model"]
+            client.post(
+                "/feedback",
+                body={
+                    "decision_id": raw.headers["x-suffice-decision-id"],
+                    "score": 1.0 if model == STRONG else float(i % 2),
+                },
+                cast_to=object,
+            )
+    settings = load_settings(path, {})
+
+    def found(policy: str) -> replay.Replay:
+        setting = replay.setting(settings, policy, {})
+        return replay.run(settings.store.url, setting, policy, route="drawn")
+
+    same = found("random")
+    assert (same.decisions, same.labelled, same.skipped) == (260, 260, 0)
+    assert same.verdict.word == "cannot tell"
+    for e in (same.estimates["ips"], same.estimates["snips"]):
+        assert e["value"] == pytest.approx(same.happened["score"], abs=1e-9)
+    low, high = same.cost["difference_low"], same.cost["difference_high"]
+    assert low <= 0.0 <= high, "predicted tokens, scaled by what was paid, give what was paid"
+    best = found("best")
+    assert best.verdict.word == "better"
+    assert best.estimates["snips"]["value"] == pytest.approx(1.0)
+    assert best.cost["difference_low"] > 0
 
 
 # ── what cannot be read ──────────────────────────────────────────────────────────────────────────
