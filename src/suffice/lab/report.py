@@ -21,7 +21,7 @@ _CSS = """
 :root{color-scheme:light}
 body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1c1c1c;
 background:#fafaf8;margin:0}
-main{max-width:62rem;margin:0 auto;padding:2rem 1.25rem 4rem}
+main{max-width:76rem;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 .facts{color:#555;margin:0}.verdict{background:#eef4f1;border-left:4px solid #3a7d44;
 padding:.75rem 1rem;margin:1.2rem 0}.warn{background:#fff6e5;border-left:4px solid #d98e04;
