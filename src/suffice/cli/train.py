@@ -99,4 +99,9 @@ def show(saved: Artifact, outcome: Outcome | None, out: Path) -> None:
         f"queries, {card.labels} labels; reference {card.reference}",
         highlight=False,
     )
-    console.print(f'[dim]Serve it: policy = "{out}" under [routes.auto].[/dim]', markup=True)
+    console.print(
+        f'Serve it: policy = "{out}" under [routes.auto].',
+        style="dim",
+        markup=False,
+        highlight=False,
+    )
