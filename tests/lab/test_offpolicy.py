@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -281,3 +284,14 @@ def test_a_policy_that_is_no_distribution_is_refused(pi: Any) -> None:
     log = Log(np.array([0, 1]), np.array([0.5, 0.5]), np.array([0.5, 1.0]))
     with pytest.raises(ValueError, match=r"^pi"):
         offpolicy.ips(log, pi)
+
+
+def test_the_page_says_what_the_results_say() -> None:
+    root = Path(__file__).parents[2]
+    runner = root / "benchmarks/quality/offpolicy.py"
+    page = root / "docs/concepts/offpolicy.md"
+    done = subprocess.run(
+        [sys.executable, runner, "--out", runner.parent / "results", "--page", page, "--check"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
