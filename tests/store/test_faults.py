@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from records import child, record
 
+from suffice import features
 from suffice.errors import StoreError
 from suffice.store import open_store, opening, sql
 from suffice.store.sql import SqlStore
@@ -258,3 +259,81 @@ def test_an_unwritable_folder_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         assert caught.value.remedy
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_an_ask_that_cannot_be_embedded_costs_no_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def embed(x: Any) -> Any:
+        if x.ask_chars > 20:
+            raise ValueError("features: hold no token ids")
+        return np.ones(4, np.float32)
+
+    store = open_store(f"sqlite:///{tmp_path / 's.db'}", embed=embed)
+    store.append(record(1))
+    store.append(record(2, features=features.extract_text("a longer one, of many words")))
+    store.append(record(3, features=None))
+    assert until(lambda: store.summary()["requests"] == 3)
+    assert store.health().lost == 0
+    assert "dec_00000000002" in caplog.text
+    kept = {r["id"][-1]: r["embedding"] for r in store.training_rows(unlabelled=True)}
+    assert kept == {"1": np.ones(4, "<f2").tobytes(), "2": None, "3": None}
+    store.close()
+
+
+def test_the_embedding_is_made_by_the_writer(tmp_path: Path) -> None:
+    made_by: list[str] = []
+
+    def embed(_: Any) -> None:
+        made_by.append(threading.current_thread().name)
+
+    store = open_store(f"sqlite:///{tmp_path / 's.db'}", embed=embed)
+    store.append(record(1))
+    assert store.decision("dec_00000000001") is not None, "nor by whoever looks at it meanwhile"
+    assert until(lambda: bool(made_by))
+    assert made_by == ["suffice-store"]
+    store.close()
+
+
+def test_an_embedding_survives_the_spool(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    point = np.linspace(-1, 1, 8, dtype=np.float32)
+    store = open_store(f"sqlite:///{path}", embed=lambda _: point)
+    lock = sqlite3.connect(path, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    store.append(record(1))
+    store.flush(timeout_s=30)
+    assert store.health().spooled == 1
+    lock.execute("ROLLBACK")
+    lock.close()
+    assert until(lambda: store.health().spooled == 0)
+    (row,) = store.training_rows(unlabelled=True)
+    assert row["embedding"] == point.astype("<f2").tobytes()
+    store.close()
+
+
+def test_noticed_scores_wait_in_memory_while_the_database_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "HEARD", 5)
+    path = tmp_path / "s.db"
+    store = open_store(f"sqlite:///{path}")
+    for n in range(8):
+        store.append(record(n))
+    assert store.flush()
+    lock = sqlite3.connect(path, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    for n in range(8):
+        store.append_feedback(
+            [Feedback(decision_id=f"dec_{n:011x}", score=0.0, source="implicit:empty")]
+        )
+    assert until(lambda: not store.health().ok and store.health().pending == 5)
+    assert store.health().lost == 3, "the oldest are given up, and that is said"
+    with pytest.raises(StoreError):
+        store.add_feedback(Feedback(decision_id="dec_00000000007", score=1.0))
+    lock.execute("ROLLBACK")
+    lock.close()
+    assert until(lambda: store.health().ok)
+    assert store.health().pending == 0
+    assert [x.decision_id[-1] for x in store.feedback_since(0)] == list("34567")
+    store.close()

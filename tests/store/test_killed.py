@@ -74,7 +74,10 @@ def test_killed_at_random_points_feedback_and_learning_agree(tmp_path: Path, eng
     draw = random.Random(7)
     said: set[str] = set()
     try:
-        for turn in range(6):
+        turn = 0
+        # On a busy machine a learner may be killed before it has read anything: some turns more.
+        while turn < 4 or (store.learner_state("auto").cursor == 0 and turn < 30):
+            turn += 1
             givers = [child(_GIVER, url, 10 * turn + i) for i in range(2)]
             learners = [child(_LEARNER, url) for _ in range(2)]
             running = [*givers, *learners]
@@ -133,7 +136,7 @@ def _agree(store: SqlStore, said: set[str]) -> None:
 def test_killed_while_upgrading_it_upgrades_at_the_next_start(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     draw = random.Random(3)
-    for turn in range(8):
+    for turn in range(5):
         path = tmp_path / f"{turn}.db"
         feedback = [
             {"decision_id": "dec_00000000001", "source": "user", "key": str(k), "score": 0.5,
