@@ -117,6 +117,9 @@ class SqlStore(Scores, Snapshots, Learner):
         and a score of a decision that there is not is dropped.
         """
         self._heard.extend(feedback)
+        self._bound_heard()
+
+    def _bound_heard(self) -> None:
         while len(self._heard) > HEARD:
             self._heard.popleft()
             self._lost += 1
@@ -157,6 +160,7 @@ class SqlStore(Scores, Snapshots, Learner):
             self._error = None
         except StoreError as error:
             self._heard.extendleft(reversed(batch))  # stored twice is stored once
+            self._bound_heard()
             self._is_down(error)
 
     def _taken(self) -> list[Record]:
