@@ -1,9 +1,10 @@
-"""Builds src/suffice/lab/standard.json: mean and deviation of each signal over training prompts.
+"""Builds src/suffice/lab/standard.json: mean and deviation of each signal over training prompts, and
+the variance of each dimension of the embedding.
 
     python scripts/build_standard.py --data TABLES
 
-The head standardises signals by these, never by a handful of labelled rows. The test-only table is
-not looked at.
+The head standardises signals and spreads its prior by these, never by a handful of labelled rows.
+The test-only table is not looked at.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ def main() -> None:
     given = parser.parse_args()
     names = sorted(p.parent.name for p in given.data.glob("*/queries.parquet"))
     tables = [load_table(given.data / n) for n in names if n != "routellm"]
-    signals = np.concatenate([batch_of(t).signals for t in tables]).astype(float)
+    batches = [batch_of(t) for t in tables]
+    signals = np.concatenate([b.signals for b in batches]).astype(float)
+    vectors = np.concatenate([b.vectors for b in batches]).astype(float)
     out = {
-        "about": f"Mean and deviation of each signal over {len(signals)} training prompts. Built by "
-        "scripts/build_standard.py.",
+        "about": f"Mean and deviation of each signal and variance of each dimension over {len(signals)} "
+        "training prompts. Built by scripts/build_standard.py.",
         "features": features.SCHEMA,
         "names": list(features.SIGNAL_NAMES),
         "mean": [round(x, 5) for x in signals.mean(axis=0).tolist()],
         "deviation": [round(max(x, 0.05), 5) for x in signals.std(axis=0).tolist()],
+        "vector_variance": [float(f"{x:.3g}") for x in vectors.var(axis=0).tolist()],
     }
     OUT.write_text(json.dumps(out, indent=1) + "\n")
     print(f"{len(signals)} prompts, {len(names) - 1} tables")

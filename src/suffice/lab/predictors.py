@@ -21,7 +21,7 @@ from ..policies import artifact, estimators
 from ..policies.estimators import Estimator
 from ..policies.naming import column_of
 from ..policies.predict import GRID, Scorer, price_priors, quality_curves
-from .head import PSEUDO_LABELS, EvidenceHead
+from .head import NOTHING_ODDS, PSEUDO_LABELS, EvidenceHead
 from .predictor import Batch, Predictor
 from .table import Floats
 
@@ -37,6 +37,19 @@ def standard() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(mean, deviation) of each signal over training prompts, float32 (n_signals,) each."""
     raw = msgspec.json.decode(files(__package__).joinpath("standard.json").read_bytes())
     return np.array(raw["mean"], np.float32), np.array(raw["deviation"], np.float32)
+
+
+@cache
+def spread() -> Floats:
+    """(n_dimensions,): prior variance of each dimension's weight as a multiple of the width.
+
+    The token table is half whitened, which suits looking neighbours up. A regression on few labels
+    does better to expect most of the directions in which prompts differ most: the variance of each
+    dimension over training prompts, scaled so that the width keeps its meaning.
+    """
+    raw = msgspec.json.decode(files(__package__).joinpath("standard.json").read_bytes())
+    variance = np.array(raw["vector_variance"], float)
+    return np.asarray(variance * variance.sum() / (variance**2).sum())
 
 
 def design(x: Batch) -> Floats:
@@ -145,7 +158,7 @@ class Trained:
     ) -> Self:
         k = score.shape[1]
         self.mean_ = shrunken_means(score, price)
-        self.reference_ = self._reference(price)
+        self.reference_ = self._reference(score, price)
         ref = self.reference_
         labelled = int(((~np.isnan(score)).sum(axis=1) >= 2).sum())
         self.n_ = labelled
@@ -163,31 +176,27 @@ class Trained:
             others = [j for j in range(k) if j != ref]
             targets = np.concatenate([gap[:, others], score[:, [ref]]], axis=1)
             means = np.append((self.mean_ - self.mean_[ref])[others], self.mean_[ref])
-            w, b = self._regress(d, s, targets, means, np.append(slope[others], 0.0))
+            slopes = np.append(slope[others], 0.0)
+            w, b = self._regress(d, s, targets, means, slopes, doubt=k == 2)
             self.weights_[:, [*others, k]] = w
             self.intercept_[[*others, k]] = b
         base = mean_costs(cost_usd, price)
-        known = bool((base > 0).all()) and not np.isnan(base).any()
-        self.has_cost_ = known and cost_usd is not None and labelled >= 50
         self.cost_ = base
-        if self.has_cost_:
-            assert cost_usd is not None
+        self.has_cost_ = cost_usd is not None and bool((base > 0).all()) and labelled >= 50
+        if cost_usd is not None and self.has_cost_:
             positive = np.where(cost_usd > 0, cost_usd, np.nan)
-            logs = np.log(positive)
-            centre = np.nanmean(logs, axis=0)
-            w, b = self._regress(d, s, logs, centre, np.zeros(k))
-            # Means of exponentials: each head is scaled so that its mean over the labels is right.
-            told = np.exp(b + d @ w)
-            seen = ~np.isnan(positive)
-            ratio = np.where(seen, positive, 0).sum(axis=0) / np.where(seen, told, 0).sum(axis=0)
-            self.weights_[:, k + 1 :] = w
-            self.intercept_[k + 1 :] = b + np.log(ratio)
+            # A model without costs of its own has only its price to go by, and so then have all.
+            self.has_cost_ = bool(((~np.isnan(positive)).sum(axis=0) >= 10).all())
+            if self.has_cost_:
+                self.weights_[:, k + 1 :], self.intercept_[k + 1 :] = log_heads(x, positive)
         return self
 
-    def _reference(self, price: Floats) -> int:
+    def _reference(self, score: Floats, price: Floats) -> int:
         if len(price) == 2 and not np.isnan(price).any() and price[0] != price[1]:
             return int(np.argmax(price))  # of a pair, the dear model is what the other is held to
-        return int(np.argmax(self.mean_))
+        # The best, of those with labels enough to hold the others to.
+        labels = (~np.isnan(score)).sum(axis=0)
+        return int(np.argmax(np.where(labels >= labels.max() / 2, self.mean_, -np.inf)))
 
     def _slopes(self, price: Floats) -> Floats:
         """(k,) prior slopes of each gap on log length: what a weaker model lacks grows with it."""
@@ -198,15 +207,25 @@ class Trained:
 
     @staticmethod
     def _regress(
-        d: Floats, n_signals: int, targets: Floats, mean: Floats, slope: Floats
+        d: Floats,
+        n_signals: int,
+        targets: Floats,
+        mean: Floats,
+        slope: Floats,
+        doubt: bool = False,
     ) -> tuple[Floats, Floats]:
         """Weights (p, h) and intercepts (h,). Each target is brought to the variance in whose unit
-        the priors are stated, so that graded scores and dollars are treated alike."""
+        the priors are stated, so that graded scores and dollars are treated alike.
+
+        doubt: nothing but length is likely at first. For pairs, which learn from the first label;
+        more models have FEW for that, and costs are known to differ.
+        """
         unit = np.ones(targets.shape[1])
-        if len(targets) >= 10:
-            variance = np.nanvar(targets, axis=0)
-            unit = np.sqrt(np.where(variance > 1e-8, variance, _VARIANCE) / _VARIANCE)
-        head = EvidenceHead(n_signals - 1).fit(
+        told = (~np.isnan(targets)).sum(axis=0) >= 10
+        variance = np.nanvar(targets[:, told], axis=0)
+        unit[told] = np.sqrt(np.where(variance > 1e-8, variance, _VARIANCE) / _VARIANCE)
+        odds = NOTHING_ODDS if doubt else -np.inf
+        head = EvidenceHead(n_signals - 1, spread(), odds).fit(
             d, targets / unit, mean / unit, slope, np.full(len(unit), _VARIANCE)
         )
         return head.weights_ * unit, head.intercept_ * unit
@@ -335,7 +354,7 @@ class Clusters(_Means):
         return self
 
     def _quality(self, x: Batch) -> Floats:
-        if self.kmeans_ is None:
+        if self.kmeans_ is None or not len(x):
             return np.tile(self.mean_, (len(x), 1))
         return np.asarray(self.table_[self.kmeans_.predict(x.vectors)])
 
@@ -364,9 +383,9 @@ class Ridge(_Means):
         return self
 
     def _quality(self, x: Batch) -> Floats:
-        if self.ridge_ is None:
+        if self.ridge_ is None or not len(x):
             return np.tile(self.mean_, (len(x), 1))
-        return np.asarray(self.ridge_.predict(design(x)))
+        return np.asarray(self.ridge_.predict(design(x))).reshape(len(x), -1)
 
     def estimator(self, models: Sequence[str]) -> Estimator:
         if self.ridge_ is None:
