@@ -436,6 +436,29 @@ def test_what_no_policy_decided_is_left_out(house: House) -> None:
     assert found.skipped == 0
 
 
+def test_what_the_policy_cannot_be_asked_is_left_out(house: House) -> None:
+    """A trained policy needs the ask's embedding, which earlier versions did not record."""
+    explored(house, 250)
+    house.settle()
+    setting = house.setting("best")
+    best: Any = setting.policies["auto"]
+
+    class Picky:
+        name, version = "picky", "picky-1"
+
+        def decide(self, x: Features, *args: Any, id: str = "", **more: Any) -> Decision:
+            if int(id[4:], 16) % 5 == 0:
+                raise ValueError("features: hold neither token ids nor an embedding")
+            decision: Decision = best.decide(x, *args, id=id, **more)
+            return decision
+
+    picky = replay.Setting({"auto": Picky()}, setting.objectives, setting.catalog, {}, Picky)
+    found = replay.run(house.url, picky, "picky")
+    assert found.decisions == 200
+    ((why, n),) = found.left_out.items()
+    assert n == 50 and "embedding" in why
+
+
 def test_nothing_to_replay_is_said(house: House) -> None:
     with pytest.raises(JobError, match="no decision to replay"):
         house.replay("best")
