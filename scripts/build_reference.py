@@ -56,6 +56,11 @@ WORDS: dict[str, dict[str, str]] = {
         "policy": "A policy's name, or the artifact that `suffice train` wrote",
         "certificate": "What `suffice calibrate` wrote, for `max_quality_loss`; the one beside an "
         "artifact is found by itself",
+        "learning": "`off`, `shadow` (what was learned decides nothing, but is logged beside what "
+        "did) or `on`",
+        "explore": "With `learning = \"on\"`: share of new conversations that may try another model",
+        "implicit": "Signals in replies that count as bad scores, with their weights, such as "
+        "`{ schema = 0.8 }`",
         "objective": "What you want: see [policies](../concepts/policies.md)",
         "fallbacks": "Tried in this order when the whole pool has failed",
         "fallback_max_usd_per_query": "A fallback predicted to cost more is not tried",

@@ -63,6 +63,9 @@ _DISCOVERED: dict[str, tuple[str, ...]] = {
 
 
 Ability = Literal["tools", "vision", "json_schema", "audio", "reasoning"]
+Signal = Literal[
+    "schema", "tool_call", "empty", "refusal", "retried", "truncated", "upstream_error"
+]
 
 
 class _Tree(BaseModel):
@@ -121,11 +124,22 @@ class RouteSettings(_Tree):
     models: tuple[str, ...] = Field(min_length=1)
     policy: str = "default"
     certificate: str | None = None
+    learning: Literal["off", "shadow", "on"] = "shadow"
+    explore: float = Field(default=0.02, ge=0, le=0.03)
+    implicit: dict[Signal, float] = {}
     objective: Any = "balanced"
     fallbacks: tuple[str, ...] = ()
     fallback_max_usd_per_query: float | None = Field(default=None, gt=0)
     timeouts: TimeoutSettings = TimeoutSettings()
     retries: RetrySettings = RetrySettings()
+
+    @field_validator("implicit")
+    @classmethod
+    def _check_implicit(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, weight in value.items():
+            if not 0.0 < weight <= 1.0:
+                raise ValueError(f"the weight of {name} must be above 0 and at most 1")
+        return value
 
     @field_validator("objective")
     @classmethod
@@ -152,6 +166,9 @@ class RouteSpec(msgspec.Struct, frozen=True):
     models: tuple[Model, ...]
     policy: str
     certificate: str | None
+    learning: Literal["off", "shadow", "on"]
+    explore: float
+    implicit: dict[str, float]
     objective: Objective
     fallbacks: tuple[Model, ...]
     fallback_max_usd_per_query: float | None
@@ -450,6 +467,9 @@ def _resolve_route(
         models=kept,
         policy=route.policy,
         certificate=route.certificate,
+        learning=route.learning,
+        explore=route.explore,
+        implicit={str(name): weight for name, weight in route.implicit.items()},
         objective=policies.parse_objective(route.objective),
         fallbacks=tuple(usable[n] for n in route.fallbacks if n in usable),
         fallback_max_usd_per_query=route.fallback_max_usd_per_query,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import catalog, execution, features, policies, providers, telemetry
+from . import catalog, execution, features, learning, policies, providers, telemetry
 from .errors import (
     BadRequest,
     ConfigError,
@@ -75,6 +75,9 @@ class Route(msgspec.Struct, frozen=True):
     timeouts: Timeouts = Timeouts()
     retries: Retries = Retries()
     bypass: bool = False
+    snapshot: str | None = None  # of the learned policy that decides
+    explores: bool = False
+    implicit: Mapping[str, float] = {}
 
 
 class _Sessions:
@@ -264,7 +267,15 @@ class Router:
         self._catalog = catalog.Catalog(resolved.models)
         self._targets = {m.name: Target(m, resolved.providers[m.provider]) for m in resolved.models}
         self._specs = dict(resolved.routes)
-        self._policies = {name: self._make_policy(spec) for name, spec in self._specs.items()}
+        self._configured = {name: self._make_policy(spec) for name, spec in self._specs.items()}
+        self._policies = dict(self._configured)
+        self._snapshots: dict[str, str] = {}  # route -> the learned policy that decides
+        self._learning: learning.Learning | None = None
+        self._implicit = {
+            name: spec.implicit for name, spec in self._specs.items() if spec.implicit
+        }
+        self._repeats = execution.Repeats()
+        self._shadowed: dict[tuple[str, ...], tuple[Model, ...]] = {}
         # A policy that solves its objective over traffic says what it wants to remember of it.
         self._sketches = {
             name: policy.sketch()
@@ -406,6 +417,8 @@ class Router:
                 max_output_tokens=query.max_output_tokens,
             )
             self._learn_traffic(route, decision)
+            if route.explores and x.human_turns == 1 and decision.propensity == 1.0:
+                decision = self._explored(decision, route, query.key_id)
         return x, self._finish(decision, query, route, x, excluded + cooling, models)
 
     def _finish(
@@ -434,6 +447,7 @@ class Router:
             model=plan[0].model,
             plan=plan,
             excluded=excluded,
+            snapshot=route.snapshot,
         )
 
     # ── parts of the line ────────────────────────────────────────────────────────────────────────
@@ -501,6 +515,42 @@ class Router:
         self._policies[route.name] = policy.with_traffic(sketch)
         self.__dict__.pop("_routes", None)
 
+    def _explored(self, decision: Decision, route: Route, key_id: str | None) -> Decision:
+        """The decision, now and then with another model in front, to learn from it; with the
+        probabilities at which that was drawn."""
+        explorer = self._learning.explorers.get(route.name) if self._learning else None
+        told = decision.predictions
+        if explorer is None or any(p.quality is None for p in told):
+            return decision
+        names = [p.model for p in told]
+        chosen = names.index(decision.model)
+        nan = float("nan")
+        drawn = explorer.draw(
+            names,
+            [p.quality or 0.0 for p in told],
+            [nan if p.cost_usd is None else p.cost_usd for p in told],
+            chosen,
+            seed=decision.seed,
+        )
+        spread = zip(told, drawn.propensities, strict=True)
+        predictions = tuple([msgspec.structs.replace(p, propensity=q) for p, q in spread])
+        propensity = drawn.propensities[drawn.action]
+        if not drawn.explored:
+            return msgspec.structs.replace(decision, predictions=predictions, propensity=propensity)
+        model = names[drawn.action]
+        first = [s for s in decision.plan if s.model == model]
+        rest = [Step(s.model, "failover") for s in decision.plan if s.model != model]
+        return msgspec.structs.replace(
+            decision,
+            model=model,
+            plan=tuple([Step(s.model, "choice") for s in first] + rest),
+            predictions=predictions,
+            propensity=propensity,
+            reason=f"{model}: explored (one of {propensity:.2%} of new conversations) instead of "
+            f"{decision.model}, to learn how well it does.",
+            explored=True,
+        )
+
     def _cost_of(self, model: str, usage: Usage | None) -> float | None:
         return catalog.price_usd(self._targets[model].model, usage)
 
@@ -560,6 +610,33 @@ class Router:
             self._sessions.put(query.session, reply, answer._x.input_tokens, now_s)
         self.store.append(record)
         self._telemetry.emit(record)
+        enabled = self._implicit.get(record.decision.route)
+        if enabled:
+            self._heard(answer, record, enabled)
+
+    def _heard(self, answer: Answer, record: Record, enabled: Mapping[str, float]) -> None:
+        """Scores that the reply gives itself: a broken schema, a refusal, asked again, ..."""
+        query = answer.query
+        asked_s = record.created_s - record.latency_s
+        repeats = None
+        if "retried" in enabled and record.status < 400:
+            repeats = self._repeats.note(
+                record.decision.id, query, asked_s=asked_s, answered_s=record.created_s
+            )
+        found = execution.implicit_feedback(
+            record.decision,
+            query.fields,
+            record.attempts,
+            answer.reply.body if answer.reply is not None and not query.stream else b"",
+            enabled=enabled,
+            now_s=record.created_s,
+            max_output_tokens=query.max_output_tokens,
+            repeats=repeats,
+        )
+        if found:
+            self.store.append_feedback(found)
+            for f in found:
+                self._telemetry.scored(f)
 
     def _make_policy(self, spec: Any) -> Policy:
         if policies.is_path(spec.policy):
@@ -622,6 +699,9 @@ class Router:
                 spec.fallback_max_usd_per_query,
                 timeouts=spec.timeouts,
                 retries=spec.retries,
+                snapshot=self._snapshots.get(name),
+                explores=spec.learning == "on" and spec.explore > 0.0,
+                implicit=spec.implicit,
             )
             for name, spec in self._specs.items()
         }
@@ -661,7 +741,12 @@ class Router:
             from . import store
 
             own = self._resolved.settings.store
-            self._store_ = store.open_store(own.url, keep_prompts=own.keep_prompts)
+            self._store_ = store.open_store(
+                own.url,
+                keep_prompts=own.keep_prompts,
+                embed=features.embed,
+                shadow=self._shadow,
+            )
         return self._store_  # type: ignore[no-any-return]
 
     @property
@@ -789,6 +874,7 @@ class Router:
             "status": "ok" if health.ok else "degraded",
             "store": msgspec.to_builtins(health),
             "cooling_down": self._breaker.open_models(),
+            "learning": dict(self._learning.problems) if self._learning is not None else {},
             "warnings": list(self.warnings),
         }
 
@@ -807,8 +893,89 @@ class Router:
                 candidates = self._health.candidates(models)
                 route.policy.decide(x, candidates, self._specs[name].objective)
 
+    def learn(self, *, start: bool = True) -> learning.Learning:
+        """The learning of this process, begun where it was not: a background thread that follows
+        promotions and, where it holds the route's lease, learns from feedback. start False: no
+        thread; the caller calls `step`."""
+        if self._learning is None:
+            mean, deviation = features.standard()
+            facts = learning.Facts(
+                features.SCHEMA,
+                features.table_version(),
+                features.DIMENSIONS,
+                mean,
+                deviation,
+                features.SIGNAL_NAMES.index("log_prompt_tokens"),
+                features.compile_heads,
+                features.embed,
+            )
+            routes = [
+                learning.Route(
+                    name,
+                    spec.learning,
+                    spec.models,
+                    getattr(self._configured[name], "artifact", None),
+                )
+                for name, spec in self._specs.items()
+            ]
+            owner = f"{os.getpid()}-{os.urandom(8).hex()}"
+            self._learning = learning.Learning(routes, self.store, facts, self._swap, owner=owner)
+        if start:
+            self._learning.start()
+        return self._learning
+
+    def _shadow(self, record: Record) -> dict[str, Any] | None:
+        """What the learned policy would have decided, where it only looks on. Asked on the store's
+        thread. A conversation counts as begun by the model that it has."""
+        decision, x = record.decision, record.features
+        spec = self._specs.get(decision.route)
+        if self._learning is None or spec is None or spec.learning != "shadow" or x is None:
+            return None
+        policy = self._learning.shadows.get(decision.route)
+        if policy is None:
+            return None
+        models = self._pool_of(tuple([p.model for p in decision.predictions]))
+        session = Session("", decision.model) if x.human_turns > 1 or x.in_tool_loop else None
+        told = policy.decide(
+            x, self._health.candidates(models), decision.objective, session, seed=decision.seed
+        )
+        return {
+            "model": told.model,
+            "policy_version": told.policy_version,
+            "propensity": told.propensity,
+            "quality": next(p.quality for p in told.predictions if p.model == told.model),
+        }
+
+    def _pool_of(self, names: tuple[str, ...]) -> tuple[Model, ...]:
+        """These models, as one tuple for the same names: policies remember pools by identity."""
+        pool = self._shadowed.get(names)
+        if pool is None:
+            if len(self._shadowed) >= 256:
+                self._shadowed.clear()
+            pool = self._shadowed[names] = tuple([self._targets[n].model for n in names])
+        return pool
+
+    def _swap(self, route: str, policy: Any, version: str | None) -> None:
+        """Serve another policy from the next request on; None: the configured one."""
+        if version == self._snapshots.get(route):
+            return
+        serves = self._configured[route] if policy is None else policy
+        if policy is not None:
+            certificate_ = getattr(self._configured[route], "certificate", None)
+            serves = policy.under(certificate_, policy.score_version)
+        if version is None:
+            self._snapshots.pop(route, None)
+        else:
+            self._snapshots[route] = version
+        self._policies[route] = serves
+        if hasattr(serves, "sketch"):
+            self._sketches[route] = serves.sketch()
+        self.__dict__.pop("_routes", None)
+
     def close(self) -> None:
         """Flush and close the store. The transport of a running loop is closed by `aclose`."""
+        if self._learning is not None:
+            self._learning.stop()
         if self._store_ is not None:
             self._store_.close()
 

@@ -234,6 +234,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     excluded: tuple[Excluded, ...] = ()
     route: str = ""
     seed: int = 0
+    snapshot: str | None = None  # version of the learned policy that decided; None = as configured
+    explored: bool = False  # another than the policy's choice, to learn from it
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ from .caller import Caller, OpenedReply, StreamEvent
 from .engine import Engine
 from .flow import Call, Flow, GiveUp, Wait
 from .health import Health
+from .implicit import WEIGHTS, Repeats, implicit_feedback
 
 __all__ = [
     "Breaker",
@@ -17,10 +18,13 @@ __all__ = [
     "Engine",
     "Flow",
     "GiveUp",
+    "WEIGHTS",
     "Health",
     "OpenedReply",
+    "Repeats",
     "Reply",
     "StreamEvent",
     "Wait",
+    "implicit_feedback",
     "total_usd",
 ]

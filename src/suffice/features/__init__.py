@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 from math import log1p
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,6 +34,7 @@ __all__ = [
     "explain_vector",
     "extract",
     "extract_text",
+    "standard",
     "table_version",
     "vector",
 ]
@@ -132,6 +136,14 @@ def compile_heads(heads: NDArray[np.floating]) -> NDArray[np.float32]:
 def extract_text(prompt: str) -> Features:
     """Features of a single prompt, as tables of queries hold them."""
     return extract((Message("user", prompt),))
+
+
+@cache
+def standard() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(mean, deviation) of each signal over training prompts, float32 (n_signals,) each: what
+    everything that learns standardises by (scripts/build_standard.py)."""
+    raw = msgspec.json.decode(files(__package__).joinpath("standard.json").read_bytes())
+    return np.array(raw["mean"], np.float32), np.array(raw["deviation"], np.float32)
 
 
 def table_version() -> str:

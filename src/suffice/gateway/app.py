@@ -41,6 +41,7 @@ class App:
             if message["type"] == "lifespan.startup":
                 try:
                     self.router.warm()
+                    self.router.learn()
                 except SufficeError as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return

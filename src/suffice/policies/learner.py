@@ -66,6 +66,8 @@ class Rows(msgspec.Struct, frozen=True):
     we received them, for the rate limit.
     weights: (n,) in [0, 1], what each source's labels count for; None: 1. ages: (n,) how many
     labelled decisions ago, beyond its place in the order, each was made; None: 0.
+    replaced, replaced_weights: (n,) the score and weight that a row takes the place of, NaN where
+    it is the first word on its decision: the old one is taken off again. None: no row is.
     """
 
     ids: NDArray[np.int64]
@@ -77,6 +79,8 @@ class Rows(msgspec.Struct, frozen=True):
     times_s: Floats
     weights: Floats | None = None
     ages: Floats | None = None
+    replaced: Floats | None = None
+    replaced_weights: Floats | None = None
 
 
 class Taken(NamedTuple):
@@ -197,6 +201,8 @@ class Learner:
             for j in np.unique(arm[use]).tolist():
                 mine = arm[use] == j
                 self._add(j, z[mine], scores[use][mine], counted[mine])
+            if rows.replaced is not None and rows.replaced_weights is not None:
+                self._take_off(rows.replaced[use], rows.replaced_weights[use], arm[use], z)
         if n:
             self.cursor = max(self.cursor, int(rows.ids[-1]))
         worth = np.zeros(n)
@@ -220,6 +226,20 @@ class Learner:
         self._moment[j] = self._moment[j] * keep + zv.T @ y
         self._square[j] = self._square[j] * keep + float(v @ (y * y))
         self._weight[j] = self._weight[j] * keep + float(v.sum())
+
+    def _take_off(
+        self, old: Floats, weight: Floats, arm: NDArray[np.intp], z: Floats
+    ) -> None:
+        """Scores that others took the place of. They have faded a little since they were added, and
+        a limit may have let in only part of them, so at most what an arm still has is taken off."""
+        for i in np.flatnonzero(~np.isnan(old)).tolist():
+            j, w = int(arm[i]), min(float(weight[i]), float(self._weight[arm[i]]))
+            if w <= 0.0:
+                continue
+            self._gram[j] -= w * np.outer(z[i], z[i])
+            self._moment[j] -= w * old[i] * z[i]
+            self._square[j] = max(0.0, self._square[j] - w * old[i] ** 2)
+            self._weight[j] -= w
 
     def refit(self) -> Fit:
         """The posterior mean, averaged by evidence over the prior widths. Exactly the warm start

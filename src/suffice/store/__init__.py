@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .versions import snapshot
 
 if TYPE_CHECKING:
-    from .rows import Embed
+    from .rows import Embed, Shadow
     from .sql import SqlStore
 
 __all__ = ["open_store", "snapshot"]
@@ -20,12 +20,14 @@ def open_store(
     keep_prompts: bool = False,
     spool: Path | None = None,
     embed: Embed | None = None,
+    shadow: Shadow | None = None,
 ) -> SqlStore:
     """The store at `url`, brought to this version's schema. Imports SQLAlchemy, so not before.
 
     spool: where records go while the database is down; None = beside it. embed: the ask as a point,
-    (n_dimensions,) or None, asked for each record on the writer's thread. Raises StoreError.
+    (n_dimensions,) or None, asked for each record on the writer's thread; shadow: likewise, what
+    another policy would have decided. Raises StoreError.
     """
     from .sql import SqlStore
 
-    return SqlStore(url, keep_prompts=keep_prompts, spool=spool, embed=embed)
+    return SqlStore(url, keep_prompts=keep_prompts, spool=spool, embed=embed, shadow=shadow)

@@ -21,6 +21,10 @@ class Database:
         self.url = url
         self._engine = open_engine(url)
 
+    def dispose(self) -> None:
+        """Let go of the connections, where nothing is being written."""
+        self._engine.dispose()
+
     def _rows(self, query: Any, values: Any = None) -> list[dict[str, Any]]:
         try:
             with self._engine.connect() as connection:

@@ -72,6 +72,7 @@ ATTEMPT = [
 ]
 
 Row = tuple[Any, ...]
+Shadow = Callable[[Record], Mapping[str, Any] | None]
 
 
 class _Detail(msgspec.Struct):
@@ -83,10 +84,15 @@ class _Detail(msgspec.Struct):
     seed: int
     dialect: str
     metadata: Any
+    explored: bool
+    shadow: Any
 
 
-def to_rows(r: Record, keep_prompts: bool, embed: Embed | None = None) -> tuple[Row, list[Row]]:
-    """(the decision's row, its attempts' rows), in the order of DECISION and ATTEMPT."""
+def to_rows(
+    r: Record, keep_prompts: bool, embed: Embed | None = None, shadow: Shadow | None = None
+) -> tuple[Row, list[Row]]:
+    """(the decision's row, its attempts' rows), in the order of DECISION and ATTEMPT. shadow: what
+    another policy would have decided, to stand beside it."""
     d, u, x = r.decision, r.usage, r.features
     detail = _Detail(
         d.plan,
@@ -97,6 +103,8 @@ def to_rows(r: Record, keep_prompts: bool, embed: Embed | None = None) -> tuple[
         d.seed,
         r.dialect,
         r.metadata,
+        d.explored,
+        None if shadow is None else _shadowed(r, shadow),
     )
     row = (
         d.id,
@@ -128,7 +136,7 @@ def to_rows(r: Record, keep_prompts: bool, embed: Embed | None = None) -> tuple[
         r.prompt.decode("utf-8", "replace") if keep_prompts and r.prompt is not None else None,
         r.error,
         None if x is None or embed is None else _embedded(d.id, x, embed),
-        getattr(d, "snapshot", None),
+        d.snapshot,
     )
     tries = [
         (
@@ -149,6 +157,15 @@ def to_rows(r: Record, keep_prompts: bool, embed: Embed | None = None) -> tuple[
         for a in r.attempts
     ]
     return row, tries
+
+
+def _shadowed(r: Record, shadow: Shadow) -> Mapping[str, Any] | None:
+    try:
+        return shadow(r)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # Its word is worth less than the record.
+        _log.error("what the shadow of %s would have done: %s", r.decision.id, error)
+        return None
 
 
 def _embedded(decision_id: str, x: Features, embed: Embed) -> bytes | None:

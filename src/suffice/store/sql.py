@@ -34,7 +34,7 @@ from .opening import (
     migrate,
     spool_base,
 )
-from .rows import ATTEMPT, DECISION, Embed, Row, repaired, to_dict, to_rows
+from .rows import ATTEMPT, DECISION, Embed, Row, Shadow, repaired, to_dict, to_rows
 from .scores import Scores
 from .snapshots import Snapshots
 from .spool import BATCH, Rows, Spool, open_spool
@@ -65,10 +65,12 @@ class SqlStore(Scores, Snapshots, Learner):
         keep_prompts: bool = False,
         spool: Path | None = None,
         embed: Embed | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         super().__init__(url)
         self._keep_prompts = keep_prompts
         self._embed = embed
+        self._shadow = shadow
         self._file = database_file(url)
         self._inode = _inode(self._file)
         base = spool_base(url)
@@ -186,7 +188,7 @@ class SqlStore(Scores, Snapshots, Learner):
         rows = []
         for r in batch:
             try:
-                rows.append(to_rows(r, self._keep_prompts, self._embed))
+                rows.append(to_rows(r, self._keep_prompts, self._embed, self._shadow))
             except _REFUSED as error:
                 self._give_up(r.decision.id, error)
         return rows
@@ -319,7 +321,7 @@ class SqlStore(Scores, Snapshots, Learner):
         # In the order in which a record travels, so that one on its way is not missed.
         waiting = self._recent.get(decision_id)
         if waiting is not None:
-            return to_rows(waiting, self._keep_prompts)
+            return to_rows(waiting, self._keep_prompts, None, self._shadow)
         return self._spool.find(decision_id) if self._spool else None
 
     def decisions(
