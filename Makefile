@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: demo test lint types contracts docs bench clean
+.PHONY: demo test lint types contracts docs bench quality quality-page clean
 
 demo: .stamp-demo
 	$(BIN)/suffice demo
@@ -51,6 +51,21 @@ docs: .stamp-test
 
 bench: .stamp-test
 	$(BIN)/python benchmarks/latency/run.py
+
+# The proof on real tables takes an hour or two. Each runner says with --help what it takes;
+# paretobandit, obp and litellm are compared only where their options name them.
+QUALITY := benchmarks/quality
+RUNNERS := routellm pool certificates robustness online offpolicy pacing watch cost
+DATA ?=
+
+quality: .stamp-test
+	@test -d "$(DATA)" || { echo "Give the folder that holds the tables: make quality DATA=folder" >&2; exit 2; }
+	set -e; for r in $(RUNNERS); do $(BIN)/python $(QUALITY)/$$r.py --data "$(DATA)" --out $(QUALITY)/results; done
+	$(BIN)/python benchmarks/latency/decision.py --data "$(DATA)"
+	$(BIN)/python $(QUALITY)/page.py
+
+quality-page: .stamp-test
+	$(BIN)/python $(QUALITY)/page.py
 
 clean:
 	rm -rf $(VENV) dist build .stamp-*

@@ -58,12 +58,15 @@ POOL = (  # USD per million tokens in and out, made up
     ("google/gemini-2.5-flash", 0.3, 2.5),
     ("google/gemini-2.5-pro", 1.25, 10.0),
 )
-OBJECTIVES: tuple[Any, ...] = ({"keep_quality": 0.95}, "balanced", {"worth_usd": 0.02})
+OBJECTIVES: tuple[Any, ...] = (  # each sends a fair share of prompts to more than one model
+    {"keep_quality": 0.9}, {"keep_quality": 0.95}, {"weights": {"cost": 1.0, "quality": 4.0}},
+)  # fmt: skip
 _REMINDER = "<system-reminder>\nThe task list is empty. Do not mention it.\n</system-reminder>"
 
 CHANGES: dict[str, dict[str, Callable[[str], str]]] = {
     "white space": {
-        **WHITE_SPACE,
+        "trailing space": WHITE_SPACE["trailing space"],
+        "wrapped at 60 columns": lambda t: _wrap(t, 60),
         "wrapped at 40 columns": lambda t: _wrap(t, 40),
         "Windows line ends": lambda t: t.replace("\n", "\r\n"),
     },
@@ -103,15 +106,22 @@ SOURCES = (
            ("llama-3.1-nemotron-51b-instruct", "qwen2.5-7b-instruct")),
     Source("llmrouter_example", "LLMRouter example, 9 models", None),
     Source("zeroeval", "ZeroEval, GPT-4o and Llama 3 70B",
-           ("gpt-4o-2024-05-13", "Llama-3-70B-Instruct")),
+           ("gpt-4o-2024-05-13", "Meta-Llama-3-70B-Instruct")),
 )  # fmt: skip
 LEARNERS = ("trained", "knn", "default")
 
 
 def _wrap(text: str, width: int) -> str:
+    """Long lines broken at spaces; no word is."""
     import textwrap
 
-    return "\n".join(textwrap.fill(x, width) if len(x) > width else x for x in text.split("\n"))
+    lines = (
+        textwrap.fill(x, width, break_long_words=False, break_on_hyphens=False)
+        if len(x) > width
+        else x
+        for x in text.split("\n")
+    )
+    return "\n".join(lines)
 
 
 # ── the same question put otherwise ──────────────────────────────────────────────────────────────
