@@ -19,7 +19,8 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).parent))
 from page_bars import Results, bars
 from page_figures import digest, digest_of, draw, needs
-from page_sections import ALL, table, where_from
+from page_sections import ALL, where_from
+from page_tables import table
 
 HERE = Path(__file__).parent
 _RUN = "python benchmarks/quality/{}.py --data DATA --out benchmarks/quality/results"
@@ -67,11 +68,12 @@ def build(results: Results) -> str:
         *table(
             ["what", "bar", "measured", "met", "beside it"],
             [[b.what, b.bar, b.measured, b.met, b.beside] for b in found],
+            left=True,
         ),
         "To run it again, with the tables in a folder DATA (the public tables are not in the "
         "repository; their loaders and formats: `suffice eval --help`): `make quality DATA=folder`, "
-        "then `make quality-page`. In CI every runner runs on the small made-up table of "
-        "`benchmarks/quality/synthetic`, from which no figure is taken.",
+        "then `make quality-page`. Tests run the runners on a small made-up table "
+        "(`benchmarks/quality/synthetic`), from which no figure is taken.",
         "",
     ]
     for section in ALL:

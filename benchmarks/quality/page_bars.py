@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from suffice.lab.metrics import wilson
+
 Results = Mapping[str, Any]  # name of a results file without .json -> what it holds
 MISSING = "not measured yet"
 LABELLED = {"mmlu": "MMLU", "gsm8k": "GSM8K", "mt_bench": "MT-Bench"}
@@ -45,7 +47,7 @@ def percent(interval: Sequence[float]) -> str:
 
 
 def over_seeds(each: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a mean over seeds, normal."""
+    """95% interval of a mean over seeds, normal."""
     n = len(each)
     mean = sum(each) / n
     spread = (sum((v - mean) ** 2 for v in each) / max(1, n - 1) / n) ** 0.5
@@ -147,15 +149,23 @@ def certificates(r: Results) -> Iterator[Bar]:
         yield from absent(
             ("certificates: mean violation rate", "<= 0.10"),
             ("certificates: worst cell", "<= 0.16"),
-            ("certificates: share of MMLU, eps 5 %, 500 labels", ">= 25 %"),
+            ("certificates: share of MMLU, eps 5%, 500 labels", ">= 25%"),
         )
         return
     bars, aims = told["bars"], told["bars"]["aims"]
     ours, naive = bars["certified"], bars["naive"]
     splits = told["splits"]
+    cells = [
+        c["violations"]
+        for case in told["cases"]
+        if case["judged"]
+        for c in case["cells"]
+        if c["rule"] == "certified"
+    ]
     yield Bar(
         f"certificates, {splits} splits, delta 0.1: mean violation rate of {ours['cells']} cells",
-        f"<= {aims['mean_violation']:.2f}", f"{ours['mean_violation']:.3f}",
+        f"<= {aims['mean_violation']:.2f}",
+        f"{ours['mean_violation']:.3f} (cells from {min(cells):.2f} to {max(cells):.2f})",
         aims["mean_violation"] - ours["mean_violation"], "",
         f"naive tuning {naive['mean_violation']:.3f}",
     )  # fmt: skip
@@ -177,7 +187,7 @@ def certificates(r: Results) -> Iterator[Bar]:
     )  # fmt: skip
     aim = aims["mmlu_share_500_at_5_percent"]
     yield Bar(
-        "certificates: share of MMLU certified away, eps 5 %, 500 labels", f">= {aim:.0%}",
+        "certificates: share of MMLU certified away, eps 5%, 500 labels", f">= {aim:.0%}",
         f"{cell['certified_away']:.1%} {percent(cell['certified_away_ci'])}",
         cell["certified_away"] - aim, "%",
         ", ".join(f"{k} {v:.1%}" for k, v in shares.items() if k != "trained, certified"),
@@ -262,23 +272,25 @@ def loop(r: Results) -> Iterator[Bar]:
     """The feedback loop's aims."""
     told = r.get("offpolicy")
     if told is None:
-        yield from absent(("off-policy estimates: coverage of the 95 % interval", ">= 90 %"))
+        yield from absent(("off-policy estimates: coverage of the 95% interval", ">= 90%"))
     else:
         for name, low in told["lowest_coverage_where_judged"].items():
             yield Bar(
-                f"off-policy, {name}: lowest coverage of the 95 % interval, {told['runs']} runs",
-                f">= {told['bar']:.0%}", f"{low:.1%}", low - told["bar"], "%", "",
+                f"off-policy, {name}: lowest coverage of the 95% interval, {told['runs']} runs",
+                f">= {told['bar']:.0%}",
+                f"{low:.1%} {percent(wilson(low * told['runs'], told['runs']))}",
+                low - told["bar"], "%", "",
             )  # fmt: skip
     told = r.get("pacing")
     if told is None:
-        yield from absent(("budget pacing: days with spend within 2 % of the budget", "all"))
+        yield from absent(("budget pacing: days with spend within 2% of the budget", "all"))
     else:
         for day, title in (
             ("day_1_no_profile", "first day"), ("day_2_with_profile", "second day"),
         ):  # fmt: skip
             p, naive = told[day]["pacer"], told[day]["hard stop"]
             yield Bar(
-                f"budget pacing, {title}: runs with spend within 2 % of the budget",
+                f"budget pacing, {title}: runs with spend within 2% of the budget",
                 "all", f"{p['within_2_percent']:.1%} of {p['runs']}, spend over budget "
                 f"{p['ratio_mean']:.3f} [{p['ratio_min']:.3f}, {p['ratio_max']:.3f}] (least, most)",
                 p["within_2_percent"] - 1.0, "%",
