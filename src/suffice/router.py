@@ -735,6 +735,10 @@ class Router:
         return self._catalog.models()
 
     @property
+    def _learns(self) -> bool:
+        return any(spec.learning != "off" for spec in self._specs.values())
+
+    @property
     def store(self) -> Store:
         """The store; opened at its first use, so that explaining a decision touches no disk."""
         if self._store_ is None:
@@ -744,7 +748,8 @@ class Router:
             self._store_ = store.open_store(
                 own.url,
                 keep_prompts=own.keep_prompts,
-                embed=features.embed,
+                # 27 us a record on the store's thread: only where something is learned from it.
+                embed=_embedded if self._learns else None,
                 shadow=self._shadow,
             )
         return self._store_  # type: ignore[no-any-return]
@@ -989,6 +994,10 @@ class Router:
 
 EXAMPLE_POOL = "an example pool (no config, no keys)"
 _NO_STEERING = Steering()
+
+
+def _embedded(x: Features) -> Any:
+    return None if x.token_ids is None and x.embedding is None else features.embed(x)
 
 
 def _status_of(error: UpstreamError) -> int:

@@ -375,3 +375,14 @@ def test_bad_usage_in_the_shell(
     err = capsys.readouterr().err
     assert said in err
     assert "Traceback" not in err
+
+
+def test_a_key_sees_only_its_own_decisions(keyed: tuple[Gateway, Gateway]) -> None:
+    """A decision may hold the prompt."""
+    one, two = keyed
+    decision_id = one.decide()
+    assert one.scores(decision_id) == []
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        two.scores(decision_id)
+    with caught.value:
+        assert caught.value.code == 404

@@ -145,10 +145,11 @@ def create_rest(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette
         return _json(router.explain(router.decide(query)), request)
 
     async def decision(request: Request) -> Response:
-        auth.check(_headers(request))
+        key_id = auth.check(_headers(request))
         decision_id = request.path_params["id"]
         found = await asyncio.to_thread(router.decision, decision_id)
-        if found is None:
+        # Another client's decision may hold its prompt: it is not there for this one.
+        if found is None or (key_id is not None and found.get("key_id") != key_id):
             raise NotFound(f"There is no decision {decision_id!r}.", param="id")
         return _json(found, request)
 

@@ -370,8 +370,13 @@ def _asked(row: Row, path: Path, number: int) -> Any:
     return None
 
 
+def _weighted(given: Sequence[tuple[float, float]]) -> float:
+    """Mean score; a word of a person counts more than a signal in the reply."""
+    return sum(s * w for s, w in given) / sum(w for _, w in given)
+
+
 def from_store(url: str) -> Table:
-    """Recorded decisions whose prompts were kept, with the mean of their feedback as score."""
+    """Recorded decisions whose prompts were kept, with the weighted mean of their feedback as score."""
     from ..store import open_store
 
     try:
@@ -379,10 +384,11 @@ def from_store(url: str) -> Table:
     except StoreError as error:
         raise TableError(str(error), path=url) from None
     try:
-        scores: dict[str, list[float]] = {}
+        scores: dict[str, list[tuple[float, float]]] = {}
         rows: Callable[[], Iterable[dict[str, Any]]] | None = getattr(store, "training_rows", None)
         for row in rows() if rows else ():
-            scores.setdefault(row["id"], []).append(row["score"])
+            if row["weight"] > 0.0:
+                scores.setdefault(row["id"], []).append((row["score"], row["weight"]))
         found = store.decisions(limit=200_000)
     finally:
         store.close()
@@ -407,7 +413,7 @@ def from_store(url: str) -> Table:
                 {
                     "query_id": query_id,
                     "model": row["model"],
-                    "score": sum(given) / len(given) if given else None,
+                    "score": _weighted(given) if given else None,
                     "cost_usd": row.get("cost_usd"),
                     "input_tokens": usage.get("input_tokens"),
                     "output_tokens": usage.get("output_tokens"),
