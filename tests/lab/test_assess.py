@@ -1,0 +1,417 @@
+"""What `suffice assess` finds: clusters a person recognises, and only claims the labels bear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.errors import UsageError
+from suffice.lab.assessing import assess, naming
+from suffice.lab.assessing.clustering import find
+from suffice.lab.assessing.compared import ground, reach
+from suffice.lab.assessing.costs import costs_of, price_of
+from suffice.lab.assessing.means import adjusted
+from suffice.lab.assessing.mix import difficulty, scripts
+from suffice.lab.metrics import Redraws
+from suffice.lab.predictor import batch_of
+from suffice.lab.table import Table
+from suffice.types import Message, Model, Price
+
+# Four topics, each in varied words, so that a cluster is a topic and a name can be checked.
+TOPICS: dict[str, list[str]] = {
+    "code": [
+        "Write a python function that {} a linked list of integers",
+        "Debug this python code: the loop {} the wrong index of the array",
+        "How do I {} a string in javascript with a regular expression?",
+    ],
+    "law": [
+        "The defendant was {} by the court; may the attorney appeal the verdict?",
+        "Under contract law, is the seller {} when the buyer breaks the contract?",
+        "Can the court admit testimony that was {} before the trial?",
+    ],
+    "cooking": [
+        "Give me a recipe for a soup with {} carrots, onions and garlic",
+        "How long is chicken {} in the oven with butter and rosemary?",
+        "What dessert can be {} from flour, sugar, eggs and chocolate?",
+    ],
+    "sky": [
+        "Why is the planet Jupiter {} by so many moons in its orbit?",
+        "How was the distance of the star {} by astronomers with a telescope?",
+        "When will the comet be {} again from Earth near the sun?",
+    ],
+}
+VERBS = "sorted seen baked held moved called split heard cut named joined kept".split()
+
+
+def prompts(n: int, topics: Sequence[str] = tuple(TOPICS), seed: int = 0) -> list[tuple[str, str]]:
+    """n pairs of (topic, prompt), topics in turn."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(n):
+        topic = topics[i % len(topics)]
+        line = TOPICS[topic][int(rng.integers(3))]
+        two = " and ".join(rng.choice(VERBS, 2, replace=False))
+        out.append((topic, f"{line.format(two)} ({i})"))
+    return out
+
+
+def table(
+    texts: Sequence[str],
+    score: Any = None,
+    models: Sequence[str] = (),
+    cost: Any = None,
+    **more: Any,
+) -> Table:
+    n, k = len(texts), len(models)
+    return Table(
+        "t",
+        tuple(f"q{i}" for i in range(n)),
+        tuple((Message("user", p),) for p in texts),
+        tuple(models),
+        np.full((n, k), np.nan) if score is None else np.asarray(score, float),
+        cost_usd=None if cost is None else np.broadcast_to(np.asarray(cost, float), (n, k)).copy(),
+        **more,
+    )
+
+
+def answers(n: int, *shares: float, seed: int = 0) -> np.ndarray:
+    """(n, k) right or wrong, independent of each other and of what `prompts` draws."""
+    return (np.random.default_rng([seed, 7]).random((n, len(shares))) < shares).astype(float)
+
+
+# ── what is asked ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_clusters_are_the_topics_and_bear_their_words() -> None:
+    made = prompts(320)
+    found = find(batch_of(table([p for _, p in made])).vectors)
+    for c in range(int(found.labels.max()) + 1):
+        topics = [t for (t, _), x in zip(made, found.labels, strict=True) if x == c]
+        assert max(topics.count(t) for t in TOPICS) >= 0.9 * len(topics), "a cluster is one topic"
+    said = assess(table([p for _, p in made]))
+    assert 4 <= len(said.clusters) <= 16
+    assert sum(c.size for c in said.clusters) == 320
+    assert [c.size for c in said.clusters] == sorted((c.size for c in said.clusters), reverse=True)
+    words = " ".join(c.name for c in said.clusters)
+    for known in ("python", "court", "telescope"):
+        assert known in words or any(known in " ".join(c.words) for c in said.clusters)
+    assert len({c.name for c in said.clusters}) == len(said.clusters)
+    for c in said.clusters:
+        assert c.examples and all(len(e) <= 110 for e in c.examples)
+        assert not any(w.isdigit() for w in c.words)
+
+
+def test_the_same_table_gives_the_same_answer() -> None:
+    texts = [p for _, p in prompts(120)]
+    scores = answers(120, 0.5, 0.9)
+    one = assess(table(texts, scores, "ab", [1.0, 9.0]))
+    assert one == assess(table(texts, scores, "ab", [1.0, 9.0]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "name"),
+    [
+        (["What is the capital of France?"], "capital"),
+        ([""] * 50, "empty prompts"),
+        ([f"{i} + {7919 * i}" for i in range(100)], "numbers and symbols"),
+        (["Write a poem about the sea"] * 90, "poem"),
+    ],
+)
+def test_one_kind_of_query_is_one_cluster(texts: list[str], name: str) -> None:
+    said = assess(table(texts))
+    assert len(said.clusters) == 1
+    assert name in said.clusters[0].name
+    assert said.clusters[0].share == 1.0
+    assert said.mix.duplicate_share == pytest.approx(
+        1 - len(set(texts)) / len(texts), abs=0.02
+    ) or (texts[0] == "")
+
+
+def test_names_work_in_every_script() -> None:
+    texts = [
+        f"{p} {i}"
+        for i in range(30)
+        for p in ("请写一首关于大海的诗", "今日の東京の天気は", "मौसम कैसा है आज दिल्ली में",
+                  "Напиши сказку про дракона", "اكتب قصيدة عن البحر", "바다에 대한 시를 써 주세요")
+    ]  # fmt: skip
+    said = assess(table(texts))
+    names = " ".join(c.name for c in said.clusters)
+    for word in ("大海", "天気", "मौसम", "дракона", "البحر", "바다에"):
+        assert word in names
+    assert set(said.mix.scripts) == {
+        "Han",
+        "Japanese",
+        "Devanagari",
+        "Cyrillic",
+        "Arabic",
+        "Korean",
+    }
+
+
+def test_scripts_are_told_by_letters() -> None:
+    assert scripts(["12 + 3", "¿Qué?", "Москва", "漢字とかな", "漢字"]) == {
+        "none": 0.2, "Latin": 0.2, "Cyrillic": 0.2, "Japanese": 0.2, "Han": 0.2,
+    }  # fmt: skip
+
+
+def test_a_template_counts_for_nothing_in_examples() -> None:
+    head = "You are a careful assistant. Answer the following request of a customer as well as you can: "
+    made = [head + p + " Thank you in advance for your help." for _, p in prompts(100)]
+    for c in assess(table(made)).clusters:
+        assert all(e.startswith("…") and "careful" not in e for e in c.examples)
+
+
+def test_the_mix_counts_what_is_there() -> None:
+    texts = ["def f(x): return x  # fix this python function, the code raises an exception"] * 10
+    texts += ["Prove that the integral of this polynomial equation converges, by a theorem"] * 20
+    texts += ["hi"] * 10
+    many = (
+        Message("user", "hello"),
+        Message("assistant", "yes?"),
+        Message("user", "And in French?"),
+    )
+    made = table([*texts, ""])
+    messages = (*made.messages[:-1], many)
+    said = assess(Table(made.name, made.query_ids, messages, (), made.score)).mix
+    assert said.code_share == pytest.approx(10 / 41)
+    assert said.math_share == pytest.approx(20 / 41)
+    assert said.multi_turn_share == pytest.approx(1 / 41)
+    assert said.duplicate_share == pytest.approx(1 - 4 / 41)
+    assert sum(said.lengths) == pytest.approx(1.0)
+    assert sum(said.difficulty) == pytest.approx(1.0)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.text(max_size=80), min_size=1, max_size=30), st.integers(1, 5))
+def test_any_text_can_be_named(texts: list[str], k: int) -> None:
+    labels = np.arange(len(texts)) % k
+    words = naming.names(texts, labels, k)
+    names = naming.unique(words, ["none"] * k)
+    assert len(set(names)) == k
+    for terms in words:
+        assert len(terms) <= naming.MOST_WORDS
+        assert not any(t.isdigit() or t in naming.stop_words() for t in terms)
+
+
+def test_the_number_of_clusters_can_be_given() -> None:
+    texts = [p for _, p in prompts(60)]
+    assert len(assess(table(texts), clusters=7).clusters) == 7
+    assert len(assess(table(["a b", "c d"]), clusters=7).clusters) == 2
+    with pytest.raises(UsageError, match="at least 1"):
+        assess(table(texts), clusters=0)
+
+
+# ── which models ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_labels_only_the_first_half_is_said() -> None:
+    said = assess(table([p for _, p in prompts(50)]))
+    assert said.pool is None and said.models == {}
+    assert "suffice collect" in said.recommendation[0]
+
+
+def test_a_topic_that_needs_the_strong_model_is_found_and_routed() -> None:
+    made = prompts(600)
+    law = np.array([t == "law" for t, _ in made])
+    rng = np.random.default_rng(1)
+    weak = rng.random(600) < np.where(law, 0.1, 0.9)
+    strong = rng.random(600) < 0.93
+    score = np.stack([weak, strong], axis=1).astype(float)
+    said = assess(table([p for _, p in made], score, ["weak", "strong"], [1.0, 20.0]))
+    assert said.pool is not None
+    assert said.pool.recommended == ("weak", "strong")
+    assert said.pool.strong == "strong" and said.pool.cheap == ("weak",)
+    gain = said.pool.pairs[0].routing_gain
+    assert gain is not None and gain.ci is not None and gain.ci[0] > 0.03
+    assert any("Routing pays" in s for s in said.recommendation)
+    needs = {c.name: c.needs_strong for c in said.clusters}
+    hard = max(needs, key=lambda n: needs[n].value if needs[n] else 0)  # type: ignore[union-attr]
+    assert any(w in hard for w in ("court", "contract", "law", "attorney", "testimony"))
+    assert needs[hard].value > 0.6  # type: ignore[union-attr]
+    whole = said.pool.needs_strong
+    assert whole is not None
+    assert whole.value == pytest.approx(((~weak) & strong).mean())
+    kept = said.pool.pairs[0].cost_to_keep["0.95"]
+    assert kept.value < 0.6
+
+
+def test_a_copy_at_twice_the_price_adds_nothing() -> None:
+    texts = [p for _, p in prompts(600)]
+    score = answers(600, 0.5, 0.9)
+    score = np.column_stack([score, score[:, 1]])
+    said = assess(table(texts, score, ["weak", "strong", "copy"], [1.0, 10.0, 20.0]))
+    assert said.pool is not None
+    assert set(said.pool.recommended) == {"weak", "strong"}
+    assert said.pool.hull == ("weak", "strong")
+    copy = said.models["copy"]
+    assert copy.on_hull is False and copy.worse_than == ("strong",)
+    assert copy.verdict == "nothing measurable"
+    assert copy.lost_without is not None and copy.lost_without.value == pytest.approx(0.0)
+    assert "copy" in said.pool.ties
+
+
+def test_few_labels_claim_little() -> None:
+    texts = [p for _, p in prompts(60)]
+    said = assess(table(texts, answers(60, 0.6, 0.65, 0.7), "abc", [1.0, 1.5, 2.0]))
+    assert said.pool is not None
+    assert said.pool.basis == "shrunken means"
+    assert all(x.routing_gain is None for x in said.pool.pairs)
+    assert any("too few labels" in s for s in said.recommendation)
+    assert len(said.pool.recommended) <= 2
+    assert all(c.too_few for c in said.clusters if c.n_labelled < 30)
+
+
+def test_best_and_cheapest_runs_alone() -> None:
+    said = assess(table([p for _, p in prompts(400)], answers(400, 0.9, 0.6), "ab", [1.0, 5.0]))
+    assert said.pool is not None
+    assert said.pool.recommended == ("a",)
+    assert said.pool.cheap == () and said.pool.needs_strong is None
+    assert said.models["b"].worse_than == ("a",)
+    assert said.recommendation[0].startswith("Run a")
+
+
+def test_equal_scores_are_said_to_be_equal() -> None:
+    texts = [p for _, p in prompts(80)]
+    said = assess(table(texts, np.ones((80, 3)), "xyz", [1.0, 2.0, 3.0]))
+    assert said.pool is not None and said.pool.identical
+    assert said.pool.recommended == ("x",)
+    assert "same" in said.recommendation[0] and "x" in said.recommendation[0]
+    assert set(said.pool.ties) | {said.pool.strong} == {"x", "y", "z"}
+
+
+def test_without_costs_only_quality_is_judged_and_it_says_so() -> None:
+    texts = [p for _, p in prompts(400)]
+    said = assess(table(texts, answers(400, 0.5, 0.9), ["house-a", "house-b"]))
+    assert said.cost_unit is None
+    assert said.pool is not None and said.pool.strong == "house-b"
+    assert said.pool.recommended == ("house-b",)
+    assert all(x.on_hull is None for x in said.models.values())
+    assert any("Cost is unknown" in s for s in said.recommendation)
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ([[1.0]] * 30, "only model with scores"),
+        ([[1.0, np.nan], [np.nan, 0.0]] * 15, "No query was answered by two models"),
+        ([[1.0, 0.0]] * 5, "Too few labels to say which models to run"),
+    ],
+)
+def test_models_that_cannot_be_compared(score: list[list[float]], said: str) -> None:
+    n, k = np.shape(score)
+    found = assess(table([p for _, p in prompts(n)], score, "ab"[:k]))
+    assert found.pool is None
+    assert said in found.recommendation[0]
+    assert set(found.models) == set("ab"[:k])
+    assert all(not x.compared for x in found.models.values())
+
+
+def test_intervals_are_clustered_by_group() -> None:
+    """Ten copies of each query in one group must not look like ten times the evidence."""
+    base = answers(40, 0.5, 0.8, seed=3)
+    texts = [p for _, p in prompts(40)]
+    alone = assess(table(texts, base, "ab", [1.0, 9.0]))
+    groups = tuple(f"g{i}" for i in np.repeat(np.arange(40), 10))
+    copies = assess(
+        table(
+            list(np.repeat(texts, 10)), np.repeat(base, 10, axis=0), "ab", [1.0, 9.0], group=groups
+        )
+    )
+
+    def width(x: Any) -> float:
+        ci = x.models["a"].quality.ci
+        return float(ci[1] - ci[0])
+
+    assert width(copies) == pytest.approx(width(alone), rel=0.3)
+
+
+def test_graded_scores_need_a_clear_difference() -> None:
+    texts = [p for _, p in prompts(60)]
+    near = np.column_stack([np.full(60, 0.45), np.full(60, 0.55)])
+    far = np.column_stack([np.full(60, 0.30), np.full(60, 0.90)])
+    for score, share in ((near, 0.0), (far, 1.0)):
+        said = assess(table(texts, score, "ab", [1.0, 9.0]))
+        assert said.pool is not None and said.pool.needs_strong is not None
+        assert said.pool.needs_strong.value == share
+
+
+def test_unknown_models_and_too_many_are_refused() -> None:
+    made = table(["a", "b"], np.ones((2, 2)), ["gpt-4o", "claude"])
+    with pytest.raises(UsageError, match="gpt-4o"):
+        assess(made, models=["gpt4o"])
+    wide = table(["a"], np.ones((1, 101)), [f"m{i}" for i in range(101)])
+    with pytest.raises(UsageError, match="at most 100"):
+        assess(wide)
+
+
+def test_many_models_are_compared() -> None:
+    texts = [p for _, p in prompts(400)]
+    shares = np.linspace(0.3, 0.9, 60)
+    names = [f"m{i:02}" for i in range(60)]
+    said = assess(table(texts, answers(400, *shares), names, np.geomspace(0.001, 1, 60)))
+    assert said.pool is not None
+    assert 2 <= len(said.pool.recommended) <= 3
+    assert len(said.models) == 60
+
+
+# ── parts ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_means_are_adjusted_for_what_each_model_was_asked() -> None:
+    rng = np.random.default_rng(0)
+    n = 2000
+    ease = rng.normal(0.5, 0.2, (n, 1))
+    score = ease + np.array([0.0, 0.05, 0.1]) + rng.normal(0, 0.05, (n, 3))
+    whole, _ = adjusted(score, Redraws(np.arange(n), 50, 0))
+    assert whole == pytest.approx(score.mean(axis=0))
+    gaps = score.copy()
+    gaps[ease[:, 0] > 0.5, 0] = np.nan  # model 0 was asked the hard half only
+    gaps[rng.random((n, 3)) < 0.2] = np.nan
+    mean, draws = adjusted(gaps, Redraws(np.arange(n), 200, 0))
+    assert np.nanmean(gaps, axis=0)[1] - np.nanmean(gaps, axis=0)[0] > 0.15, "plain means mislead"
+    assert mean - mean[0] == pytest.approx([0.0, 0.05, 0.1], abs=0.01)
+    assert draws.mean(axis=0) == pytest.approx(mean, abs=0.005)
+
+
+def test_models_with_few_labels_in_common_are_left_out() -> None:
+    score = answers(100, 0.5, 0.6, 0.7)
+    score[5:, 2] = np.nan
+    models, rows = ground(score)
+    assert models == [0, 1] and len(rows) == 100
+    said = assess(table([p for _, p in prompts(100)], score, "abc", [1.0, 2.0, 3.0]))
+    assert not said.models["c"].compared
+    assert any("too few labels in common" in w for w in said.warnings)
+
+
+def test_reach_is_the_area_under_the_hull_with_nothing_answered() -> None:
+    # (0, 0) to (1, .5): the first half of [0.5, 1] is under the line; then to (2, 1); the mean
+    # height over [0.5, 2] of the line y = x / 2 is 0.625.
+    assert reach(np.array([1.0, 2.0]), np.array([0.5, 1.0]), 0.5, 2.0) == pytest.approx(0.625)
+    # A useless dear model changes nothing.
+    assert reach(np.array([1.0]), np.array([0.5]), 1.0, 2.0) == pytest.approx(0.5)
+
+
+def test_costs_come_from_the_best_source_there_is() -> None:
+    texts = ["one", "two words", "three words here"]
+    shape = (3, 2)
+    own = table(texts, np.ones(shape), "ab", [1.0, 2.0])
+    batch = batch_of(own)
+    hard = difficulty(batch)
+    found = costs_of(own, batch, hard)
+    assert found.unit == "usd" and found.cost is not None
+    assert found.cost.mean(axis=0).tolist() == [1.0, 2.0]
+    listed = table(texts, np.ones(shape), ["openai/gpt-4o-mini", "gpt-4o"])
+    found = costs_of(listed, batch, hard)
+    assert found.unit == "usd" and "estimated" in found.source and found.cost is not None
+    assert (found.cost[:, 0] < found.cost[:, 1]).all()
+    tokens = table(texts, np.ones(shape), "ab", output_tokens=np.array([[10.0, 20.0]] * 3))
+    assert costs_of(tokens, batch, hard).unit == "output_tokens"
+    assert costs_of(table(texts, np.ones(shape), "ab"), batch, hard).unit is None
+    mine = Model("local/b", "local", "b", Price(0.1, 0.2))
+    assert price_of("b", [mine]) == (0.1, 0.2)
+    assert price_of("no-such-model-anywhere") is None
