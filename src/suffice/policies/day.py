@@ -74,10 +74,10 @@ class Day:
         before = sum(self._profile[:at]) + inside * self._profile[at]
         # How today compares with the days before, the last hours more than the morning.
         first = int((1.0 - self.part) * BINS)
-        weight = [0.5 ** ((at - i) / _HALF) for i in range(first, at + 1)]
+        weight: list[float] = [0.5 ** ((at - i) / _HALF) for i in range(first, at + 1)]
         usual = [*self._profile[first:at], inside * self._profile[at]]
-        came = sum(w * c for w, c in zip(weight, self._counts[first : at + 1], strict=True))
-        told = sum(w * u for w, u in zip(weight, usual, strict=True))
+        came: float = sum(w * c for w, c in zip(weight, self._counts[first : at + 1], strict=True))
+        told: float = sum(w * u for w, u in zip(weight, usual, strict=True))
         scale = (came + _SHRINK * whole) / (told + _SHRINK * whole)
         return max(0.0, whole - before) * scale
 

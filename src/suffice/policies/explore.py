@@ -3,6 +3,8 @@
 Each model's mean reward is intercept + slope x what the trained policy predicts (the offline
 score); the slope is known to be near 1. So what is explored is only by how much the policy is wrong
 about a model, not what it knows about queries: two numbers a model, learned from a few dozen labels.
+The intercept is taken at the mean of the scores that were labelled, so that what is not known of the
+slope does not loosen the level: else a handful of unlucky labels shut out a good model for good.
 
 Exploring is bounded three ways: a share of the traffic, a share of the spend, and a gate on quality.
 Wide exploration was measured to cost more than it brings (docs/concepts/learning.md).
@@ -26,7 +28,7 @@ MAX_SHARE = 0.03  # of the traffic
 MAX_COST_SHARE = 0.01  # of the spend
 
 _SLOPE_MEAN, _SLOPE_VARIANCE = 1.0, 0.01
-_KNOWN_VARIANCE = 0.0025  # of the intercept: an offline score that was learned errs by about 0.05
+_KNOWN_VARIANCE = 0.0009  # of the level: an offline score that was learned errs by about 0.03
 _NEW_VARIANCE = 0.04  # one that is a guess errs by about 0.2
 _NOISE, _NOISE_LABELS = 0.06, 10.0  # prior variance of a reward around its mean, and its weight
 _MOST_STALE = 0.005  # of its evidence is what an arm keeps however long it was not taken
@@ -48,7 +50,7 @@ class Draw(NamedTuple):
 class _Arm:
     """Statistics of one model. gram: sums of w, w s, w s^2; moment: sums of w r, w s r."""
 
-    variance: float  # prior variance of the intercept
+    variance: float  # prior variance of the level
     updated: int = 0  # the count of all updates when this arm had its last
     labels: float = 0.0  # what its labels count for now
     w: float = 0.0
@@ -122,6 +124,7 @@ class Explorer:
         _within("weight", weight, 0.0, 1.0)
         if weight == 0.0:
             return
+        offline, reward, weight = float(offline), float(reward), float(weight)
         arm = self._arms.setdefault(model, _Arm(_NEW_VARIANCE, self._updates))
         mean, _ = self._expect(arm, offline)
         keep = self.forget**weight
@@ -179,10 +182,8 @@ class Explorer:
         certain = Draw(chosen, tuple(float(i == chosen) for i in range(k)), False)
         if bypass or not start or k == 1 or self.share == 0.0:
             return certain
-        mean, intercept, slope, factor = self._posterior(models, offline)
-        s = np.asarray(offline, float)
+        mean, deviation = self.quality(models, offline)
         cost = np.asarray(cost_usd, float)
-        deviation = np.sqrt(factor[0] ** 2 + 2 * s * factor[1] + (s * factor[2]) ** 2)
         able = mean + self.bound * deviation >= mean[chosen] - self.gate
         able &= np.isfinite(cost) & (cost >= 0.0)
         able[chosen] = False
@@ -196,7 +197,7 @@ class Explorer:
         # Floors: an equal part of both budgets each, so a dearer model has the lower floor.
         unit = np.maximum(cost, 1e-12)
         floor = np.minimum(_FLOOR_PART * self.share / n, _FLOOR_PART * budget / (n * unit))
-        best = self._best(s, cost, intercept, slope, factor, quality_per_usd, able, chosen, rng)
+        best = self._best(mean, deviation, cost, quality_per_usd, able, chosen, rng)
         rest = 1.0 - _FLOOR_PART
         part = best / max(float(best[able].sum()), 1e-12)
         drawn = np.minimum(rest * self.share * best, rest * budget * part / unit)
@@ -212,42 +213,26 @@ class Explorer:
 
     def _best(
         self,
-        s: Floats,
+        mean: Floats,
+        deviation: Floats,
         cost: Floats,
-        intercept: Floats,
-        slope: Floats,
-        factor: Floats,
         quality_per_usd: float,
         able: NDArray[np.bool_],
         chosen: int,
         rng: np.random.Generator,
     ) -> Floats:
-        """(k,) share of the posterior draws in which each candidate is worth most."""
-        z = rng.standard_normal((2, self.draws, len(s)))
-        # Factor of the (intercept, slope) covariance, [[a, 0], [b, c]] a model.
-        l11 = factor[0]
-        l21 = factor[1] / np.maximum(l11, 1e-12)
-        l22 = np.sqrt(np.maximum(factor[2] ** 2 - l21**2, 0.0))
-        value = intercept + l11 * z[0] + (slope + l21 * z[0] + l22 * z[1]) * s
+        """(k,) share of the posterior draws in which each candidate is worth most. On one query a
+        draw of (level, slope) is a draw of their sum at its score."""
+        value = mean + deviation * rng.standard_normal((self.draws, len(mean)))
         if quality_per_usd:
             value = value - quality_per_usd * np.where(np.isfinite(cost), cost, np.inf)
         here = able.copy()
         here[chosen] = True
         value = np.where(here, value, -np.inf)
-        # Where even the choice is worth -inf (its cost is unknown), the draw is the choice's.
         winner = np.argmax(value, axis=1)
+        # Where even the choice is worth -inf (its cost is unknown), the draw is the choice's.
         winner[~np.isfinite(value.max(axis=1))] = chosen
-        return np.bincount(winner, minlength=len(s)) / self.draws
-
-    def _posterior(
-        self, models: Sequence[str], offline: Sequence[float]
-    ) -> tuple[Floats, Floats, Floats, Floats]:
-        """(mean at the offline score (k,), intercept (k,), slope (k,), (3, k): deviation of the
-        intercept, covariance, deviation of the slope)."""
-        rows = [self._solve(self._arm(m)) for m in models]
-        a, b, vaa, vab, vbb = np.array(rows).T
-        s = np.asarray(offline, float)
-        return a + b * s, a, b, np.stack([np.sqrt(vaa), vab, np.sqrt(vbb)])
+        return np.bincount(winner, minlength=len(mean)) / self.draws
 
     def _arm(self, model: str) -> _Arm:
         arm = self._arms.get(model)
@@ -258,26 +243,23 @@ class Explorer:
         return float(max(self.stale ** (self._updates - arm.updated), _MOST_STALE))
 
     def _expect(self, arm: _Arm, s: float) -> tuple[float, float]:
-        a, b, vaa, vab, vbb = self._solve(arm)
-        return a + b * s, sqrt(max(vaa + 2 * s * vab + s * s * vbb, 0.0))
+        """(mean, deviation) of the reward's mean at the offline score s.
 
-    def _solve(self, arm: _Arm) -> tuple[float, float, float, float, float]:
-        """Posterior mean and covariance of (intercept, slope), by hand: two numbers."""
+        Bayesian regression on [1, s - c] about the mean c of the labelled scores, where the two are
+        independent: level ~ N(c, variance), slope ~ N(1, 0.01), and the data's cross term is 0.
+        """
+        if arm.w <= 0.0:
+            return s, sqrt(arm.variance)
         noise = (self._squares + _NOISE * _NOISE_LABELS) / (self._weight + _NOISE_LABELS)
         f = self._fresh(arm) / noise
-        p11 = 1.0 / arm.variance + f * arm.w
-        p12 = f * arm.ws
-        p22 = 1.0 / _SLOPE_VARIANCE + f * arm.wss
-        m1 = f * arm.wr
-        m2 = _SLOPE_MEAN / _SLOPE_VARIANCE + f * arm.wsr
-        det = p11 * p22 - p12 * p12
-        return (
-            (p22 * m1 - p12 * m2) / det,
-            (p11 * m2 - p12 * m1) / det,
-            p22 / det,
-            -p12 / det,
-            p11 / det,
-        )
+        c = arm.ws / arm.w
+        spread = max(arm.wss - c * arm.ws, 0.0)
+        level_p = 1.0 / arm.variance + f * arm.w
+        slope_p = 1.0 / _SLOPE_VARIANCE + f * spread
+        level = (c / arm.variance + f * arm.wr) / level_p
+        slope = (_SLOPE_MEAN / _SLOPE_VARIANCE + f * (arm.wsr - c * arm.wr)) / slope_p
+        far = s - c
+        return level + slope * far, sqrt(1.0 / level_p + far * far / slope_p)
 
     def state(self) -> bytes:
         """All of it, for a snapshot; the same state gives the same bytes."""

@@ -32,7 +32,7 @@ CLIP = 4.0  # deviations at which a signal is clipped
 
 # Prior variances of the weights, a model's own and the shared ones, for scores whose variance is
 # _UNIT; hyperpriors of log10 width (mean, deviation). Chosen on mmlu_pro and on synthetic topics.
-_OWN = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+_OWN = (1e-5, 1e-4, 5e-4, 2e-3, 1e-2)
 _SHARED = (1e-5, 1e-4, 1e-3, 1e-2)
 _OWN_LOG10 = (-3.5, 0.5)
 _SHARED_LOG10 = (-4.0, 0.7)
@@ -222,14 +222,13 @@ class Learner:
         v = w * self.forget**later
         keep = self.forget ** float(w.sum())
         zv = z * v[:, None]
-        self._gram[j] = self._gram[j] * keep + zv.T @ z
+        gram = self._gram[j] * keep + zv.T @ z
+        self._gram[j] = (gram + gram.T) / 2.0  # to the last bit, as half of it is stored
         self._moment[j] = self._moment[j] * keep + zv.T @ y
         self._square[j] = self._square[j] * keep + float(v @ (y * y))
         self._weight[j] = self._weight[j] * keep + float(v.sum())
 
-    def _take_off(
-        self, old: Floats, weight: Floats, arm: NDArray[np.intp], z: Floats
-    ) -> None:
+    def _take_off(self, old: Floats, weight: Floats, arm: NDArray[np.intp], z: Floats) -> None:
         """Scores that others took the place of. They have faded a little since they were added, and
         a limit may have let in only part of them, so at most what an arm still has is taken off."""
         for i in np.flatnonzero(~np.isnan(old)).tolist():

@@ -29,7 +29,7 @@ MOST_USD = 9e6  # a day, so that sums fit 64 bits
 
 _WINDOW = 256  # vectors that lambda is solved on
 _EVERY = 16  # requests between two solutions
-_AIM = 0.995  # of the ceiling: what is left out keeps the last requests of a day from being refused
+_AIM = 0.998  # of the ceiling: what is left out keeps the last requests of a day from being refused
 _AHEAD = 0.01  # of the day's aim spent beyond what the last solution promised: then the cheapest
 # By which part the day's remaining traffic may turn out larger than told at its start, with a
 # profile of the days before and without: for so much more the cheapest model is kept affordable.
@@ -253,10 +253,10 @@ class Pacer:
         worst = _nano(worst_usd * self._overrun) if isfinite(worst_usd) else 0
         if self._ceiling is not None and self._spent + self._reserved + worst > self._ceiling:
             return False
-        known = cost_usd if isfinite(cost_usd) and cost_usd > 0.0 else 0.0
+        known = float(cost_usd) if isfinite(cost_usd) and cost_usd > 0.0 else 0.0
         expected = known * self._bias_of(model)
         self._open[call] = _Call(
-            model, self.day.number, worst, min(worst, _nano(expected)), known, worst_usd
+            model, self.day.number, worst, min(worst, _nano(expected)), known, float(worst_usd)
         )
         self._reserved += worst
         return True
@@ -275,11 +275,11 @@ class Pacer:
             self._spent += _nano(max(0.0, cost_usd))
         if done.worst_usd > 0.0 and cost_usd > done.worst_usd:
             # Who says "worst" was wrong; from now on more is set aside.
-            self._overrun = min(max(self._overrun, cost_usd / done.worst_usd), 100.0)
+            self._overrun = float(min(max(self._overrun, cost_usd / done.worst_usd), 100.0))
         if done.predicted > 0.0 and cost_usd > 0.0:
             told = self._bias.setdefault(done.model, [0.0, 0.0])
             told[0] = told[0] * _BIAS_MEMORY + done.predicted
-            told[1] = told[1] * _BIAS_MEMORY + cost_usd
+            told[1] = told[1] * _BIAS_MEMORY + float(cost_usd)
 
     def totals(self) -> Totals:
         ceiling = float("inf") if self._ceiling is None else self._ceiling / NANO
