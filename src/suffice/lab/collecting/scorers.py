@@ -19,7 +19,6 @@ import inspect
 import json
 import re
 import sys
-import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ...errors import UsageError, nearest
+from ...execution.judging import WRAPPING, normalised
 from . import schema as json_schema
 from .queries import Pool, read_pool
 
@@ -54,20 +54,11 @@ _SIZE = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?"
 _ONE_NUMBER = re.compile(rf"([-+]?)\s*[$€£¥]?\s*({_SIZE})")
 # Not inside a word or a version such as 3.11.4; "5 kg", "$5." and "x=5" all hold a 5.
 _NUMBERS = re.compile(rf"(?<![\w.])([-+]?)[$€£¥]?({_SIZE})(?!\.?\d)")
-_WRAPPING = " \t\n\"'`*_“”‘’«»"
-
-
-def normalised(text: str) -> str:
-    """Lower case, white space as single blanks, no quotes or emphasis around it, no full stop at
-    the end, compatibility forms of characters folded (NFKC)."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    bare = plain.strip(_WRAPPING).removesuffix(".").strip(_WRAPPING)
-    return bare or plain
 
 
 def number_of(text: str) -> Decimal | None:
     """The number that `text` is, with or without thousands' commas, sign or currency."""
-    bare = text.strip(_WRAPPING).removesuffix(".").strip(_WRAPPING)
+    bare = text.strip(WRAPPING).removesuffix(".").strip(WRAPPING)
     match = _ONE_NUMBER.fullmatch(bare)
     return None if match is None else _decimal(match)
 
