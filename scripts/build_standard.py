@@ -1,9 +1,9 @@
-"""Builds src/suffice/lab/standard.json: mean and deviation of each signal over training prompts, and
-the variance of each dimension of the embedding.
+"""Builds src/suffice/features/standard.json: mean and deviation of each signal over training
+prompts, and the variance of each dimension of the embedding.
 
     python scripts/build_standard.py --data TABLES
 
-The head standardises signals and spreads its prior by these, never by a handful of labelled rows.
+Whatever learns standardises signals and spreads its prior by these, never by a handful of labelled rows.
 The test-only table is not looked at.
 """
 
@@ -19,7 +19,7 @@ from suffice import features
 from suffice.lab.loading import load_table
 from suffice.lab.predictor import batch_of
 
-OUT = Path(__file__).parents[1] / "src" / "suffice" / "lab" / "standard.json"
+OUT = Path(__file__).parents[1] / "src" / "suffice" / "features" / "standard.json"
 
 
 def main() -> None:

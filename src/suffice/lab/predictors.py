@@ -32,11 +32,10 @@ _VARIANCE = 0.3  # of a right/wrong gap between two models: the unit in which pr
 SLOPE = 0.1  # prior slope of the gap on standardised log length, in that unit
 
 
-@cache
 def standard() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(mean, deviation) of each signal over training prompts, float32 (n_signals,) each."""
-    raw = msgspec.json.decode(files(__package__).joinpath("standard.json").read_bytes())
-    return np.array(raw["mean"], np.float32), np.array(raw["deviation"], np.float32)
+    """(mean, deviation) of each signal over training prompts, float32 (n_signals,) each: those that
+    serving standardises by."""
+    return features.standard()
 
 
 @cache
@@ -47,7 +46,7 @@ def spread() -> Floats:
     does better to expect most of the directions in which prompts differ most: the variance of each
     dimension over training prompts, scaled so that the width keeps its meaning.
     """
-    raw = msgspec.json.decode(files(__package__).joinpath("standard.json").read_bytes())
+    raw = msgspec.json.decode(files(features.__name__).joinpath("standard.json").read_bytes())
     variance = np.array(raw["vector_variance"], float)
     return np.asarray(variance * variance.sum() / (variance**2).sum())
 
