@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from math import log1p
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -37,6 +38,7 @@ __all__ = [
     "standard",
     "table_version",
     "vector",
+    "vector_variance",
 ]
 
 SCHEMA = "ask-3"  # changes whenever the same text would give other numbers
@@ -142,8 +144,17 @@ def extract_text(prompt: str) -> Features:
 def standard() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(mean, deviation) of each signal over training prompts, float32 (n_signals,) each: what
     everything that learns standardises by (scripts/build_standard.py)."""
-    raw = msgspec.json.decode(files(__package__).joinpath("standard.json").read_bytes())
+    raw = _standard()
     return np.array(raw["mean"], np.float32), np.array(raw["deviation"], np.float32)
+
+
+def vector_variance() -> NDArray[np.float64]:
+    """(DIMENSIONS,) variance of each dimension of the embedding over training prompts."""
+    return np.array(_standard()["vector_variance"], float)
+
+
+def _standard() -> Any:
+    return msgspec.json.decode(files(__package__).joinpath("standard.json").read_bytes())
 
 
 def table_version() -> str:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.resources import files
+from math import log
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +26,7 @@ from .table import Floats
 
 VECTOR_SCALE = 4.0  # of the embedding beside standardised signals, chosen with the hyperpriors
 CLIP = 4.0  # deviations at which a signal is clipped
+DOUBT = 100  # labels up to which a pair's head doubts in full that anything but length matters
 FEW = 300  # labelled queries below which three or more models get constants only
 _VARIANCE = 0.3  # of a right/wrong gap between two models: the unit in which priors are stated
 SLOPE = 0.1  # prior slope of the gap on standardised log length, in that unit
@@ -46,8 +46,7 @@ def spread() -> Floats:
     does better to expect most of the directions in which prompts differ most: the variance of each
     dimension over training prompts, scaled so that the width keeps its meaning.
     """
-    raw = msgspec.json.decode(files(features.__name__).joinpath("standard.json").read_bytes())
-    variance = np.array(raw["vector_variance"], float)
+    variance = features.vector_variance()
     return np.asarray(variance * variance.sum() / (variance**2).sum())
 
 
@@ -223,7 +222,9 @@ class Trained:
         told = (~np.isnan(targets)).sum(axis=0) >= 10
         variance = np.nanvar(targets[:, told], axis=0)
         unit[told] = np.sqrt(np.where(variance > 1e-8, variance, _VARIANCE) / _VARIANCE)
-        odds = NOTHING_ODDS if doubt else -np.inf
+        # The doubt is one of few labels: from DOUBT on its odds fall as labels grow. Chosen on pairs
+        # of the training tables: never more than .005 below length, and no brake beyond 300 labels.
+        odds = NOTHING_ODDS - log(max(1.0, len(targets) / DOUBT)) if doubt else -np.inf
         head = EvidenceHead(n_signals - 1, spread(), odds).fit(
             d, targets / unit, mean / unit, slope, np.full(len(unit), _VARIANCE)
         )
