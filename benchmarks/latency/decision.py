@@ -1,0 +1,194 @@
+"""What one decision costs: features, prediction and objective of a ten-model trained policy.
+
+    python benchmarks/latency/decision.py --data TABLES [--litellm PYTHON] [--rounds 5]
+
+One thread, wall clock around `features.extract` and `policy.decide`, prompts of 170 to 230 tokens.
+*Never seen*: a fresh chunk cache, each prompt once. *Warm*: the same prompts again. The shared
+machine preempts at will, so every figure is that of the best of the rounds, and the machine's load
+stands beside it. `--litellm`: an interpreter with the package litellm, whose local complexity scorer
+is timed on the same prompts. Writes decision.json here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from suffice import features, policies
+from suffice.features import tokens
+from suffice.lab.table import Table
+from suffice.lab.train import train
+from suffice.policies import artifact as artifacts
+from suffice.types import Candidate, Message, Model, Price
+
+HERE = Path(__file__).parent
+MODELS = tuple(f"bench/m{i}" for i in range(10))
+LITELLM = """
+import json, sys, time
+from unittest.mock import MagicMock
+from litellm.router_strategy.complexity_router.complexity_router import ComplexityRouter
+prompts = json.load(sys.stdin)
+router = ComplexityRouter(model_name="bench", litellm_router_instance=MagicMock())
+out = []
+for _ in range(int(sys.argv[1])):
+    took = []
+    for p in prompts:
+        started = time.perf_counter()
+        router.classify(p)
+        took.append((time.perf_counter() - started) * 1e6)
+    out.append(took)
+import importlib.metadata as m
+print(json.dumps({"version": m.version("litellm"), "us": out}))
+"""
+
+
+def prompts(data: Path, low: int = 170, high: int = 230, most: int = 1500) -> list[str]:
+    """Prompts of `low` to `high` tokens from every table but the test-only one."""
+    import pyarrow.parquet as pq
+
+    known = tokens.WordPiece(_vocabulary())
+    out: list[str] = []
+    for folder in sorted(p for p in data.iterdir() if (p / "queries.parquet").exists()):
+        if folder.name != "routellm":
+            texts = pq.read_table(folder / "queries.parquet")["prompt"].to_pylist()
+            out += [t for t in texts if low <= len(known.ids(t[:1100])) <= high]
+    np.random.default_rng(0).shuffle(out)
+    return out[:most]
+
+
+def _vocabulary() -> list[str]:
+    from importlib.resources import files
+
+    text = files("suffice.features").joinpath("wordpiece.txt").read_text(encoding="utf-8")
+    return text.rstrip("\n").split("\n")
+
+
+def ten_models(texts: Sequence[str]) -> tuple[bytes, float]:
+    """An artifact over ten models, and the seconds that training on 1,500 labels took. The scores
+    are made up: what is timed does not depend on them."""
+    n = min(1500, len(texts))
+    rng = np.random.default_rng(0)
+    skill = np.linspace(-0.5, 1.5, 10)
+    length = np.array([len(t) for t in texts[:n]])
+    hard = (np.log(length) - np.log(length).mean())[:, None]
+    score = (rng.random((n, 10)) < 1 / (1 + np.exp(hard - skill))).astype(float)
+    table = Table(
+        "made",
+        tuple(map(str, range(n))),
+        tuple((Message("user", t),) for t in texts[:n]),
+        MODELS,
+        score,
+        cost_usd=np.exp(rng.normal(size=(n, 10)) * 0.3 + np.linspace(-9, -5, 10)),
+        output_tokens=np.exp(rng.normal(size=(n, 10)) * 0.3 + 5),
+    )
+    started = time.perf_counter()
+    made, _ = train(table, policy="trained")
+    return artifacts.pack(made), time.perf_counter() - started
+
+
+def percentiles(us: Sequence[float]) -> dict[str, float]:
+    p50, p90, p99 = np.percentile(us, [50, 90, 99])
+    return {"median": round(p50, 1), "p90": round(p90, 1), "p99": round(p99, 1)}
+
+
+def timed(talks: Sequence[tuple[Message, ...]], decide: Callable[[Any], Any]) -> list[float]:
+    out = []
+    for talk in talks:
+        started = time.perf_counter()
+        decide(talk)
+        out.append((time.perf_counter() - started) * 1e6)
+    return out
+
+
+def best(rounds: list[list[float]]) -> dict[str, float]:
+    return percentiles(min(rounds, key=lambda r: float(np.median(r))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--litellm", type=Path, help="a Python that has litellm")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    texts = prompts(given.data)
+    raw, train_s = ten_models(texts)
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        Path(file.name).write_bytes(raw)
+        policy = policies.load_trained(
+            file.name,
+            fold=features.compile_heads,
+            embed=features.embed,
+            features=features.SCHEMA,
+            table=features.table_version(),
+        )
+    pool = tuple(
+        Candidate(Model(m, "bench", m, price=Price(0.1 * 2**i, 0.4 * 2**i)), 0.5, 80.0)
+        for i, m in enumerate(MODELS)
+    )
+    default = policies.make("default", features.SIGNAL_NAMES)
+    objective = policies.parse_objective({"keep_quality": 0.95})
+
+    def by(chosen: Any) -> Callable[[Any], Any]:
+        def decide(talk: tuple[Message, ...]) -> Any:
+            return chosen.decide(features.extract(talk), pool, objective, id="d", seed=1)
+
+        return decide
+
+    talks = [(Message("user", t),) for t in texts]
+    long_text = " ".join(texts)
+    talks_long = [(Message("user", long_text[i * 37 : i * 37 + 80_000]),) for i in range(300)]
+    by(policy)(talks[0]), by(default)(talks[0])
+    out: dict[str, Any] = {}
+    fresh = []
+    for _ in range(given.rounds):
+        tokens.shipped.cache_clear()
+        tokens.shipped()
+        fresh.append(timed(talks, by(policy)))
+    out["trained, ten models, 200 tokens, never seen"] = best(fresh)
+    for name, chosen, asked in (
+        ("trained, ten models, 200 tokens, warm", policy, talks),
+        ("trained, ten models, 20,000 tokens", policy, talks_long),
+        ("default, ten models, 200 tokens, warm", default, talks),
+    ):
+        out[name] = best([timed(asked, by(chosen)) for _ in range(given.rounds)])
+    versions = {n: version(n) for n in ("numpy", "msgspec", "suffice")}
+    if given.litellm:
+        ran = subprocess.run(
+            [given.litellm, "-c", LITELLM, str(given.rounds)],
+            input=json.dumps(texts), capture_output=True, text=True, check=True, cwd="/",
+        )  # fmt: skip
+        told = json.loads(ran.stdout.splitlines()[-1])
+        versions["litellm"] = told["version"]
+        out["LiteLLM's local complexity scorer, the same prompts, warm"] = best(told["us"])
+    result = {
+        "date": dt.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} shared virtual cores, {platform.machine()}, "
+        f"Python {platform.python_version()}",
+        "load_average": round(os.getloadavg()[0], 2),
+        "method": "wall clock of features.extract + policy.decide, one thread, "
+        f"{len(texts)} prompts, best of {given.rounds} rounds by median",
+        "versions": versions,
+        "microseconds": out,
+        "train_s": round(train_s, 2),
+        "train": "1,500 labelled queries, ten models, the safe head with cross-validation",
+    }
+    (HERE / "decision.json").write_text(json.dumps(result, indent=1) + "\n")
+    json.dump(result, sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    main()
