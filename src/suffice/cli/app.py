@@ -19,9 +19,13 @@ def build() -> Callable[..., Any]:
         eval,
         feedback,
         models,
+        promote,
         replay,
+        report,
+        rollback,
         route,
         serve,
+        snapshots,
         train,
     )
 
@@ -56,4 +60,8 @@ def build() -> Callable[..., Any]:
     app.command("calibrate")(calibrate.command)
     app.command("collect")(collect.command)
     app.command("replay")(replay.command)
+    app.command("promote")(promote.command)
+    app.command("rollback")(rollback.command)
+    app.command("snapshots")(snapshots.command)
+    app.command("report")(report.command)
     return typer.main.get_command(app)

@@ -1,0 +1,162 @@
+"""What each single model would have cost on the same requests, and what that saves.
+
+A router gives models different requests, so what was paid over what was predicted where a model was
+taken says little of the others: it was taken for easy ones, say, whose answers are short. Hence two
+parts. The request's own: the answer that came was so much dearer than predicted, and another model's
+would have been so too. The model's: its answers are longer than others' at the same difficulty, by
+
+    log(paid / predicted) = difficulty + model + noise
+
+fitted by least squares, in which each model's term is shrunk to zero (`_SHRUNK` requests' worth). So
+
+    cost of j = predicted cost of j x paid / predicted of the model i that answered x exp(m_j - m_i)
+
+benchmarks/quality/savings.py compares it with scaling by model alone and by request alone, on tables
+where every model's cost is known. Intervals: percentiles of a bootstrap over sessions (Efron and
+Tibshirani 1993, "An introduction to the bootstrap", section 13.3), the fit made anew in each draw;
+so they are about as many requests of traffic like this, not about these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from ..table import Floats
+from .reading import (
+    BESIDE_FREE,
+    COVERED,
+    GUESSED,
+    LEAST_USD,
+    LOG_RATIO,
+    PAID,
+    RATIOS,
+    SPENT,
+    TAKEN,
+    Route,
+)
+
+RESAMPLES = 999
+_SHRUNK = 20.0  # requests' worth of a model's term at zero
+_LEVEL = 1e-3  # and of a difficulty's, so that one without requests is zero
+_CELLS = 4_000_000  # numbers held at a time while resampling, 32 MB
+
+
+class Single(msgspec.Struct, frozen=True, kw_only=True):
+    """One model alone, on the `requests` whose cost is known and for which its own was predicted;
+    coverage: their share of all requests of known cost. usd: what it would have cost, spent_usd:
+    what was spent on them, saved: 1 - spent / usd, saved_usd: usd - spent. None = unknown.
+    paid_over_predicted: of the `calibrated_on` requests that it answered at the first attempt."""
+
+    model: str
+    requests: int
+    coverage: float
+    usd: float | None = None
+    usd_ci: tuple[float, float] | None = None
+    spent_usd: float | None = None
+    saved: float | None = None
+    saved_ci: tuple[float, float] | None = None
+    saved_usd: float | None = None
+    saved_usd_ci: tuple[float, float] | None = None
+    paid_over_predicted: float | None = None
+    calibrated_on: int = 0
+
+
+def singles(route: Route, *, seed: int = 0) -> Mapping[str, Single]:
+    """Each candidate of the route, the dearest first; those whose cost is unknown last."""
+    requests = float(route.requests.sum())
+    totals = route.sums.sum(axis=1)
+    would, spent = _drawn(route, seed)
+    out = []
+    for model, j in route.models.items():
+        n = int(totals[COVERED, j])
+        taken = int(totals[TAKEN, j])
+        ratio = totals[PAID, j] / totals[GUESSED, j] if totals[GUESSED, j] > 0 else None
+        if n == 0:
+            # A fallback from outside the pool has no prediction of its own.
+            out.append(Single(model=model, requests=0, coverage=0.0))
+            continue
+        usd, was = would[:, j], spent[:, j]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            saved = np.where(usd >= LEAST_USD, 1.0 - was / usd, np.nan)
+        told = not np.isnan(saved[0])  # a free model saves no share of nothing
+        out.append(
+            Single(
+                model=model,
+                requests=n,
+                coverage=n / requests,
+                usd=float(usd[0]),
+                usd_ci=_interval(usd),
+                spent_usd=float(was[0]),
+                saved=float(saved[0]) if told else None,
+                saved_ci=_interval(saved) if told else None,
+                saved_usd=float(usd[0] - was[0]),
+                saved_usd_ci=_interval(usd - was),
+                paid_over_predicted=None if ratio is None else float(ratio),
+                calibrated_on=taken,
+            )
+        )
+    return {s.model: s for s in sorted(out, key=lambda s: (s.usd is None, -(s.usd or 0.0)))}
+
+
+def _drawn(route: Route, seed: int) -> tuple[Floats, Floats]:
+    """(USD of each model alone, USD spent beside it), (draws, models): as it is first, then with
+    sessions drawn with replacement; only the first row where there are not two sessions."""
+    groups = len(route.requests)
+    parts = [_would(route, np.ones((1, groups)))]
+    used = np.flatnonzero(route.requests)
+    if len(used) > 1:
+        rng = np.random.default_rng(seed)
+        k = len(route.models)
+        rows = max(1, _CELLS // (groups + k * k))
+        for start in range(0, RESAMPLES, rows):
+            m = min(rows, RESAMPLES - start)
+            counts = np.zeros((m, groups))
+            even = np.full(len(used), 1 / len(used))
+            counts[:, used] = rng.multinomial(len(used), even, size=m)
+            parts.append(_would(route, counts))
+    would, spent, covered = (np.concatenate(p) for p in zip(*parts, strict=True))
+    # Sessions differ in length, but how many requests there were is no matter of chance.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.where(covered > 0, covered[:1] / covered, np.nan)
+    return would * scale, spent * scale
+
+
+def _would(route: Route, counts: Floats) -> tuple[Floats, Floats, Floats]:
+    """(USD of each model alone, USD spent beside it, requests), (draws, models). counts: (draws,
+    groups), how often each counts."""
+    g, k = len(route.requests), len(route.models)
+    draws = len(counts)
+    binned = [(counts @ b.reshape(g, -1)).reshape(draws, -1, k) for b in route.binned]
+    level, term = _fitted(binned[RATIOS], binned[LOG_RATIO])
+    scaled = (counts @ route.scaled.reshape(g, -1)).reshape(draws, k, k)
+    would = np.einsum("dij,di->dj", scaled, np.exp(-term)) * np.exp(term)
+    # Where the model that answered is free, only the difficulty tells how long answers are.
+    would += np.einsum("dbj,db->dj", binned[BESIDE_FREE], np.exp(level)) * np.exp(term)
+    return would, counts @ route.sums[SPENT], counts @ route.sums[COVERED]
+
+
+def _fitted(n: Floats, total: Floats) -> tuple[Floats, Floats]:
+    """(difficulty (draws, bins), model (draws, models)) terms of log(paid / predicted). n, total:
+    (draws, bins, models), requests and sum of the logarithms."""
+    draws, bins, k = n.shape
+    gram = np.zeros((draws, bins + k, bins + k))
+    at, to = np.arange(bins), np.arange(bins, bins + k)
+    gram[:, at, at] = n.sum(axis=2) + _LEVEL
+    gram[:, to, to] = n.sum(axis=1) + _SHRUNK
+    gram[:, :bins, bins:] = n
+    gram[:, bins:, :bins] = n.transpose(0, 2, 1)
+    moment = np.concatenate([total.sum(axis=2), total.sum(axis=1)], axis=1)
+    found = np.linalg.solve(gram, moment[:, :, None])[:, :, 0]
+    return found[:, :bins], found[:, bins:]
+
+
+def _interval(draws: Floats) -> tuple[float, float] | None:
+    """95 %; None where nothing was drawn."""
+    known = draws[1:][~np.isnan(draws[1:])]
+    if len(known) < 2:
+        return None
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(low), float(high)
