@@ -8,7 +8,7 @@ scored, the others are not. The value of an answer is score - LAMBDA x USD, at L
 alone) and 5 (a point of quality is worth 0.2 cents). Cold: nothing is known but the models' prices.
 Warm: 100 queries of the table, not in the stream, were labelled for every model.
 
-`suffice` is Learner (refitted every 50 labels) and Explorer at their defaults. Beside it: the best
+`suffice` is Learner (refitted every 100 labels) and Explorer at their defaults. Beside it: the best
 constant found online (20 labels a model in turn, then the best shrunken mean: explore, then commit),
 the constant that only follows (no exploration), and the package paretobandit on the same stream,
 with the same vectors: once their first 25 principal components, whitened, as its own pipeline does,
@@ -29,6 +29,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -52,7 +54,7 @@ LLAMA, MISTRAL, FLASH, PRO = (
 )
 LAMBDAS = (0.0, 5.0)
 CHANGE, BACK = 600, 1200  # queries into the stream
-REFIT = 50
+REFIT = 100
 Floats = NDArray[np.float64]
 
 
@@ -365,103 +367,93 @@ def interval(values: list[float]) -> dict[str, float]:
     return {"mean": float(v.mean()), "low": float(v.mean() - half), "high": float(v.mean() + half)}
 
 
-def settled(data: Stream, seeds: range, rival: bool) -> tuple[dict[str, Any], dict[str, Floats]]:
-    """Nothing changes: cold and warm, both lambdas. Also regret over time, means over seeds."""
+class Played(NamedTuple):
+    """What one seed gave: figures by game and player, and curves."""
+
+    figures: dict[str, dict[str, dict[str, float]]]
+    curves: dict[str, Floats]
+
+
+def settled(data: Stream, seed: int, rival: bool) -> Played:
+    """Nothing changes: cold and warm, both lambdas. Curves: regret so far to the best single."""
     s3 = data.only((LLAMA, MISTRAL, PRO))
-    out: dict[str, Any] = {}
-    curves: dict[str, Floats] = {}
+    order = np.random.default_rng(seed).permutation(len(s3.score))
+    stream = s3.rows(order[100:])
+    world = still(stream)
+    out = Played({}, {})
     for lam in LAMBDAS:
+        single = (world.score - lam * world.cost).mean(axis=0).max()
         for start in ("cold", "warm"):
-            rows: dict[str, list[dict[str, float]]] = {}
-            lines: dict[str, list[Floats]] = {}
-            for seed in seeds:
-                order = np.random.default_rng(seed).permutation(len(s3.score))
+            game = f"lambda {lam:g}, {start}"
+            out.figures[game] = {}
+            for name, make in players(rival).items():
                 warm = s3.rows(order[:100]) if start == "warm" else None
-                stream = s3.rows(order[100:])
-                world = still(stream)
-                single = (world.score - lam * world.cost).mean(axis=0).max()
-                for name, make in players(rival).items():
-                    value, taken = play(make(stream, warm, lam, seed), world, lam)
-                    row = regret(value, world, lam)
-                    for j, m in enumerate(stream.models):
-                        row[f"share of {m}"] = float((taken == j).mean())
-                    rows.setdefault(name, []).append(row)
-                    lines.setdefault(name, []).append(np.cumsum(single - value))
-            key = f"lambda {lam:g}, {start}"
-            out[key] = {
-                name: {
-                    what: interval([r[what] for r in many])
-                    for what in many[0]
-                }
-                for name, many in rows.items()
-            }  # fmt: skip
-            for name, many in lines.items():
-                curves[f"{key}|{name}"] = np.mean(many, axis=0)
-            print(key, {n: round(v["regret_best_single"]["mean"], 1) for n, v in out[key].items()},
-                  flush=True)  # fmt: skip
-    return out, curves
+                value, taken = play(make(stream, warm, lam, seed), world, lam)
+                row = regret(value, world, lam)
+                for j, m in enumerate(stream.models):
+                    row[f"share of {m}"] = float((taken == j).mean())
+                out.figures[game][name] = row
+                out.curves[f"{game}|{name}"] = np.cumsum(single - value)
+    return out
 
 
-def shifting(data: Stream, seeds: range, rival: bool) -> tuple[dict[str, Any], dict[str, Floats]]:
+def shifting(data: Stream, seed: int, rival: bool) -> Played:
     """What changes mid-stream, at lambda 5, warm from 100 labels of the models there at the start.
-    Recovery: mean value over the 300 queries from 200 after the change, and its distance to the
-    best single model of that time."""
+    Figures: mean value below the best single model of that time. Curves: value."""
     lam = 5.0
     games: dict[str, tuple[Stream, Callable[[Stream], Changes]]] = {
         "price cut": (data.only((LLAMA, MISTRAL, PRO)), price_cut),
         "quality drop": (data.only((LLAMA, MISTRAL, PRO)), quality_drop),
         "new model": (data.only((LLAMA, PRO, MISTRAL)), new_model),
     }
-    out: dict[str, Any] = {}
-    curves: dict[str, Floats] = {}
+    out = Played({}, {})
     for game, (pool, change) in games.items():
-        rows: dict[str, list[dict[str, float]]] = {}
-        lines: dict[str, list[Floats]] = {}
-        for seed in seeds:
-            order = np.random.default_rng(seed).permutation(len(pool.score))
-            stream = pool.rows(order[100:])
-            warm = pool.rows(order[:100])
-            world = change(stream)
-            makers = players(rival)
-            if game == "new model":
-                makers = {n: late(f) for n, f in makers.items() if not n.startswith("pareto")}
-                if rival:
-                    makers["paretobandit, 25 components"] = Joining
-            for name, make in makers.items():
-                value, _ = play(make(stream, warm, lam, seed), world, lam)
-                row = {}
-                all_ = np.where(world.there, world.score - lam * world.cost, -np.inf)
-                for what, part in (
-                    ("200 to 500 after", slice(CHANGE + 200, CHANGE + 500)),
-                    ("300 to 600 after", slice(CHANGE + 300, BACK)),
-                    ("from 200 after the end", slice(BACK + 200, None)),
-                ):
-                    best = float(all_[part].mean(axis=0).max())
-                    row[f"{what}: below best single"] = best - float(value[part].mean())
-                row["whole: below best at each time"] = float(
-                    np.mean([
-                        all_[p].mean(axis=0).max() - value[p].mean()
-                        for p in (slice(0, CHANGE), slice(CHANGE, BACK), slice(BACK, None))
-                    ])
-                )  # fmt: skip
-                rows.setdefault(name, []).append(row)
-                lines.setdefault(name, []).append(value)
-            for j, m in enumerate(stream.models):
-                single = np.where(
-                    world.there[:, j], world.score[:, j] - lam * world.cost[:, j], np.nan
-                )
-                lines.setdefault(f"({m})", []).append(single)
-        out[game] = {
-            name: {what: interval([r[what] for r in many]) for what in many[0]}
-            for name, many in rows.items()
+        order = np.random.default_rng(seed).permutation(len(pool.score))
+        stream, warm = pool.rows(order[100:]), pool.rows(order[:100])
+        world = change(stream)
+        all_ = np.where(world.there, world.score - lam * world.cost, -np.inf)
+        makers = {
+            n: f
+            for n, f in players(rival).items()
+            if n in ("suffice", "constant, follows", "paretobandit, 25 components")
         }
-        for name, many in lines.items():
-            curves[f"{game}|{name}"] = np.mean(many, axis=0)
-        print(game, {
-            n: round(v["300 to 600 after: below best single"]["mean"], 4)
-            for n, v in out[game].items()
-        }, flush=True)  # fmt: skip
-    return out, curves
+        if game == "new model":
+            makers = {n: late(f) for n, f in makers.items()}
+            if rival:
+                makers["paretobandit, 25 components"] = Joining
+        out.figures[game] = {}
+        for name, make in makers.items():
+            value, _ = play(make(stream, warm, lam, seed), world, lam)
+            out.figures[game][name] = {
+                what: float(all_[part].mean(axis=0).max() - value[part].mean())
+                for what, part in (
+                    ("before", slice(0, CHANGE)),
+                    ("first 200 after", slice(CHANGE, CHANGE + 200)),
+                    ("200 to 400 after", slice(CHANGE + 200, CHANGE + 400)),
+                    ("400 to 600 after", slice(CHANGE + 400, BACK)),
+                    ("first 200 after 1200", slice(BACK, BACK + 200)),
+                    ("from 200 after 1200", slice(BACK + 200, None)),
+                )
+            }
+            out.curves[f"{game}|{name}"] = value
+        for j, m in enumerate(stream.models):
+            alone = world.score[:, j] - lam * world.cost[:, j]
+            out.curves[f"{game}|({m})"] = np.where(world.there[:, j], alone, np.nan)
+    return out
+
+
+def gather(parts: list[Played]) -> tuple[dict[str, Any], dict[str, Floats]]:
+    """Intervals over seeds; mean curves."""
+    figures = {
+        game: {
+            name: {
+                what: interval([p.figures[game][name][what] for p in parts]) for what in row
+            }
+            for name, row in rows.items()
+        }
+        for game, rows in parts[0].figures.items()
+    }  # fmt: skip
+    return figures, {k: np.mean([p.curves[k] for p in parts], axis=0) for k in parts[0].curves}
 
 
 def late(make: Factory) -> Factory:
@@ -528,38 +520,62 @@ def plot(settled_: dict[str, Floats], shifting_: dict[str, Floats], out: Path) -
     plt.close(figure)
 
 
+def prepare(site_packages: Path | None) -> bool:
+    """Make the rival importable; whether it is."""
+    if site_packages is None:
+        return False
+    sys.path.append(str(site_packages))  # last: everything else stays ours
+    import pareto_bandit  # noqa: F401
+
+    logging.disable(logging.WARNING)  # it warns of every model without a quality
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--paretobandit", type=Path, help="site-packages that hold paretobandit")
     args = parser.parse_args()
-    rival = False
-    if args.paretobandit is not None:
-        sys.path.append(str(args.paretobandit))
-        import pareto_bandit  # noqa: F401
-
-        logging.disable(logging.WARNING)  # it warns of every model without a quality
-        rival = True
+    rival = prepare(args.paretobandit)
     data = load(args.data)
     began = time.perf_counter()
-    seeds = range(args.seeds)
-    calm, calm_curves = settled(data, seeds, rival)
-    moved, moved_curves = shifting(data, seeds, rival)
+    with ProcessPoolExecutor(args.jobs, initializer=prepare, initargs=(args.paretobandit,)) as pool:
+        seeds = range(args.seeds)
+        calm_ = [pool.submit(settled, data, s, rival) for s in seeds]
+        moved_ = [pool.submit(shifting, data, s, rival) for s in seeds]
+        for n, one in enumerate(as_completed([*calm_, *moved_]), 1):
+            one.result()
+            print(f"\r{n} of {2 * len(seeds)}", end="", file=sys.stderr, flush=True)
+        calm, calm_curves = gather([f.result() for f in calm_])
+        moved, moved_curves = gather([f.result() for f in moved_])
     result = {
         "about": __doc__.splitlines()[0],
         **provenance(),
         "seeds": [0, args.seeds - 1],
         "seconds": round(time.perf_counter() - began),
-        "paretobandit": "run" if rival else "not installed here: left out",
+        "paretobandit": version_of(args.paretobandit) if rival else "left out: not installed",
         "settled": calm,
         "changes": moved,
         "refit_seconds": refit_seconds(),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "online.json", result)
+    for group in (calm, moved):
+        for game, rows in group.items():
+            for name, row in rows.items():
+                told = {w: round(v["mean"], 4) for w, v in row.items() if "share" not in w}
+                print(f"{game:18} {name:32} {told}")
     plot(calm_curves, moved_curves, args.out)
+
+
+def version_of(site_packages: Path) -> str:
+    found = [
+        d.version for d in distributions(path=[str(site_packages)]) if d.name == "paretobandit"
+    ]
+    return found[0] if found else "unknown"
 
 
 def refit_seconds() -> dict[str, float]:

@@ -168,7 +168,57 @@ def test_a_model_not_taken_for_long_becomes_uncertain_again() -> None:
         e.update("b", 0.8, 0.6 + 0.4 * (i % 2))
     later, wider = e.quality(["a"], [0.8])
     assert wider[0] > 1.3 * deviation[0]
-    assert mean[0] < later[0] < 0.8  # back towards what the policy says
+    assert later[0] == mean[0]  # time alone is no evidence
+    for _ in range(10):
+        e.update("a", 0.8, 0.9)
+    assert e.quality(["a"], [0.8])[0][0] > 0.75
+
+
+def test_a_model_that_was_bad_for_a_while_comes_back() -> None:
+    rng = np.random.default_rng(11)
+    e = Explorer(("a", "b"), share=0.03)
+    cost, offline = (0.001, 0.001), (0.9, 0.85)
+    taken = []
+    for i in range(6000):
+        quality, _ = e.quality(("a", "b"), offline)
+        j = e.draw(("a", "b"), offline, cost, int(np.argmax(quality)), seed=i).action
+        truth = 0.6 if j == 0 and 1000 <= i < 2000 else (0.9, 0.85)[j]
+        e.update("ab"[j], offline[j], float(rng.random() < truth))
+        taken.append(j)
+    assert np.mean(taken[1500:2000]) > 0.9
+    assert np.mean(taken[5000:]) < 0.1
+
+
+def test_a_few_unlucky_labels_do_not_shut_out_a_model_that_was_learned() -> None:
+    e = Explorer(("known",))
+    for y in (0.5, 0.4, 0.9, 0.3, 0.9):
+        e.update("known", 0.92, y)
+        e.update("new", 0.92, y)
+    mean, deviation = e.quality(("known", "new"), (0.92, 0.92))
+    assert mean[1] < 0.8 < 0.88 < mean[0] < 0.92
+    assert deviation[0] < 0.7 * deviation[1]
+
+
+def test_it_is_the_bayesian_regression_it_says_without_forgetting() -> None:
+    rng = np.random.default_rng(3)
+    s, y = rng.random(40), rng.random(40)
+    e = Explorer(forget=1.0)
+    for a, b in zip(s, y, strict=True):
+        e.update("m", a, b)
+    # Prior: level N(0, 0.04) at the first score, slope N(1, 0.01); the noise is as first guessed.
+    x = np.stack([np.ones(40), s - s[0]], axis=1)
+    precision = np.diag([0.06 / 0.04, 0.06 / 0.01]) + x.T @ x
+    beta = np.linalg.solve(precision, x.T @ (y - s))
+    for q in (0.1, 0.5, 0.9):
+        at = np.array([1.0, q - s[0]])
+        mean, deviation = e.quality(["m"], [q])
+        assert mean[0] == pytest.approx(q + at @ beta, rel=1e-9)
+        noise = deviation[0] ** 2 / float(at @ np.linalg.solve(precision, at))
+        assert 0.04 < noise < 0.25  # profiled, the same for every q
+    w = Explorer(forget=1.0)
+    for a, b in zip(s[::-1], y[::-1], strict=True):
+        w.update("m", a, b)
+    assert w.quality(["m"], [0.5])[0][0] == pytest.approx(e.quality(["m"], [0.5])[0][0], abs=0.05)
 
 
 def test_weights_count_and_nothing_out_of_range_is_learned() -> None:

@@ -6,6 +6,10 @@ about a model, not what it knows about queries: two numbers a model, learned fro
 The intercept is taken at the mean of the scores that were labelled, so that what is not known of the
 slope does not loosen the level: else a handful of unlucky labels shut out a good model for good.
 
+Forgetting widens what is believed and does not move it (recursive least squares with exponential
+forgetting; Haykin, "Adaptive Filter Theory", ch. 10): a model that was found worse stays worse until
+labels say otherwise, but a few of them are enough after a while, since it is uncertain again.
+
 Exploring is bounded three ways: a share of the traffic, a share of the spend, and a gate on quality.
 Wide exploration was measured to cost more than it brings (docs/concepts/learning.md).
 """
@@ -27,11 +31,10 @@ SCHEMA = "explorer-1"
 MAX_SHARE = 0.03  # of the traffic
 MAX_COST_SHARE = 0.01  # of the spend
 
-_SLOPE_MEAN, _SLOPE_VARIANCE = 1.0, 0.01
+_SLOPE_VARIANCE = 0.01  # around 1
 _KNOWN_VARIANCE = 0.0009  # of the level: an offline score that was learned errs by about 0.03
 _NEW_VARIANCE = 0.04  # one that is a guess errs by about 0.2
 _NOISE, _NOISE_LABELS = 0.06, 10.0  # prior variance of a reward around its mean, and its weight
-_MOST_STALE = 0.005  # of its evidence is what an arm keeps however long it was not taken
 _FLOOR_PART = 0.5  # of both budgets goes to the floors, the rest by the posterior draws
 
 Floats = NDArray[np.float64]
@@ -48,16 +51,18 @@ class Draw(NamedTuple):
 
 @dataclass
 class _Arm:
-    """Statistics of one model. gram: sums of w, w s, w s^2; moment: sums of w r, w s r."""
+    """One model: reward = s + level + slope (s - centre) at offline score s, both about 0."""
 
-    variance: float  # prior variance of the level
+    # Variances and covariance; in units of the rewards' noise as soon as there are labels, so that a
+    # noise that turns out larger does not leave old labels with more say than new ones.
+    p_level: float
+    p_both: float = 0.0
+    p_slope: float = _SLOPE_VARIANCE
+    level: float = 0.0
+    slope: float = 0.0
+    centre: float = 0.0  # mean of the labelled offline scores
+    w: float = 0.0  # what the labels count for after forgetting
     updated: int = 0  # the count of all updates when this arm had its last
-    labels: float = 0.0  # what its labels count for now
-    w: float = 0.0
-    ws: float = 0.0
-    wss: float = 0.0
-    wr: float = 0.0
-    wsr: float = 0.0
 
 
 class Explorer:
@@ -68,7 +73,7 @@ class Explorer:
     spend that exploring may cost, at most 0.01. gate: how far below the choice's expected quality a
     candidate's upper bound may lie. draws: from the posterior, 16 to 64. forget: what a label is
     worth after each further label of the same model. stale: what a model's evidence is worth after
-    each label of any other. bound: deviations of the upper bound (1.645: one-sided 95 %).
+    each label of another. bound: deviations of the upper bound (1.645: one-sided 95 %).
 
     Raises ValueError that names the argument. Pure: the seed is an argument, `draw` changes nothing.
     """
@@ -82,7 +87,7 @@ class Explorer:
         gate: float = 0.05,
         draws: int = 32,
         forget: float = 0.997,
-        stale: float = 0.9995,
+        stale: float = 0.995,
         bound: float = 1.645,
     ) -> None:
         _within("share", share, 0.0, MAX_SHARE)
@@ -125,19 +130,34 @@ class Explorer:
         if weight == 0.0:
             return
         offline, reward, weight = float(offline), float(reward), float(weight)
-        arm = self._arms.setdefault(model, _Arm(_NEW_VARIANCE, self._updates))
-        mean, _ = self._expect(arm, offline)
+        arm = self._arms.setdefault(model, _Arm(_NEW_VARIANCE, updated=self._updates))
         keep = self.forget**weight
+        if arm.w > 0.0:
+            arm.p_level, arm.p_both, arm.p_slope = self._grown(arm, self._stale_by(arm) / keep)
+        else:
+            arm.p_level, arm.p_slope = arm.p_level / self._noise(), arm.p_slope / self._noise()
+            arm.centre = offline
+        mean = offline + arm.level + arm.slope * (offline - arm.centre)
         self._squares = self._squares * keep + weight * (reward - mean) ** 2
         self._weight = self._weight * keep + weight
-        # What had gone stale by now stays so; evidence only comes back by labels.
-        keep *= self._fresh(arm)
+        # The centre moves to the new mean; level and its variance are those at the new one.
         arm.w = arm.w * keep + weight
-        arm.ws = arm.ws * keep + weight * offline
-        arm.wss = arm.wss * keep + weight * offline * offline
-        arm.wr = arm.wr * keep + weight * reward
-        arm.wsr = arm.wsr * keep + weight * offline * reward
-        arm.labels += weight
+        step = (offline - arm.centre) * weight / arm.w
+        arm.centre += step
+        arm.level += arm.slope * step
+        arm.p_level += 2.0 * step * arm.p_both + step * step * arm.p_slope
+        arm.p_both += step * arm.p_slope
+        # One step of recursive least squares; a label of weight w has 1 / w of the noise.
+        far = offline - arm.centre
+        row_level = arm.p_level + far * arm.p_both
+        row_slope = arm.p_both + far * arm.p_slope
+        total = row_level + far * row_slope + 1.0 / weight
+        error = reward - offline - arm.level - arm.slope * far
+        arm.level += row_level / total * error
+        arm.slope += row_slope / total * error
+        arm.p_level = max(arm.p_level - row_level * row_level / total, 1e-12)
+        arm.p_both -= row_level * row_slope / total
+        arm.p_slope = max(arm.p_slope - row_slope * row_slope / total, 1e-12)
         self._updates += 1
         arm.updated = self._updates
 
@@ -236,30 +256,32 @@ class Explorer:
 
     def _arm(self, model: str) -> _Arm:
         arm = self._arms.get(model)
-        return _Arm(_NEW_VARIANCE, self._updates) if arm is None else arm
+        return _Arm(_NEW_VARIANCE, updated=self._updates) if arm is None else arm
 
-    def _fresh(self, arm: _Arm) -> float:
-        """What the arm's evidence is still worth: less, the longer it was not taken."""
-        return float(max(self.stale ** (self._updates - arm.updated), _MOST_STALE))
+    def _noise(self) -> float:
+        """Variance of a reward around its mean."""
+        return (self._squares + _NOISE * _NOISE_LABELS) / (self._weight + _NOISE_LABELS)
+
+    def _stale_by(self, arm: _Arm) -> float:
+        """By how much the arm's variances have grown since its last label."""
+        return float(min(self.stale ** (arm.updated - self._updates), 1e9))
+
+    def _grown(self, arm: _Arm, by: float) -> tuple[float, float, float]:
+        """The variances times `by`, never above those of a model that nobody has labelled."""
+        noise = self._noise()
+        level = min(arm.p_level * by, max(_NEW_VARIANCE / noise, arm.p_level))
+        slope = min(arm.p_slope * by, max(_SLOPE_VARIANCE / noise, arm.p_slope))
+        both = arm.p_both * sqrt((level / arm.p_level) * (slope / arm.p_slope))
+        return level, both, slope
 
     def _expect(self, arm: _Arm, s: float) -> tuple[float, float]:
-        """(mean, deviation) of the reward's mean at the offline score s.
-
-        Bayesian regression on [1, s - c] about the mean c of the labelled scores, where the two are
-        independent: level ~ N(c, variance), slope ~ N(1, 0.01), and the data's cross term is 0.
-        """
+        """(mean, deviation) of the reward's mean at the offline score s."""
         if arm.w <= 0.0:
-            return s, sqrt(arm.variance)
-        noise = (self._squares + _NOISE * _NOISE_LABELS) / (self._weight + _NOISE_LABELS)
-        f = self._fresh(arm) / noise
-        c = arm.ws / arm.w
-        spread = max(arm.wss - c * arm.ws, 0.0)
-        level_p = 1.0 / arm.variance + f * arm.w
-        slope_p = 1.0 / _SLOPE_VARIANCE + f * spread
-        level = (c / arm.variance + f * arm.wr) / level_p
-        slope = (_SLOPE_MEAN / _SLOPE_VARIANCE + f * (arm.wsr - c * arm.wr)) / slope_p
-        far = s - c
-        return level + slope * far, sqrt(1.0 / level_p + far * far / slope_p)
+            return s, sqrt(arm.p_level)
+        level, both, slope = self._grown(arm, self._stale_by(arm))
+        far = s - arm.centre
+        variance = level + 2.0 * far * both + far * far * slope
+        return s + arm.level + arm.slope * far, sqrt(max(variance, 0.0) * self._noise())
 
     def state(self) -> bytes:
         """All of it, for a snapshot; the same state gives the same bytes."""
@@ -268,7 +290,7 @@ class Explorer:
             self.forget, self.stale, self.bound, self._updates, self._squares, self._weight,
         )  # fmt: skip
         rows = [
-            (a.variance, a.updated, a.labels, a.w, a.ws, a.wss, a.wr, a.wsr)
+            (a.p_level, a.p_both, a.p_slope, a.level, a.slope, a.centre, a.w, a.updated)
             for a in self._arms.values()
         ]
         return pack(SCHEMA, card, {"arms": np.array(rows, float).reshape(-1, 8)})
@@ -288,7 +310,8 @@ class Explorer:
         except ValueError as error:
             raise misfit(SCHEMA, str(error)) from None
         for model, row in zip(card.models, arms.tolist(), strict=True):
-            out._arms[model] = _Arm(row[0], int(row[1]), *row[2:])
+            p_level, p_both, p_slope, level, slope, centre, w, updated = row
+            out._arms[model] = _Arm(p_level, p_both, p_slope, level, slope, centre, w, int(updated))
         out._updates, out._squares, out._weight = card.updates, card.squares, card.weight
         return out
 
