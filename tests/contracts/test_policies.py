@@ -196,7 +196,10 @@ def test_inside_a_tool_loop_the_model_stays_unless_it_failed() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.floats(0.05, 0.99), st.floats(1e-5, 1e-2)), min_size=2, max_size=4, unique=True
+        st.tuples(st.floats(0.05, 0.99), st.floats(1e-5, 1e-2).map(lambda c: float(f"{c:.6g}"))),
+        min_size=2,
+        max_size=4,
+        unique=True,
     ),
     st.floats(0.5, 1.0),
 )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..types import Message
 
 _NOT_WORD = re.compile(r"[\W_]+")
-_WRAPPER = re.compile(r"^\s*(?:question|q|user|human|prompt)\s*:\s*", re.IGNORECASE)
+_WRAPPER = re.compile(r"^[\s#*]*(?:question|q|user|human|prompt)\s*:\s*", re.IGNORECASE)
 
 Floats = NDArray[np.float64]
 _T = TypeVar("_T")
