@@ -16,7 +16,7 @@ from traffic import GUESS, NOW_S, STRONG, WEAK, House, X, called, decided
 
 from suffice.errors import JobError, StoreError, UsageError
 from suffice.lab import savings
-from suffice.lab.savings import page, quality, reading
+from suffice.lab.savings import page, quality, sums
 from suffice.lab.savings.words import percent, usd
 from suffice.types import Feedback, Record
 
@@ -170,7 +170,7 @@ def test_more_sessions_than_groups_change_nothing_but_memory(
     records, _ = lengths(500)
     house.fill(records, [])
     whole = told(house).routes["auto"]
-    monkeypatch.setattr(reading, "GROUPS", 100)
+    monkeypatch.setattr(sums, "GROUPS", 100)
     few = told(house).routes["auto"]
     assert few.sessions == 100
     for model, s in whole.singles.items():
@@ -251,9 +251,9 @@ def test_intervals_of_quality_hold_the_truth() -> None:
     missed = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        route = reading.Route()
+        route = sums.Route()
         route.decisions = route.answered = route.labelled = route.weighable = 300
-        route.expected[STRONG] = reading.Expected(drawable=300, inverse=600.0)
+        route.expected[STRONG] = sums.Expected(drawable=300, inverse=600.0)
         route.models = {WEAK: 0, STRONG: 1}
         for i in range(300):
             chosen = STRONG if rng.random() < 0.5 else WEAK
@@ -261,7 +261,7 @@ def test_intervals_of_quality_hold_the_truth() -> None:
             shares = {WEAK: 0.5, STRONG: 0.5}
             group = route.group(str(i))
             route.quality.append(
-                reading.Labelled(chosen, shares, good, group, i, X.signals.tobytes(), None)
+                sums.Labelled(chosen, shares, good, group, i, X.signals.tobytes(), None)
             )
         route.trim()
         q = quality.measured(route, STRONG)

@@ -18,7 +18,8 @@ from ...errors import ArtifactError, JobError
 from .. import keeping
 from .costs import Single, singles
 from .quality import Quality, measured
-from .reading import Route, Traffic, read
+from .reading import read
+from .sums import Route, Traffic
 from .words import headline
 
 __all__ = ["Report", "RouteReport", "references", "report"]
@@ -273,7 +274,7 @@ def _by_model(found: Mapping[str, array[float]]) -> dict[str, Percentiles]:
 def _mix(t: Traffic) -> Mix:
     n = int((t.last_s - t.first_s) // t.bucket_s) + 1
     starts = [t.first_s + i * t.bucket_s for i in range(n)]
-    models = list(t.latency_s)
+    models = sorted(t.latency_s, key=lambda m: -len(t.latency_s[m]))
     empty: Mapping[str, int] = {}
     return Mix(
         t.bucket_s,

@@ -25,11 +25,11 @@ import msgspec
 import numpy as np
 
 from ..table import Floats
-from .reading import (
+from .reading import LEAST_USD
+from .sums import (
     BESIDE_FREE,
     COVERED,
     GUESSED,
-    LEAST_USD,
     LOG_RATIO,
     PAID,
     RATIOS,

@@ -74,9 +74,11 @@ def _costs(one: RouteReport, palette: dict[str, str]) -> bytes:
         axes.annotate(
             usd(value * share) + ("" if s.coverage > 0.9995 else " *"), (end, row),
             xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
-    spent = sum(s.spent_usd or 0.0 for s in known if s.coverage > 0.9995)
-    spent = max((s.spent_usd or 0.0) for s in known) if spent else one.spent_usd
+    # On the requests that are compared, as far as some model could take all of them.
+    whole = [s.spent_usd for s in known if s.spent_usd is not None and s.coverage > 0.9995]
+    spent = max(whole, default=one.spent_usd)
     axes.axvline(spent, color="black", linestyle="--", linewidth=1.3, label=f"spent: {usd(spent)}")
     names = [
         short(s.model) + (" (reference)" if s.model == one.reference else "")

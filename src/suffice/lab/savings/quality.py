@@ -14,7 +14,7 @@ from .. import offpolicy
 from ..offpolicy import Estimate, Log, Terms
 from ..replay import reward_model
 from ..table import Floats
-from .reading import SCORE, SCORED, Labelled, Route
+from .sums import SCORE, SCORED, Labelled, Route
 
 MIN_LABELS = 30  # of one model, below which its mean score is not stated
 _Z = 1.959964  # of a two-sided 95 % interval
@@ -164,8 +164,9 @@ def _estimated(told: Quality, log: Log, target: Floats, q: Floats) -> Quality:
     ratio = _ratio(made["kept"], e.value, unseen)
     why = (
         f"{ratio[0]:.1%} of the quality of {told.reference} was kept (95 %: {ratio[1]:.1%} to "
-        f"{ratio[2]:.1%}), from {told.labelled:,} labels on {told.labelled_share:.0%} of decisions."
+        f"{ratio[2]:.1%}), from {told.labelled:,} labels on {told.labelled_share:.0%} of decisions"
     )
+    why += "." if len(log) == told.labelled else f", of which {len(log):,} could be used."
     return replace(
         told,
         said=True,
