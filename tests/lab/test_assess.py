@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from suffice.errors import UsageError
 from suffice.lab.assessing import assess, naming
 from suffice.lab.assessing.clustering import find
-from suffice.lab.assessing.compared import ground, reach
+from suffice.lab.assessing.compared import compare, ground, reach, worth
 from suffice.lab.assessing.costs import costs_of, price_of
 from suffice.lab.assessing.means import adjusted
 from suffice.lab.assessing.mix import difficulty, scripts
+from suffice.lab.assessing.pools import Line, line_of
 from suffice.lab.metrics import Redraws
 from suffice.lab.predictor import batch_of
 from suffice.lab.table import Table
@@ -415,3 +416,16 @@ def test_costs_come_from_the_best_source_there_is() -> None:
     mine = Model("local/b", "local", "b", Price(0.1, 0.2))
     assert price_of("b", [mine]) == (0.1, 0.2)
     assert price_of("no-such-model-anywhere") is None
+
+
+def test_a_router_without_signal_is_not_said_to_pay() -> None:
+    """On labels that no word explains, routing must not be called a gain more often than chance."""
+    paid = 0
+    for seed in range(12):
+        texts = [p for _, p in prompts(300, seed=seed)]
+        made = table(texts, answers(300, 0.6, 0.8, seed=seed), "ab", [1.0, 9.0])
+        c = compare(made, batch_of(made), made.cost_usd, [0, 1], np.arange(300))
+        e = line_of(c, Line((0, 1), worth(c, (0, 1)))).routing_gain
+        assert e is not None and e.ci is not None
+        paid += e.ci[0] > 0
+    assert paid <= 2

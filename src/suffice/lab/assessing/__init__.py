@@ -12,6 +12,7 @@ from ..metrics import Redraws, interval
 from ..predictor import Batch, batch_of
 from ..table import Floats, Table
 from . import advice, naming
+from .adding import each_model
 from .clustering import Found, find, renumbered
 from .compared import LEAST, Compared, compare, ground
 from .costs import Costs, costs_of
@@ -89,8 +90,8 @@ def _assess(
         else:
             warnings += _left_out(table, cols, rows, moved)
             compared = compare(table, batch, costs.cost, cols, rows, seed)
-            pool, more = choose(compared, seed)
-            for name, fields in more.items():
+            pool, pick = choose(compared, seed)
+            for name, fields in each_model(compared, pick).items():
                 lines[name] = _with(lines[name], compared=True, **fields)
             unit = None if compared.cost is None else costs.unit
             source = costs.source if costs.cost is None else "the same for every model"

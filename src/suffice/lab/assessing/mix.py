@@ -6,7 +6,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from math import log
 
 import numpy as np
 
@@ -17,9 +16,12 @@ from ..table import Floats, Table
 from .shapes import Mix, Spread
 
 HARD = 0.75  # quantile of a mixed chat workload above which a query is called hard
-_WORDS_OF_CODE = (
-    2  # from so many words or marks of code, or of mathematics, on, a query is about it
-)
+# A query is about code, or mathematics, with at least two words or marks of it, and one in 33 of its
+# words: long prose holds a "class" and a "return" too.
+_MARKS = 2
+_MARKS_A_WORD = 0.03
+_CHARS_A_WORD = 5.5
+_MARKED_CHARS = 1025  # of an ask that marks are counted in
 _READ = 400  # characters that tell a query's script
 _STEPS = (8, 16, 32, 64, 128, 256, 512, 1024)  # tokens, of the histogram of lengths
 
@@ -45,7 +47,8 @@ def mix_of(table: Table, batch: Batch, hard: Floats) -> Mix:
     """hard: (n,) of `difficulty`."""
     chars = np.expm1(column(batch, "log_chars"))
     tokens = np.expm1(column(batch, "log_tokens"))
-    about = log(1 + _WORDS_OF_CODE) - 1e-6
+    words = np.minimum(chars, _MARKED_CHARS) / _CHARS_A_WORD
+    least = np.log1p(np.maximum(_MARKS, _MARKS_A_WORD * words)) - 1e-6
     fenced = np.array(["```" in p for p in table.prompts])
     at = np.digitize(tokens, _STEPS, right=True)
     return Mix(
@@ -55,8 +58,8 @@ def mix_of(table: Table, batch: Batch, hard: Floats) -> Mix:
         lengths=_shares(at, len(_STEPS) + 1),
         difficulty=_shares(np.minimum(9, (hard * 10).astype(int)), 10),
         hard_share=float((hard > HARD).mean()),
-        code_share=float(((column(batch, "code") >= about) | fenced).mean()),
-        math_share=float((column(batch, "math") >= about).mean()),
+        code_share=float(((column(batch, "code") >= least) | fenced).mean()),
+        math_share=float((column(batch, "math") >= least).mean()),
         multi_turn_share=float((column(batch, "turns") > 0).mean()),
         duplicate_share=1.0 - len(set(table.keys)) / len(table),
         empty_share=float((chars == 0).mean()),
