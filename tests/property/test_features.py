@@ -55,15 +55,55 @@ def test_what_a_harness_adds_does_not_change_the_ask(noise: str) -> None:
     )
     at = SIGNAL_NAMES.index("log_pasted")
     assert np.array_equal(np.delete(bare.signals[ASK], []), noisy.signals[ASK])
-    assert noisy.signals[at] > 0
+    assert noisy.signals[at] == bare.signals[at] == 0  # counted as harness, not as material
     assert noisy.in_tool_loop
     assert noisy.harness_chars > 3000
 
 
 @pytest.mark.parametrize(
+    "template",
+    [
+        "{}  \n\n",
+        "Question: {}",
+        "User: {}",
+        "{}\nAnswer:",
+        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>",
+        "<s>[INST] {} [/INST]",
+        "### Instruction:\n{}\n\n### Response:\n",
+        "{}\n\n<system-reminder>\nNothing is open.\n</system-reminder>",
+    ],
+)
+@given(
+    st.lists(
+        st.sampled_from(["Prove", "that", "x^2", "is", "even;", "why?\r\n\r\n", "(a)"]), min_size=1
+    )
+)
+def test_template_noise_changes_no_signal_of_the_ask(template: str, words: list[str]) -> None:
+    ask = " ".join([*words, "now"])
+    bare, noisy = extract_text(ask), extract_text(template.format(ask))
+    keep = [i for i, n in enumerate(SIGNAL_NAMES) if n != "log_prompt_tokens"]
+    assert np.array_equal(bare.signals[keep], noisy.signals[keep])
+    assert np.array_equal(bare.token_ids, noisy.token_ids)
+
+
+def test_material_behind_a_tag_is_counted_as_pasted() -> None:
+    x = extract_text("<document>\n" + "a report " * 50 + "</document>\nSummarise it in a line.")
+    assert x.signals[SIGNAL_NAMES.index("log_pasted")] > 6
+
+
+def test_what_surrounds_the_ask_has_no_say_in_a_learned_head() -> None:
+    mean, deviation = features.standard()
+    for name in ("log_prompt_tokens", "turns", "tools"):
+        i = SIGNAL_NAMES.index(name)
+        assert abs((12.0 - mean[i]) / deviation[i]) < 1e-6
+
+
+@pytest.mark.parametrize(
     "text",
     ["A" * 10_000_000, "0123456789abcdef" * 600_000, "<context>" * 1_000_000, "```\n" * 500_000,
-     ("<" * 100 + "x" * 1000 + "</context>") * 9000, "\\frac{" * 1_000_000],
+     ("<" * 100 + "x" * 1000 + "</context>") * 9000, "\\frac{" * 1_000_000,
+     "<|im_start|>" * 800_000, "### Instruction" * 600_000, "[INST]" * 1_000_000 + ":",],
 )  # fmt: skip
 def test_work_on_adversarial_text_is_bounded(text: str) -> None:
     began = time.process_time()

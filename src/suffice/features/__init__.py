@@ -145,7 +145,12 @@ def standard() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(mean, deviation) of each signal over training prompts, float32 (n_signals,) each: what
     everything that learns standardises by (scripts/build_standard.py)."""
     raw = _standard()
-    return np.array(raw["mean"], np.float32), np.array(raw["deviation"], np.float32)
+    deviation = np.array(raw["deviation"], np.float32)
+    # Heads are learned from single prompts, where the whole prompt is as long as the ask. Behind a
+    # long system prompt or an agent's history it is not, and says nothing of how hard the ask is:
+    # standardised to nothing, these cannot decide.
+    deviation[[_PROMPT, _TURNS, _TOOLS]] = 1e9
+    return np.array(raw["mean"], np.float32), deviation
 
 
 def vector_variance() -> NDArray[np.float64]:

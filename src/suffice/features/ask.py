@@ -17,14 +17,30 @@ _HEAD = 512  # characters kept of each end of a long ask (ROUTING: no quality lo
 _SCAN = 16_384  # characters of each end of one message that are searched for wrappers
 _LONG_FENCE = 400  # a longer fenced block is pasted material, not part of the ask
 
-# Tags that agent harnesses and prompt templates put around what no human typed for this turn.
-_WRAPPER = re.compile(
+# Tags that agent harnesses put around what no human typed for this turn: not part of the ask, and
+# no material for it either.
+_HARNESS = re.compile(
     r"<(system-reminder|system_reminder|environment_details|environment_context|tool_result"
-    r"|function_results|local-command-stdout|command-output|user_info|open_files|attached_files"
-    r"|document|documents|context|file_content|search_results|instructions)\b[^<>]{0,200}>"
+    r"|function_results|local-command-stdout|command-output|user_info|open_files)\b[^<>]{0,200}>"
     r".{0,16384}?</\1\s*>",
     re.DOTALL | re.IGNORECASE,
 )
+# Tags around material that the ask is about.
+_WRAPPER = re.compile(
+    r"<(attached_files|document|documents|context|file_content|search_results|instructions)\b"
+    r"[^<>]{0,200}>.{0,16384}?</\1\s*>",
+    re.DOTALL | re.IGNORECASE,
+)
+# Marks of prompt templates, with the role they name: ChatML, Llama, Alpaca. Each occurs a few times
+# at most where it is a template, so whatever stands between them is left as it is.
+_TEMPLATE = re.compile(
+    r"<\|(?:im_start|start_header_id)\|>\s*\w{0,12}(?:<\|end_header_id\|>)?"
+    r"|<\|(?:im_end|eot_id|begin_of_text|end_of_text|endoftext|user|assistant|system|end)\|>"
+    r"|\[/?INST\]|<</?SYS>>|</?s>"
+    r"|^#{2,4}\s*(?:instruction|response|input|human|user|assistant|question|answer)s?\s*:?\s*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TAIL = re.compile(r"\s(?:answer|response|assistant|a|output)\s*:$", re.IGNORECASE)
 _FENCE = re.compile(r"```[^\n]{0,40}\n(.{400,16384}?)```", re.DOTALL)
 _LABEL = re.compile(r"^(?:question|user|human|prompt|q)\s*:\s*", re.IGNORECASE)
 
@@ -65,9 +81,14 @@ def _ends(text: str, each: int) -> str:
 def clean(raw: str) -> Ask:
     """One human message as an Ask. Bounded work whatever the length of `raw`."""
     text = _ends(raw, _SCAN)
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     pasted = 0
     code = "```" in text
+    if "<|" in text or "[INST]" in text or "##" in text or "<s>" in text:
+        text = _TEMPLATE.sub(" ", text)
     if "<" in text and "</" in text:
+        text = _HARNESS.sub(" ", text)
         bare = _WRAPPER.sub(" ", text)
         if bare is not text:
             pasted += len(text) - len(bare)
@@ -83,6 +104,8 @@ def clean(raw: str) -> Ask:
     text = " ".join(text.split())
     if text and text[0] in "QqUuHhPp":
         text = _LABEL.sub("", text)
+    if text.endswith(":"):
+        text = _TAIL.sub("", text)
     chars = len(text)
     if len(raw) > 2 * _SCAN:
         chars += len(raw) - 2 * _SCAN
