@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from .state import misfit, pack, unpack
 
-SCHEMA = "explorer-1"
+SCHEMA = "explorer-2"
 MAX_SHARE = 0.03  # of the traffic
 MAX_COST_SHARE = 0.01  # of the spend
 
