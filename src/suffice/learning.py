@@ -1,14 +1,15 @@
 """What happened refines what happens next: one background thread a process that reads feedback,
 refits the head of each route, keeps snapshots, and swaps in the one that is current.
 
-    labels since the cursor -> Learner, Explorer -> saved with the cursor in one transaction
+    labels since the cursor -> Learner, Explorer; now and then saved with the cursor, in one transaction
     enough new labels       -> refit -> artifact -> snapshot in the store -> promoted where learning is on
     another generation      -> every worker loads the current snapshot and serves it
 
 Nothing here is on a request's path. Of all workers on a store one learns at a time (a lease); a
-learner that is killed anywhere neither loses nor double-counts a label (the cursor is compared and
-set with what was learned). It joins what the policies, the store and the features room offer, and is
-built by the router.
+learner that is killed anywhere neither loses nor double-counts a label: the cursor is compared and
+set with what was learned, and what was not saved yet is read again. Likewise a refit that was due is
+due until its snapshot is published. It joins what the policies, the store and the features room
+offer, and is built by the router.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 from .errors import ArtifactError, StoreError, UsageError
 from .policies import artifact as artifacts
 from .policies.artifact import Artifact, Card
-from .policies.estimators import Constant, Linear
+from .policies.estimators import Linear
 from .policies.explore import Explorer
 from .policies.learner import (
     CLIP,
@@ -39,7 +41,8 @@ from .policies.learner import (
     Rows,
 )
 from .policies.naming import column_of
-from .policies.predict import priors
+from .policies.predict import output_tokens, priors
+from .policies.rationing import Limits
 from .policies.state import pack, unpack
 from .policies.trained import Embed, Fold, TrainedPolicy
 from .store.versions import snapshot
@@ -52,9 +55,19 @@ Floats = NDArray[np.float64]
 EVERY_S = 1.0  # between two looks at the store
 LEASE_S = 30.0
 _SHARED_S = 10.0  # between two looks of a worker that does not learn at what the learner knows
-_PAGE = 500  # labels taken in at a time
-_FEW, _PATIENCE_S = 20, 5.0  # fewer labels than this wait so long for others
+_PAGE, _PAGES = 500, 20  # labels taken in at a time; times a round
+# What was learned is some hundred kilobytes a model, and what was not saved is only read again: it is
+# written when a snapshot is made of it, else after so many labels (and seconds), or so many seconds.
+_SAVE_LABELS, _SAVE_S, _SAVE_AT_LAST_S = 500, 5.0, 300.0
 _FIRST, _GROWTH = 50.0, 0.1  # labels before the first refit; new ones, as a share, before the next
+# Between two refits passes this share of the time that there have been labels, up to the most: a busy
+# route makes at most 144 snapshots a day.
+_REST, _MOST_REST_S = 0.02, 600.0
+_KNOWN_LABELS = 100.0  # from which on a model's level is known to about 0.04
+_USUAL_TOKENS = float(output_tokens(0.5, None))  # of an answer, before there were any
+_TOKEN_LABELS = 20.0  # what that counts for
+_TOKEN_MEMORY = 0.998  # what an answer's length is worth after each further one of the model
+_MOST_TOKENS = 1e6
 _SAMPLE = 512  # labelled queries on whose predictions the next snapshot's objective is solved
 _SLOPE, _FULL_GAP = 0.1, 0.25  # a weaker model loses so much a deviation of log length
 _SAMPLE_SCHEMA = "sample-1"
@@ -80,17 +93,27 @@ class RouteLearner:
     """What one route has learned, in memory. Pure but for its own state: no clock, no store."""
 
     def __init__(
-        self, route: str, models: Sequence[Model], base: Artifact | None, facts: Facts
+        self,
+        route: str,
+        models: Sequence[Model],
+        base: Artifact | None,
+        facts: Facts,
+        limits: Limits | None = None,
     ) -> None:
         self.route = route
+        self.limits = limits_of(0) if limits is None else limits
         self.models = tuple(models)
         self.names = tuple(m.name for m in models)
         self.base = base
         self.facts = facts
         self.learner = self._fresh()
         self.explorer = Explorer(self._known())
+        self.serving: str | None = None  # the snapshot that decides, None: the configured policy
         self.cursor = 0
         self.counted = 0.0  # what labels have counted for since the last refit
+        self.began_s: float | None = None  # when the first labels were taken in
+        self.refitted_s: float | None = None
+        self._tokens: dict[str, tuple[float, float]] = {}  # weight and sum of answers' tokens
         self._signals: list[Singles] = []
         self._vectors: list[Singles] = []
 
@@ -98,7 +121,9 @@ class RouteLearner:
 
     def _fresh(self) -> Learner:
         f = self.facts
-        return Learner(self.names, f.mean, f.deviation, f.n_dimensions, prior=self.prior())
+        return Learner(
+            self.names, f.mean, f.deviation, f.n_dimensions, prior=self.prior(), limits=self.limits
+        )
 
     def _known(self) -> list[str]:
         models = self.base.card.models if self.base is not None else ()
@@ -143,14 +168,17 @@ class RouteLearner:
 
     def load(self, states: Mapping[str, bytes], cursor: int) -> None:
         """Take over what was saved. Models that have left the route are dropped, new ones start
-        from their prior. A state of another version is said and learning starts anew."""
+        from their prior; one that only changed its provider goes on. A state that cannot be used is
+        said, and learning starts anew from all feedback there is."""
         self.cursor = cursor
         try:
             if "learner" in states:
                 saved = Learner.from_state(states["learner"])
                 if len(saved.mean) + saved.n_dimensions != len(self.learner.prior.weights):
                     raise ArtifactError("learner state: was learned on other features.")
+                saved.models = self._renamed(saved.models)
                 self.learner = saved.with_models(self.names, self.prior())
+                self.learner.ration.limits = self.limits  # those of now
             if "explorer" in states:
                 self.explorer = Explorer.from_state(states["explorer"])
                 self.explorer.retain(self.names)
@@ -159,10 +187,28 @@ class RouteLearner:
                 self._signals = list(arrays["signals"].astype(np.float32))
                 self._vectors = list(arrays["vectors"].astype(np.float32))
                 self.counted = card.counted
+                self.began_s, self.refitted_s = card.began_s, card.refitted_s
+                saved_tokens = zip(
+                    self._renamed(tuple(card.tokens)), card.tokens.values(), strict=True
+                )
+                self._tokens = {n: t for n, t in saved_tokens if n in self.names}
         except (ArtifactError, ValueError) as error:
             _log.error("route %s: what was learned cannot be used: %s", self.route, error)
             self.learner, self.explorer = self._fresh(), Explorer(self._known())
-            self._signals, self._vectors = [], []
+            self._signals, self._vectors, self._tokens = [], [], {}
+            self.counted, self.began_s, self.refitted_s = 0.0, None, None
+            self.cursor = 0
+
+    def _renamed(self, saved: tuple[str, ...]) -> tuple[str, ...]:
+        """The saved models as they are called now, each its own: `a/m` is `b/m` after a move."""
+        gone = {n: n for n in saved}
+        for name in self.names:
+            if name not in saved:
+                at = column_of(name, saved)
+                if at is not None and saved[at] not in self.names:
+                    gone[saved[at]] = name
+        now = tuple(gone[n] for n in saved)
+        return now if len(set(now)) == len(now) else saved
 
     def states(self) -> dict[str, bytes]:
         """All of it, to be saved with the cursor."""
@@ -175,13 +221,18 @@ class RouteLearner:
         return {
             "learner": self.learner.state(),
             "explorer": self.explorer.state(),
-            "sample": pack(_SAMPLE_SCHEMA, _SampleCard(self.counted), arrays),
+            "sample": pack(
+                _SAMPLE_SCHEMA,
+                _SampleCard(self.counted, self.began_s, self.refitted_s, self._tokens),
+                arrays,
+            ),
         }
 
-    def take(self, labels: Sequence[Label]) -> int:
+    def take(self, labels: Sequence[Label], now_s: float) -> int:
         """Learn from labels in their order; returns how many counted. A label whose decision was
         recorded without vectors, or with those of another version, is passed over."""
         usable = [x for x in labels if self._usable(x)]
+        models = [self._served(x.judged) for x in usable]
         rows = Rows(
             ids=np.array([x.seq for x in usable], np.int64),
             signals=np.array([x.signals for x in usable], np.float32).reshape(
@@ -190,24 +241,27 @@ class RouteLearner:
             vectors=np.array([x.embedding for x in usable], np.float32).reshape(
                 len(usable), self.facts.n_dimensions
             ),
-            models=[x.judged or "" for x in usable],
+            models=[m or "" for m in models],
             scores=np.array([x.score for x in usable], float),
             sources=[source_of(x) for x in usable],
             times_s=np.array([x.scored_s for x in usable], float),
-            weights=np.array([min(1.0, max(0.0, x.weight)) for x in usable], float),
+            weights=np.array([_weight(x.weight) for x in usable], float),
             replaced=np.array(
                 [np.nan if x.previous_score is None else x.previous_score for x in usable], float
             ),
-            replaced_weights=np.array([x.previous_weight or 0.0 for x in usable], float),
+            replaced_weights=np.array([_weight(x.previous_weight or 0.0) for x in usable], float),
         )
         taken = self.learner.observe(rows)
-        for x, counted in zip(usable, taken.counted.tolist(), strict=True):
-            if counted > 0.0:
-                self._explore(x, counted)
+        for x, model, counted in zip(usable, models, taken.counted.tolist(), strict=True):
+            if counted > 0.0 and model is not None:
+                self._explore(x, model, counted)
+                self._count_tokens(x, model)
                 assert x.signals is not None
                 assert x.embedding is not None
                 self._signals.append(x.signals)
                 self._vectors.append(x.embedding)
+        if taken.learned and self.began_s is None:
+            self.began_s = now_s
         del self._signals[:-_SAMPLE], self._vectors[:-_SAMPLE]
         self.counted += float(taken.counted.sum())
         if labels:
@@ -224,27 +278,67 @@ class RouteLearner:
             and len(x.embedding) == f.n_dimensions
         )
 
-    def _explore(self, x: Label, weight: float) -> None:
-        offline = next((p.quality for p in x.predictions if p.model == x.judged), None)
-        if offline is not None and x.judged in self.names:
-            self.explorer.update(x.judged, offline, x.score, weight)
+    def _served(self, judged: str | None) -> str | None:
+        """The route's model that a label is about; None: it has none any more."""
+        at = None if judged is None else column_of(judged, self.names)
+        return None if at is None else self.names[at]
 
-    def due(self) -> bool:
+    def _explore(self, x: Label, model: str, weight: float) -> None:
+        if x.snapshot != self.serving:
+            return  # what another policy predicted says nothing of how wrong this one is
+        offline = next((p.quality for p in x.predictions if p.model == x.judged), None)
+        if offline is not None and -10.0 <= offline <= 10.0:
+            self.explorer.update(model, offline, x.score, weight)
+
+    def _count_tokens(self, x: Label, name: str) -> None:
+        """How long the model's answers are, from what they cost: a retry's cost is not one's."""
+        price = self.models[self.names.index(name)].price
+        i, o = price.input_usd_per_mtok, price.output_usd_per_mtok
+        if x.cost_usd is None or x.judged != x.model or x.status >= 400 or i is None or not o:
+            return
+        assert x.signals is not None
+        tokens = (x.cost_usd * 1e6 - float(np.expm1(x.signals[self.facts.prompt])) * i) / o
+        if not 0.0 < tokens < _MOST_TOKENS:
+            return
+        weight, total = self._tokens.get(name, (0.0, 0.0))
+        self._tokens[name] = (weight * _TOKEN_MEMORY + 1.0, total * _TOKEN_MEMORY + tokens)
+
+    def tokens(self) -> Floats:
+        """(k,) mean output tokens of each model's answers, few of them shrunken to those of all."""
+        pairs = np.array([self._tokens.get(n, (0.0, 0.0)) for n in self.names])
+        weight, total = pairs[:, 0], pairs[:, 1]
+        usual = _TOKEN_LABELS * _USUAL_TOKENS
+        usual = float((total.sum() + usual) / (weight.sum() + _TOKEN_LABELS))
+        return np.asarray((total + _TOKEN_LABELS * usual) / (weight + _TOKEN_LABELS))
+
+    def due(self, now_s: float) -> bool:
         """Whether enough has been learned since the last refit for another."""
-        total = float(self.learner.labels.sum())
-        return self.counted >= max(_FIRST, _GROWTH * total)
+        if self.counted < max(_FIRST, _GROWTH * float(self.learner.labels.sum())):
+            return False
+        if self.refitted_s is None or self.began_s is None:
+            return True
+        rest_s = min(_MOST_REST_S, _REST * (now_s - self.began_s))
+        return now_s - self.refitted_s >= rest_s or now_s < self.refitted_s
+
+    def published(self, now_s: float) -> None:
+        """A snapshot of what is known now is in the store. Its predictions hold what the labels had
+        to say of each model's level, so the explorer must not correct them by the same again."""
+        self.counted = 0.0
+        self.refitted_s = now_s
+        sure = self.learner.labels >= _KNOWN_LABELS
+        known = {n for n, s in zip(self.names, sure.tolist(), strict=True) if s}
+        self.explorer = Explorer([n for n in self.names if n in known or n in self._known()])
 
     def refit(self, now_s: float) -> Artifact:
-        """The artifact of what is known now."""
+        """The artifact of what is known now. The same state gives the same artifact within a day."""
         fit = self.learner.refit()
-        self.counted = 0.0
         f, base = self.facts, self.base
         s, k = len(f.mean), len(self.names)
         e = Linear(
             self.names, f.mean, f.deviation, CLIP, fit.weights[:s], fit.weights[s:] * VECTOR_SCALE,
             fit.intercept, np.full(k, np.nan),
         )  # fmt: skip
-        e = _with_tokens(e, base)
+        e = _with_tokens(e, base, self.tokens())
         n = len(self._signals)
         signals = np.array(self._signals, np.float32).reshape(n, s)
         vectors = np.array(self._vectors, np.float32).reshape(n, f.n_dimensions)
@@ -283,36 +377,56 @@ class RouteLearner:
 
 
 def source_of(x: Label) -> str:
-    """Whose labels the rate limit counts together: a client's key where there is one."""
-    return f"{x.source}/{x.key_id}" if x.key_id else x.source
+    """Whose labels the limits count together: the client by its key, whatever it calls itself."""
+    return x.key_id or ""
+
+
+def limits_of(clients: int) -> Limits:
+    """What one of so many clients (API keys) may teach a route. With none nobody can be told apart,
+    and a single one has nobody to harm: then there is no limit. Few must be allowed more than an
+    even share each, or they would hold each other up."""
+    if clients < 2:
+        return Limits(share=1.0)
+    return Limits(share=max(0.2, 1.5 / clients), least=300.0)
+
+
+def _weight(told: float) -> float:
+    return min(1.0, max(0.0, told))
 
 
 class _SampleCard(msgspec.Struct, frozen=True):
     counted: float
+    began_s: float | None = None
+    refitted_s: float | None = None
+    tokens: dict[str, tuple[float, float]] = {}
 
 
-def _with_tokens(e: Linear, base: Artifact | None) -> Linear:
-    """The learned qualities with the token heads of the artifact they started from: feedback says
-    nothing of the length of answers."""
-    from dataclasses import replace
-
+def _with_tokens(e: Linear, base: Artifact | None, usual: Floats) -> Linear:
+    """The learned qualities with a head for the tokens of an answer: that of the artifact they
+    started from where it has one for the model, else the mean of the route's answers. Without one
+    a policy would guess the length from the quality."""
+    k = len(e.models)
+    signals, vectors = np.zeros((len(e.mean), k)), np.zeros((len(e.vectors), k))
+    intercept = np.log(usual)
     old = base.estimator if base is not None else None
     if (
-        base is None
-        or isinstance(old, Constant)
-        or not isinstance(old, Linear)
-        or not old.has_tokens
+        base is not None
+        and isinstance(old, Linear)
+        and old.has_tokens
+        and np.array_equal(old.mean, e.mean)
+        and np.array_equal(old.deviation, e.deviation)
     ):
-        return e
-    columns = [column_of(n, base.card.models) for n in e.models]
-    if any(c is None for c in columns) or not np.array_equal(old.mean, e.mean):
-        return e
-    at = [c - len(old.models) for c in columns if c is not None]
+        for j, n in enumerate(e.models):
+            c = column_of(n, base.card.models)
+            if c is not None:
+                at = c - len(old.models)
+                signals[:, j], vectors[:, j] = old.signals[:, at], old.vectors[:, at]
+                intercept[j] = old.intercept[at]
     return replace(
         e,
-        signals=np.concatenate([e.signals, old.signals[:, at]], axis=1),
-        vectors=np.concatenate([e.vectors, old.vectors[:, at]], axis=1),
-        intercept=np.append(e.intercept, old.intercept[at]),
+        signals=np.concatenate([e.signals, signals], axis=1),
+        vectors=np.concatenate([e.vectors, vectors], axis=1),
+        intercept=np.append(e.intercept, intercept),
         has_tokens=True,
     )
 
@@ -334,7 +448,8 @@ class Learning:
     """All routes of one process.
 
     swap(route, policy, version): serve this from now on; policy None = the configured one. owner:
-    unique to the process. `step` does one round and is what tests call; `start` repeats it.
+    unique to the process. clients: how many API keys there are. `step` does one round and is what
+    tests call; `start` repeats it.
     """
 
     def __init__(
@@ -345,7 +460,9 @@ class Learning:
         swap: Callable[[str, TrainedPolicy | None, str | None], None],
         *,
         owner: str,
+        clients: int = 0,
     ) -> None:
+        self._limits = limits_of(clients)
         self._routes = {r.name: r for r in routes}
         self._store = store
         self._facts = facts
@@ -355,10 +472,11 @@ class Learning:
         self._held: dict[str, float] = {}  # route -> until when the lease is held
         self._generation = -1
         self._looked: dict[str, float] = {}
-        self._saved: dict[str, float] = {}
+        self._saved: dict[str, tuple[int, float]] = {}  # route -> cursor saved, and when
         self.explorers: dict[str, Explorer] = {}
         self.shadows: dict[str, TrainedPolicy] = {}
-        self.problems: dict[str, str] = {}  # route -> why its current snapshot is not served
+        self.problems: dict[str, str] = {}  # route -> why it is not served or learned as it should
+        self._failed: dict[str, str] = {}  # route -> why it could not learn in the last round
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -383,11 +501,15 @@ class Learning:
         self._held.clear()
 
     def _forever(self, every_s: float) -> None:
+        waits = ""
         while not self._stop.wait(every_s):
             try:
                 self.step(time.time())
+                waits = ""
             except StoreError as error:
-                _log.warning("learning waits for the store: %s", error)
+                if str(error) != waits:  # once, not every second
+                    waits = str(error)
+                    _log.warning("learning waits for the store: %s", error)
 
     def step(self, now_s: float) -> None:
         """One round: serve what is current, learn what is new. Raises StoreError."""
@@ -396,7 +518,7 @@ class Learning:
             if route.mode == "off":
                 continue
             if self._holds(route.name, now_s):
-                self._learn(route, now_s)
+                self._try(route, now_s)
             else:
                 self._learners.pop(route.name, None)
                 if now_s - self._looked.get(route.name, 0.0) >= _SHARED_S:
@@ -413,6 +535,8 @@ class Learning:
         self._generation = generation
         for name in self._routes:
             version = self._store.current(name)
+            if name in self._learners:
+                self._learners[name].serving = version
             if version is None:
                 self._swap(name, None, None)
                 self.problems.pop(name, None)
@@ -459,33 +583,67 @@ class Learning:
         self._held.pop(name, None)
         return False
 
+    def _try(self, route: Route, now_s: float) -> None:
+        """One route's failure stops neither the thread nor the other routes: it is said once, and
+        tried again from what was saved."""
+        try:
+            self._learn(route, now_s)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, learning must not end unnoticed
+            self._learners.pop(route.name, None)
+            why = f"learning failed: {type(error).__name__}: {error}"
+            if self._failed.get(route.name) != why:
+                self._failed[route.name] = self.problems[route.name] = why
+                _log.error("route %s: %s", route.name, why, exc_info=True)
+        else:
+            why = self._failed.pop(route.name, "")
+            if why and self.problems.get(route.name) == why:
+                del self.problems[route.name]
+
     def _learn(self, route: Route, now_s: float) -> None:
-        mine = self._learners.get(route.name)
-        if mine is None:
-            mine = RouteLearner(route.name, route.models, route.base, self._facts)
-            saved = self._store.learner_state(route.name)
-            mine.load(saved.states, saved.cursor)
-            self._learners[route.name] = mine
-            self._look(route)
-        while labels := self._store.feedback_since(mine.cursor, _PAGE, route=route.name):
-            # What was learned is some hundred kilobytes a model: not written for every label.
-            if len(labels) < _FEW and now_s - self._saved.get(route.name, 0.0) < _PATIENCE_S:
-                return
-            self._saved[route.name] = now_s
-            before = mine.cursor
-            mine.take(labels)
-            made = self._refitted(route, mine, now_s) if mine.due() else None
-            if not self._store.save_learner_state(
-                route.name, mine.states(), mine.cursor, expected_cursor=before, now_s=now_s
-            ):
-                # Another learner has moved on: what was taken in here is in its state as well.
-                self._learners.pop(route.name, None)
-                return
-            self.explorers[route.name] = mine.explorer
-            if made is not None:
-                self._publish(route, mine, made, now_s)
-            if self._stop.is_set():
-                return
+        name = route.name
+        mine = self._learners.get(name) or self._take_over(route, now_s)
+        for _ in range(_PAGES):
+            labels = self._store.feedback_since(mine.cursor, _PAGE, route=name)
+            if labels:
+                mine.take(labels, now_s)
+            if len(labels) < _PAGE or self._stop.is_set():
+                break
+        due = mine.due(now_s)
+        if (due or self._unsaved(mine, now_s)) and self._save(route, mine, now_s) and due:
+            self._publish(route, mine, self._refitted(route, mine, now_s), now_s)
+            mine.published(now_s)
+            self.explorers[name] = mine.explorer
+
+    def _take_over(self, route: Route, now_s: float) -> RouteLearner:
+        mine = RouteLearner(route.name, route.models, route.base, self._facts, self._limits)
+        saved = self._store.learner_state(route.name)
+        mine.load(saved.states, saved.cursor)
+        mine.serving = self._store.current(route.name)
+        self._look(route)
+        self._learners[route.name] = mine
+        self._saved[route.name] = (saved.cursor, now_s)
+        self.explorers[route.name] = mine.explorer
+        return mine
+
+    def _unsaved(self, mine: RouteLearner, now_s: float) -> bool:
+        """Whether it is time to save what was taken in."""
+        cursor, at_s = self._saved[mine.route]
+        new, passed_s = mine.cursor - cursor, abs(now_s - at_s)
+        many = new >= _SAVE_LABELS and passed_s >= _SAVE_S
+        return many or (new > 0 and passed_s >= _SAVE_AT_LAST_S)
+
+    def _save(self, route: Route, mine: RouteLearner, now_s: float) -> bool:
+        """False: another learner has moved on; what was taken in here is in its state as well."""
+        if self._store.save_learner_state(
+            route.name, mine.states(), mine.cursor, expected_cursor=self._saved[route.name][0],
+            now_s=now_s,
+        ):  # fmt: skip
+            self._saved[route.name] = (mine.cursor, now_s)
+            return True
+        self._learners.pop(route.name, None)
+        return False
 
     def _refitted(self, route: Route, mine: RouteLearner, now_s: float) -> bytes:
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ def command(
     workers: int = typer.Option(None, "--workers", min=1, max=64, help="Processes."),
 ) -> None:
     """Run the gateway: point an OpenAI client's base URL at it."""
+    # A refit on all cores makes requests wait, and is no faster where they are busy: before NumPy
+    # is loaded, and inherited by workers.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     from ..gateway import serve
 
     logging.basicConfig(
