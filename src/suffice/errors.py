@@ -13,7 +13,8 @@ SufficeError
 │   ├── MethodNotAllowed       405
 │   ├── PayloadTooLarge        413
 │   ├── Unprocessable          422 well-formed but out of range
-│   └── RateLimited            429 our own limits or budgets
+│   └── RateLimited            429 our own limits
+│       └── BudgetExceeded         429 the route's budget of the day does not cover the request
 ├── NoCandidate            no model can serve this query now (503), or ever (400): says why for each
 ├── UpstreamError          one attempt at one model failed; classified by status first
 ├── PlanExhausted          every attempt of a plan failed; carries the attempts
@@ -188,6 +189,17 @@ class RateLimited(RequestError):
     status = 429
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
+
+
+class BudgetExceeded(RateLimited):
+    """What is left of a route's budget covers no model. `final`: it is spent until its next day
+    begins; else only reserved by calls in flight."""
+
+    default_code = "budget_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float, final: bool) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.final = final
 
 
 class NoCandidate(SufficeError):

@@ -13,14 +13,14 @@ import os
 import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import catalog, execution, features, learning, policies, providers, telemetry
+from . import budget, catalog, execution, features, learning, policies, providers, telemetry
 from .errors import (
     BadRequest,
     ConfigError,
@@ -116,6 +116,7 @@ class Answer:
 
     __slots__ = (
         "_input_tokens",
+        "_purse",
         "_recorded",
         "_router",
         "_started",
@@ -127,9 +128,16 @@ class Answer:
     )
 
     def __init__(
-        self, router: Router, query: Query, x: Features, decision: Decision, started: float
+        self,
+        router: Router,
+        query: Query,
+        x: Features,
+        decision: Decision,
+        started: float,
+        purse: budget.Purse | None = None,
     ) -> None:
         self._router = router
+        self._purse = purse
         self._x = x
         self._started = started
         self._recorded = False
@@ -207,27 +215,34 @@ class Answer:
         self.record(499, "the client left")
 
     def record(self, status: int, error: str | None = None, *, attempts: Any = None) -> None:
-        """Hand the one Record of this request to the store and to telemetry."""
+        """Hand the one Record of this request to the store and to telemetry, and settle its money."""
         if self._recorded:
             return
         self._recorded = True
+        if self._purse is not None:
+            self._purse.close()
         self._router._record(self, status, error, attempts)
 
 
 class _Call:
     """Adapts one query to execution's Caller: dialect and transport of whichever model is tried."""
 
-    __slots__ = ("_query", "_router")
+    __slots__ = ("_purse", "_query", "_router")
 
-    def __init__(self, router: Router, query: Query) -> None:
+    def __init__(self, router: Router, query: Query, purse: budget.Purse | None) -> None:
         self._router = router
         self._query = query
+        self._purse = purse
 
     async def open(self, step_model: str, timeouts: Any) -> Any:
         query = self._query
         target = self._router._targets[step_model]
         dialect = self._router._dialects[target.provider.dialect]
-        url, headers, body = dialect.request(query.fields, target, stream=query.stream)
+        fields = query.fields
+        limit = None if self._purse is None else self._purse.bound(step_model).tokens
+        if limit is not None:
+            fields = dialect.limited(fields, target, limit)
+        url, headers, body = dialect.request(fields, target, stream=query.stream)
         if query.headers:
             headers = (*headers, *query.headers)
         response = await self._router._transport.send(
@@ -250,7 +265,9 @@ class Router:
         *,
         env: Mapping[str, str] | None = None,
         seed: int | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """clock: unix seconds, by which budgets go."""
         from . import config
 
         env = os.environ if env is None else env
@@ -267,6 +284,13 @@ class Router:
         self._catalog = catalog.Catalog(resolved.models)
         self._targets = {m.name: Target(m, resolved.providers[m.provider]) for m in resolved.models}
         self._specs = dict(resolved.routes)
+        self._budgets = budget.Budgets(
+            {name: spec.objective for name, spec in self._specs.items()},
+            lambda name: self._targets[name].model,
+            clock,
+            ledger=env.get(budget.LEDGER_ENV),
+            source=own.source,
+        )
         self._configured = {name: self._make_policy(spec) for name, spec in self._specs.items()}
         self._policies = dict(self._configured)
         self._snapshots: dict[str, str] = {}  # route -> the learned policy that decides
@@ -359,15 +383,19 @@ class Router:
         """
         started = perf_counter() if started is None else started
         route = self.resolve(query.model)
-        x, decision = self._evaluate(query, route)
-        answer = Answer(self, query, x, decision, started)
+        x, decision, purse = self._evaluate(query, route, serves=True)
         tried: list[
             Attempt
         ] = []  # filled as the plan is walked, for a client that leaves meanwhile
+        affordable = self._affordable(route, x, decision) if route.fallbacks else None
+        if purse is not None:
+            decision = purse.begin(decision, tried, affordable)
+            affordable = purse.guard(affordable)
+        answer = Answer(self, query, x, decision, started, purse)
         try:
             answer.reply = await self._engine.run(
                 decision.plan,
-                _Call(self, query),
+                _Call(self, query, purse),
                 stream=query.stream,
                 timeouts=route.timeouts,
                 retries=route.retries,
@@ -375,7 +403,7 @@ class Router:
                 seed=decision.seed,
                 input_tokens=x.input_tokens,
                 fits=self._larger_window,
-                affordable=self._affordable(route, x, decision) if route.fallbacks else None,
+                affordable=affordable,
                 attempts=tried,
             )
         except PlanExhausted as error:
@@ -385,12 +413,19 @@ class Router:
         except asyncio.CancelledError:
             answer.record(499, "the client left", attempts=tried)
             raise
+        except BaseException:
+            if purse is not None:
+                purse.close()
+            raise
         if not query.stream:
             answer.record(answer.reply.status)
         return answer
 
-    def _evaluate(self, query: Query, route: Route) -> tuple[Features, Decision]:
-        """Features, candidates within the hard limits, and the policy's decision. Calls nothing."""
+    def _evaluate(
+        self, query: Query, route: Route, *, serves: bool = False
+    ) -> tuple[Features, Decision, budget.Purse | None]:
+        """Features, candidates within the hard limits, and the policy's decision, with the money that
+        it may spend. Calls nothing. serves: the decision will be carried out."""
         x = features.extract(query.messages, extra_tokens=_schema_tokens(query.fields))
         models, excluded = self._catalog.eligible(
             self._pool(query.steering, route),
@@ -406,20 +441,32 @@ class Router:
         seed = self._random.getrandbits(32)
         if route.bypass or route.policy is None:
             decision = _bypass(models[0], x, query.max_output_tokens, decision_id)
-        else:
-            decision = route.policy.decide(
-                x,
-                self._health.candidates(models),
-                self._objective(query.steering, route),
-                self._sessions.get(query.session, time.time()) if len(query.messages) > 1 else None,
-                id=decision_id,
-                seed=seed,
-                max_output_tokens=query.max_output_tokens,
-            )
-            self._learn_traffic(route, decision)
-            if route.explores and x.human_turns == 1 and decision.propensity == 1.0:
-                decision = self._explored(decision, route, query.key_id)
-        return x, self._finish(decision, query, route, x, excluded + cooling, models)
+            return x, self._finish(decision, query, route, x, excluded + cooling, models), None
+        steering = query.steering
+        objective = self._objective(steering, route)
+        session = (
+            self._sessions.get(query.session, time.time()) if len(query.messages) > 1 else None
+        )
+        purse = self._budgets.purse(route.name, objective, query, x)
+        decision = route.policy.decide(
+            x,
+            self._health.candidates(models),
+            objective,
+            session,
+            id=decision_id,
+            seed=seed,
+            max_output_tokens=query.max_output_tokens,
+        )
+        self._learn_traffic(route, decision)
+        if purse is not None:
+            if serves and purse.budget is not None:
+                purse.budget.restore(self.store)
+            paced = objective is route.objective and not steering.order
+            decision = purse.choose(decision, session, paced=paced, counts=serves)
+        elif route.explores and x.human_turns == 1 and decision.propensity == 1.0:
+            decision = self._explored(decision, route, query.key_id)
+        decision = self._finish(decision, query, route, x, excluded + cooling, models)
+        return x, decision if purse is None else purse.check(decision), purse
 
     def _finish(
         self,
@@ -502,9 +549,12 @@ class Router:
                 return Objective(kind="cheapest" if steering.sort == "price" else "fastest")
             return route.objective
         try:
-            return policies.parse_objective(steering.objective)
+            asked = policies.parse_objective(steering.objective)
+            if asked.kind == "usd_per_day":
+                raise ValueError("objective.usd_per_day: a budget is the route's, not a request's")
         except ValueError as error:
             raise BadRequest(f"{error}.", param="suffice.objective", code="invalid_value") from None
+        return asked
 
     def _learn_traffic(self, route: Route, decision: Decision) -> None:
         """The route's own traffic takes the place of what was shipped or trained on."""
@@ -764,7 +814,7 @@ class Router:
 
     def decide(self, query: Query) -> Decision:
         """The Decision for a parsed query. Calls and stores nothing."""
-        x, decision = self._evaluate(query, self.resolve(query.model))
+        x, decision, _ = self._evaluate(query, self.resolve(query.model))
         return msgspec.structs.replace(decision, features=features.explain(x))
 
     def route(
@@ -880,6 +930,7 @@ class Router:
             "store": msgspec.to_builtins(health),
             "cooling_down": self._breaker.open_models(),
             "learning": dict(self._learning.problems) if self._learning is not None else {},
+            "budgets": self._budgets.told(),
             "warnings": list(self.warnings),
         }
 
@@ -890,6 +941,7 @@ class Router:
     def warm(self) -> None:
         """Open store and transport and decide once, so that no client pays for the first time."""
         self.store.add_feedback(Feedback(decision_id="", score=0.0))  # compiles its statements
+        self._budgets.restore(self.store)
         for name, route in self._routes.items():
             self._transport.prepare(route.timeouts.connect_s)
             if route.policy is not None:
@@ -981,6 +1033,7 @@ class Router:
         """Flush and close the store. The transport of a running loop is closed by `aclose`."""
         if self._learning is not None:
             self._learning.stop()
+        self._budgets.close()
         if self._store_ is not None:
             self._store_.close()
 

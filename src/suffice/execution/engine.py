@@ -64,8 +64,8 @@ class Engine:
         """Walk the plan until a model answers.
 
         cost_of(model, usage): USD or None. fits(model, than): see Flow. affordable(step): None, or
-        why a step is skipped; asked of every step but the first when its turn comes. attempts: a
-        list that fills as attempts end, for whoever is cancelled before there is a Reply.
+        why a step is skipped; asked before every attempt but the first. attempts: a list that fills
+        as attempts end, for whoever is cancelled before there is a Reply.
         Raises PlanExhausted with every attempt in it; CancelledError when the caller's task is
         cancelled, after the upstream was dropped.
         """
@@ -85,7 +85,7 @@ class Engine:
             action = flow.next()
             if isinstance(action, Call):
                 step = action.step
-                if affordable is not None and step is not plan[0]:
+                if affordable is not None and action.number > 1:
                     why = affordable(step)
                     if why is not None:
                         skipped.append(Excluded(step.model, why))

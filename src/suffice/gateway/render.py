@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..errors import (
+    BudgetExceeded,
     NoCandidate,
     PlanExhausted,
     RequestError,
@@ -72,7 +73,7 @@ class Failure(msgspec.Struct, frozen=True):
     code: str | None = None
     param: str | None = None
     retry_after_s: float | None = None
-    spent: bool = False  # our own retries are used up: the SDK must not try again by itself
+    spent: bool = False  # retries or a budget are used up: the SDK must not try again by itself
 
 
 def failure(error: BaseException) -> Failure:
@@ -80,7 +81,13 @@ def failure(error: BaseException) -> Failure:
     hold a secret; the traceback goes to the log."""
     if isinstance(error, RequestError):
         return Failure(
-            error.status, str(error), error.type, error.code, error.param, error.retry_after_s
+            error.status,
+            str(error),
+            error.type,
+            error.code,
+            error.param,
+            error.retry_after_s,
+            spent=isinstance(error, BudgetExceeded) and error.final,
         )
     if isinstance(error, NoCandidate):
         kind = "invalid_request_error" if error.permanent else "service_unavailable"

@@ -138,6 +138,8 @@ def _serve_many(
     from granian import Granian
     from granian.constants import Interfaces
 
+    from ..budget import LEDGER_ENV, shared_ledger
+
     if config is not None:
         os.environ[CONFIG_ENV] = str(Path(config).resolve())
     server = Granian(
@@ -153,7 +155,9 @@ def _serve_many(
         respawn_failed_workers=True,
     )
     server.on_startup(ready)
-    server.serve()
+    with shared_ledger(workers) as ledger:  # so that all workers see what each has spent
+        os.environ[LEDGER_ENV] = ledger
+        server.serve()
 
 
 def worker_app() -> Any:

@@ -15,7 +15,7 @@ from .certificate import Certificate
 from .objectives import describe
 
 BALANCED = Objective(kind="weights", cost=1.0, speed=0.5, quality=2.0)
-_HARDER = 0.15  # quality that a conversation must be about to lose before it changes its model
+HARDER = 0.15  # quality that a conversation must be about to lose before it changes its model
 _CACHED = 256
 
 
@@ -344,7 +344,7 @@ def _stays(
     """Why a conversation keeps its model, or '' where it should change."""
     if x.in_tool_loop:
         return "The conversation stays on its model: it is inside a tool loop."
-    if view.quality[choice] - view.quality[incumbent] > _HARDER and o.kind != "cheapest":
+    if view.quality[choice] - view.quality[incumbent] > HARDER and o.kind != "cheapest":
         return ""
     now, then = view.cost[incumbent], view.cost[choice]
     # `now` has the cached discount in it already; `leaving` is the margin for coming back later.

@@ -181,11 +181,6 @@ class DefaultPolicy(DecidingPolicy):
         order.insert(0, best)
         return Choice(order)
 
-    def _reason(self, pool: Pool, view: View, top: int, why: str, x: Features) -> str:
-        if pool.objective.kind == "usd_per_day":
-            why += "; no pacing yet, so quality and cost are balanced"
-        return super()._reason(pool, view, top, why, x)
-
 
 def make_named(name: str, objective: Objective) -> Any:
     """A policy that follows one objective whatever the route says."""

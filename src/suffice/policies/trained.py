@@ -298,10 +298,7 @@ class TrainedPolicy(DecidingPolicy):
     def _choose(self, pool: Pool, view: View, objective: Objective, seed: int) -> Choice:
         more: _Learned = pool.more
         if more.mix is None:
-            choice = super()._choose(pool, view, objective, seed)
-            if objective.kind == "usd_per_day":
-                choice.why += "; no pacing yet, so quality and cost are balanced"
-            return choice
+            return super()._choose(pool, view, objective, seed)
         cost = filled(view.cost, 1e-9)
         ends = more.ends or more.mix.choose(view.quality, cost)
         top, shares = mixed(*ends, more.mix.share, seed)

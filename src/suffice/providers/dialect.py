@@ -54,6 +54,12 @@ class Dialect(Protocol):
         self, fields: dict[str, msgspec.Raw], target: Target, *, stream: bool
     ) -> tuple[str, Sequence[tuple[str, str]], bytes]: ...
 
+    def limited(
+        self, fields: dict[str, msgspec.Raw], target: Target, output_tokens: int
+    ) -> dict[str, msgspec.Raw]:
+        """The fields with a limit of output tokens for a body that has none."""
+        ...
+
     def parse(self, body: bytes, target: Target) -> ReplyFacts: ...
 
     def classify(

@@ -89,6 +89,7 @@ def _usage(u: _Usage | None) -> Usage | None:
     )
 
 
+_NEWER_NAME = ("api.openai.com", ".openai.azure.com")
 _INCLUDE = _Raw(b'{"include_usage":true}')
 _TRUE = _Raw(b"true")
 
@@ -137,6 +138,15 @@ class OpenAIChat:
                 own["include_usage"] = _TRUE
                 body["stream_options"] = _Raw(_encode(own))
         return row[1], row[2], _encode(body)
+
+    def limited(
+        self, fields: dict[str, msgspec.Raw], target: Target, output_tokens: int
+    ) -> dict[str, msgspec.Raw]:
+        # OpenAI's newer models refuse the old name, which all the others know.
+        p = target.provider
+        newer = p.name in ("openai", "azure") or any(h in p.base_url for h in _NEWER_NAME)
+        name_ = "max_completion_tokens" if newer else "max_tokens"
+        return {**fields, name_: _Raw(b"%d" % output_tokens)}
 
     def parse(self, body: bytes, target: Target) -> ReplyFacts:
         try:
