@@ -165,6 +165,7 @@ PRICES = st.floats(0.0, 100.0)
     st.none() | st.integers(1, 10**6),
     st.integers(1, 4),
     st.floats(1e-4, 1e3),
+    st.floats(0.0, 1e3),
     st.text(max_size=200),
 )
 def test_no_usage_within_its_limits_costs_more_than_the_worst(
@@ -176,6 +177,7 @@ def test_no_usage_within_its_limits_costs_more_than_the_worst(
     window: int | None,
     n: int,
     day: float,
+    left: float,
     text: str,
 ) -> None:
     price = Price(read, write, None, cache)
@@ -184,7 +186,8 @@ def test_no_usage_within_its_limits_costs_more_than_the_worst(
     from suffice import features
 
     query = asking(text, n=n, **limit)
-    found = bound(model, Size.of(query, features.extract(query.messages)), usd_per_day=day)
+    size = Size.of(query, features.extract(query.messages))
+    found = bound(model, size, usd_per_day=day, usd_left=left)
     given = (asked, longest, window, found.tokens)
     most = min(t for t in given if t is not None)
     tokens = len(text.encode("utf-8", "surrogatepass")) + 20
@@ -203,6 +206,20 @@ def test_an_answer_without_any_limit_gets_one_where_money_is_limited(tmp_path: P
     with routed(tmp_path, "best") as r:
         asyncio.run(r.answer(asking()))
         assert "max_tokens" not in r._transport_.sent[0]
+
+
+def test_towards_the_end_of_the_money_answers_are_bounded_sooner_than_refused(
+    tmp_path: Path,
+) -> None:
+    with routed(tmp_path, {"usd_per_day": 1.0}) as r:
+        asyncio.run(r.answer(asking()))
+        budget = r._budgets.of("auto")
+        assert budget is not None
+        for left, tokens in ((500_000_000, 16_384), (10_000_000, 2400), (1_200_000, 1024)):
+            with budget._row as row:
+                row.spent = 1_000_000_000 - left
+            assert asyncio.run(r.answer(asking())).model == "p/weak"
+            assert r._transport_.sent[-1]["max_tokens"] == pytest.approx(tokens, rel=0.05)
 
 
 def test_openai_is_sent_the_name_that_its_models_know(tmp_path: Path) -> None:
@@ -382,10 +399,21 @@ def test_money_that_is_only_reserved_is_worth_a_retry_soon(tmp_path: Path) -> No
 
 
 @contextlib.contextmanager
-def _open(tmp_path: Path, objective: Any, answer: Answers, **route: Any) -> Iterator[Router]:
+def _open(
+    tmp_path: Path,
+    objective: Any,
+    answer: Answers,
+    *,
+    clock: Clock | None = None,
+    env: dict[str, str] | None = None,
+    **route: Any,
+) -> Iterator[Router]:
     """`routed` for use inside a running loop."""
     made = Router(
-        parse_settings(settings(tmp_path, objective, **route)), env={}, seed=1, clock=Clock()
+        parse_settings(settings(tmp_path, objective, **route)),
+        env=env or {},
+        seed=1,
+        clock=clock or Clock(),
     )
     made._transport_ = Upstream(answer)
     try:
@@ -770,8 +798,9 @@ class World:
         words = self.rng.choice(WORDS, int(self.rng.integers(3, 60)))
         return asking(" ".join(words) + "?", max_tokens=2000)
 
-    async def day(self, r: Router, midnight_s: float) -> float:
-        """One day; returns what it has cost. The ceiling is looked at after every event."""
+    async def day(self, workers: list[Router], midnight_s: float) -> float:
+        """One day; returns what it has cost. The ceiling is looked at after every event. Of two
+        workers the first gets four of five requests."""
         loop = asyncio.get_running_loop()
         flying: list[tuple[float, int, asyncio.Future[Any], asyncio.Task[Any]]] = []
         gates: list[asyncio.Future[Any]] = []
@@ -782,7 +811,8 @@ class World:
             gates.append(loop.create_future())
             return gates[-1]
 
-        r._transport_ = Upstream(answer)
+        for r in workers:
+            r._transport_ = Upstream(answer)
         arrivals = [midnight_s + t for t in self.times()]
         for at_s in [*arrivals, math.inf]:
             while flying and flying[0][0] <= at_s:
@@ -796,6 +826,7 @@ class World:
             if at_s == math.inf:
                 break
             clock.now_s = at_s
+            r = workers[int(rng.random() > 0.8) % len(workers)]
             task = loop.create_task(r.answer(self.query()))
             before = len(gates)
             await asyncio.sleep(0)
@@ -814,15 +845,31 @@ class World:
         self.over += told["spent_usd"] + told["reserved_usd"] > told["ceiling_usd"] + 1e-12
 
 
-@pytest.mark.parametrize("budget", [2.5, 4.0])
-def test_days_with_bursts_spend_their_budget_and_never_more(tmp_path: Path, budget: float) -> None:
+@pytest.mark.parametrize(("budget", "workers"), [(2.5, 1), (4.0, 2)])
+def test_days_with_bursts_spend_their_budget_and_never_more(
+    tmp_path: Path, budget: float, workers: int
+) -> None:
     async def main() -> None:
         world = World(int(budget * 10), 1500)
-        with _open(tmp_path, {"usd_per_day": budget}, lambda m, b: None) as r:
-            r._budgets.of("auto").clock = world.clock  # type: ignore[union-attr]
-            first = await world.day(r, MONDAY)
+        with contextlib.ExitStack() as stack:
+            env = {"SUFFICE_LEDGER": stack.enter_context(shared_ledger(workers))}
+            of = [
+                stack.enter_context(
+                    _open(
+                        tmp_path,
+                        {"usd_per_day": budget},
+                        lambda m, b: None,
+                        clock=world.clock,
+                        env=env,
+                    )
+                )
+                for _ in range(workers)
+            ]
+            for r in of:
+                r._budgets.restore(r.store)
+            first = await world.day(of, MONDAY)
             shares = [world.models.count(m) for m in ("p/weak", "p/mid", "p/strong")]
-            second = await world.day(r, MONDAY + DAY_S)
+            second = await world.day(of, MONDAY + DAY_S)
         print(budget, first / budget, second / budget, world.refused, shares)
         assert world.over == 0
         assert first <= budget

@@ -52,6 +52,7 @@ class Purse:
         self._model_of = model_of
         self._x = x
         self._bounds: dict[str, Bound] = {}
+        self._usd_left = inf if budget is None else budget.left_usd()
         self._predicted: dict[str, float] = {}
         self._output = 0  # tokens of an answer, where no policy predicts its cost
         self._said = False  # what is left of the day, in the reason
@@ -69,6 +70,7 @@ class Purse:
                 self._size,
                 usd_per_query=self.usd_per_query,
                 usd_per_day=None if self.budget is None else self.budget.usd_per_day,
+                usd_left=self._usd_left,
             )
         return found
 

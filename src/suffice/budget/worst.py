@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 import msgspec
@@ -10,8 +11,9 @@ from ..policies.pacer import affordable_tokens
 from ..types import Features, Model, Query
 
 # Where nothing else bounds an answer, the call is sent with a limit of its own: what two hundredths
-# of the day's budget pay for, within these.
+# of the day's budget pay for, within these; towards the budget's end what a quarter of the rest pays.
 _SHARE, _LEAST_TOKENS, _MOST_TOKENS = 0.02, 4096, 16_384
+_LEFT_SHARE, _SCARCE_TOKENS = 0.25, 1024
 _MARGIN = 1.5  # of the estimated input: 2.7 characters a token, which code and tables keep to
 _MESSAGE_TOKENS = 32  # what a chat template adds to a message, at most
 _MEDIA_TOKENS = 4000  # of a picture or a recording
@@ -59,18 +61,28 @@ class Bound(NamedTuple):
 
 
 def bound(
-    m: Model, size: Size, *, usd_per_query: float | None = None, usd_per_day: float | None = None
+    m: Model,
+    size: Size,
+    *,
+    usd_per_query: float | None = None,
+    usd_per_day: float | None = None,
+    usd_left: float = inf,
 ) -> Bound:
-    """The bound of a call of `m` under a limit for each query, a budget for the day, or both."""
+    """The bound of a call of `m` under a limit for each query, a budget for the day of which
+    `usd_left` is left, or both."""
     p = m.price
     if p.input_usd_per_mtok is None or p.output_usd_per_mtok is None:
         return Bound(float("nan"), None, "its price is unknown, and money is limited here")
     each = p.output_usd_per_mtok * size.choices
+    rate = max(p.input_usd_per_mtok, p.cache_write_usd_per_mtok or 0.0)
+    prompt = size.most_input * rate / 1e6
     known = [t for t in (size.limit, m.max_output_tokens, m.context_tokens) if t is not None]
     most = own = min(known, default=2**31 - 1)
     if usd_per_day is not None and size.limit is None and m.max_output_tokens is None:
         share = affordable_tokens(_SHARE * usd_per_day, 0.0, each)
-        most = min(most, max(_LEAST_TOKENS, min(_MOST_TOKENS, share)))
+        rest = affordable_tokens(_LEFT_SHARE * usd_left, prompt, each)
+        share = max(_LEAST_TOKENS, min(_MOST_TOKENS, share))
+        most = min(most, max(_SCARCE_TOKENS, min(share, rest)))
     if usd_per_query is not None:
         likely = size.likely_input * p.input_usd_per_mtok / 1e6
         fits = affordable_tokens(usd_per_query, likely, each)
@@ -81,9 +93,7 @@ def bound(
                 usd, None, f"up to {dollars(usd)} is above {dollars(usd_per_query)} a query"
             )
         most = min(most, fits)
-    rate = max(p.input_usd_per_mtok, p.cache_write_usd_per_mtok or 0.0)
-    worst = (size.most_input * rate + most * each) / 1e6
-    return Bound(worst, most if most < own else None)
+    return Bound(prompt + most * each / 1e6, most if most < own else None)
 
 
 def dollars(usd: float) -> str:
