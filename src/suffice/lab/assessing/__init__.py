@@ -55,6 +55,9 @@ def assess(
     batch = batch_of(table, progress)
     # One thread: the problems are small, and the answer must not depend on how many cores there are
     # (sums in another order end in other clusters).
+    # The limit holds for libraries that are loaded by then, so scikit-learn comes first.
+    import sklearn.cluster
+    import sklearn.metrics  # noqa: F401
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(limits=1):
