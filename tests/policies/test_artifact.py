@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained_artifacts import KINDS, artifact, saved
 
+from suffice import features
 from suffice.errors import ArtifactError
 from suffice.policies import artifact as artifacts
 
@@ -24,7 +25,7 @@ def test_what_was_saved_is_loaded(kind: str, tmp_path: Path) -> None:
     assert found.card == made.card
     assert found.version == made.version
     rng = np.random.default_rng(0)
-    signals = rng.normal(2, 1, (50, 25)).astype(np.float32)
+    signals = rng.normal(2, 1, (50, len(features.SIGNAL_NAMES))).astype(np.float32)
     vectors = rng.normal(size=(50, 256)).astype(np.float32)
     for a, b in zip(
         found.estimator.expect(signals, vectors),
@@ -124,7 +125,7 @@ def test_a_kind_that_is_not_installed_says_what_to_install() -> None:
 def test_features_of_another_version_are_refused() -> None:
     card = artifact("linear").card
     artifacts.check(card, card.features, card.table, "x")
-    with pytest.raises(ArtifactError, match=r"features 'ask-3'.*'ask-99'"):
+    with pytest.raises(ArtifactError, match=rf"features '{features.SCHEMA}'.*'ask-99'"):
         artifacts.check(card, "ask-99", card.table, "x")
     with pytest.raises(ArtifactError, match="token table"):
         artifacts.check(card, card.features, "other", "x")

@@ -41,12 +41,14 @@ __all__ = [
     "vector_variance",
 ]
 
-SCHEMA = "ask-3"  # changes whenever the same text would give other numbers
+SCHEMA = "ask-4"  # changes whenever the same text would give other numbers
 DIMENSIONS = table.DIMENSIONS
 
 _PROMPT = SIGNAL_NAMES.index("log_prompt_tokens")
 _TURNS = SIGNAL_NAMES.index("turns")
 _TOOLS = SIGNAL_NAMES.index("tools")
+# Not told of: another length, and a share that all prose has much of.
+_UNTOLD = frozenset(("stem", "stop_words"))
 _NO_ASK = Ask("", 0, 0, 0, False)
 _MESSAGE_TOKENS = 4  # what the chat template adds to each message
 _IMAGE_TOKENS = 800  # about what providers bill for a picture of medium size
@@ -181,7 +183,9 @@ def explain(features: Features, top: int = 5) -> tuple[tuple[str, float], ...]:
 def explain_vector(s: Sequence[float], top: int = 5) -> tuple[tuple[str, float], ...]:
     """`explain` for a stored vector, (n_signals,)."""
     pairs = [
-        (n, round(v, 3)) for n, v in zip(SIGNAL_NAMES[2:_PROMPT], s[2:_PROMPT], strict=True) if v
+        (n, round(v, 3))
+        for n, v in zip(SIGNAL_NAMES[2:_PROMPT], s[2:_PROMPT], strict=True)
+        if v and n not in _UNTOLD
     ]
     pairs.sort(key=lambda p: -p[1])
     return ((SIGNAL_NAMES[0], round(s[0], 3)), *pairs[: top - 1])

@@ -40,6 +40,8 @@ SIGNAL_NAMES: tuple[str, ...] = (
     "non_ascii",  # share of characters
     "structure",  # asks for a table, JSON, a list, steps
     "lookup",  # short retrieval-style ask: weather, capital of, what time
+    "stem",  # log(1 + characters of it before the first option of a multiple choice)
+    "stop_words",  # share of chunks
     "log_prompt_tokens",  # log(1 + estimated tokens of the whole prompt)
     "turns",
     "log_pasted",  # log(1 + characters of pasted material beside the ask)
@@ -113,6 +115,25 @@ _CLASSES: dict[str, str] = {
     ),
 }
 
+# Words that carry grammar and little else. Their share tells prose from formulas, code and lists.
+_STOP = frozenset(
+    (
+        "the of and a an to in is that it was for on are as with his they at be this from i have or "
+        "by had not but what all were when we there can your which their said if do will each about "
+        "how up out them then she he her him has its my me you no so some would could should than "
+        "these those who where why did does been being am into more most such any other only also "
+        "der die das ein eine einen einem einer und oder ist sind war nicht mit von zu zum zur im "
+        "auf für als auch es ich du er sie wir ihr den dem des dass wie was bei aus nach über "
+        "le la les un une des du de et ou est sont était ne pas avec pour dans sur par au aux ce "
+        "cette ces que qui je tu il elle nous vous ils elles se sa son ses "
+        "el los las una uno y o es son era no con por para en del al que se su sus lo como más yo "
+        "il lo gli i una di e o è sono era non con per in da del della che si suo sua come più io "
+        "os um uma do da dos das em no na nos nas ao e ou é são não com por para que se seu sua "
+        "и в во не что он на я с со как а то все она так его но да ты к у же вы за бы по "
+        "और का की के में है हैं से को पर यह कि في من على إلى عن أن هذا هذه التي الذي و لا ما هو هي"
+    ).split()
+)
+
 
 def _table() -> dict[str, tuple[int, ...]]:
     table: dict[str, tuple[int, ...]] = {}
@@ -145,6 +166,8 @@ _MATH_MARKS = re.compile(r"\\[a-z]{2,}|[=<>≤≥∑∫√∞∀∃∈⊂≡±×
 # The last is a call: an opening parenthesis right behind a word.
 _CODE_MARKS = re.compile(r"```|[{};]$|=>|->|==|!=|</?[a-z]+>|traceback|error:|\w\(")
 _LIST_MARK = re.compile(r"\(?[1-9a-e][.)]|[-*•]")  # a chunk that begins an item
+# An option of a multiple choice is its letter as a word of its own, in one style throughout.
+_OPTIONS = ((" A. ", " B. "), (" A) ", " B) "), (" (A) ", " (B) "))
 _AND_THEN = re.compile(r"(?:and|und|et|y|e) then ")
 _DIGITS = b"0123456789"
 _ENDS = frozenset(".!?")
@@ -175,7 +198,10 @@ def count_chunk(chunk: str) -> tuple[int, ...]:
     """The signals that a chunk of the ask counts for, one as often as it does. The chunk is in lower
     case and holds no white space; what comes out is remembered, so the work may be plain."""
     hits: list[int] = []
-    for word in _TOKEN.findall(chunk):
+    words = _TOKEN.findall(chunk)
+    if len(words) == 1 and words[0] in _STOP:
+        hits.append(22)
+    for word in words:
         known = _WORDS.get(word)
         if known is not None:
             hits += known
@@ -186,6 +212,24 @@ def count_chunk(chunk: str) -> tuple[int, ...]:
     hits += [5] * len(_MATH_MARKS.findall(chunk))
     hits += [6] * len(_CODE_MARKS.findall(chunk))
     return tuple(hits)
+
+
+def stem_chars(ask: Ask) -> int:
+    """Characters before the first option of a multiple choice; all of them where there is none.
+    Work is linear in the text, which `Ask` bounds."""
+    text = ask.text
+    for first, second in _OPTIONS:
+        at = text.find(first)
+        if at < 0:
+            continue
+        # They share the space between them where the first option is empty.
+        after = text.find(second, at + len(first) - 1)
+        if after < 0:
+            continue
+        at = text.rfind(first, at, after + 1)  # "vitamin A. ..." may stand before the options
+        # What was left out of a long ask lies between its two halves.
+        return at if at < len(text) // 2 else at + max(0, ask.chars - len(text))
+    return ask.chars
 
 
 def ask_signals(ask: Ask, pieces: WordPiece) -> tuple[list[float], list[int]]:
@@ -226,7 +270,10 @@ def ask_signals(ask: Ask, pieces: WordPiece) -> tuple[list[float], list[int]]:
     for i in _COUNTS:
         if v[i]:
             v[i] = log1p(v[i])
-    v[23] = log1p(ask.pasted)
+    v[21] = log1p(stem_chars(ask))
+    if chunks:
+        v[22] /= chunks
+    v[25] = log1p(ask.pasted)
     return v, ids
 
 

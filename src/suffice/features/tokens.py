@@ -72,8 +72,9 @@ class WordPiece:
             # only a little slower until the next call.
             pieces, hits = get(chunk) or miss(chunk)
             out += pieces
-            for i in hits:
-                counts[i] += 1.0
+            if hits:  # most chunks count for nothing, and an empty loop is not free
+                for i in hits:
+                    counts[i] += 1.0
         return out, len(chunks)
 
     def _miss(self, chunk: str) -> Chunk:
