@@ -120,6 +120,25 @@ class RetrySettings(_Tree):
     max_wait_s: float = Field(default=5.0, ge=0)
 
 
+class AuditSettings(_Tree):
+    share: float = Field(default=0.0, ge=0, le=0.05)
+    judge: str | None = None
+    max_usd_per_day: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    false_alarm: float = Field(default=0.05, gt=0, lt=1)
+    trust_feedback: tuple[str, ...] = ()
+
+    @field_validator("trust_feedback")
+    @classmethod
+    def _check_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for source in value:
+            if source == "audit" or source.startswith("implicit:"):
+                raise ValueError(
+                    f"{source!r} is the gateway's own; a source that is trusted scores good answers "
+                    "as well as bad ones"
+                )
+        return value
+
+
 class RouteSettings(_Tree):
     models: tuple[str, ...] = Field(min_length=1)
     policy: str = "default"
@@ -127,6 +146,7 @@ class RouteSettings(_Tree):
     learning: Literal["off", "shadow", "on"] = "shadow"
     explore: float = Field(default=0.02, ge=0, le=0.03)
     implicit: dict[Signal, float] = {}
+    audit: AuditSettings | None = None
     objective: Any = "balanced"
     fallbacks: tuple[str, ...] = ()
     fallback_max_usd_per_query: float | None = Field(default=None, gt=0)
@@ -159,6 +179,17 @@ class Settings(_Tree):
     source: str = Field("settings", exclude=True)
 
 
+class AuditSpec(msgspec.Struct, frozen=True):
+    """How a route's certificate is watched. judge: None where it cannot be called, and then nothing
+    is audited."""
+
+    share: float
+    judge: Model | None
+    max_usd_per_day: float
+    false_alarm: float
+    trust_feedback: frozenset[str]
+
+
 class RouteSpec(msgspec.Struct, frozen=True):
     """A route with every name in it resolved."""
 
@@ -169,6 +200,7 @@ class RouteSpec(msgspec.Struct, frozen=True):
     learning: Literal["off", "shadow", "on"]
     explore: float
     implicit: dict[str, float]
+    audit: AuditSpec | None
     objective: Objective
     fallbacks: tuple[Model, ...]
     fallback_max_usd_per_query: float | None
@@ -241,8 +273,10 @@ def _model_at(path: tuple[Any, ...]) -> type[BaseModel] | None:
         "routes": RouteSettings,
         "timeouts": TimeoutSettings,
         "retries": RetrySettings,
+        "audit": AuditSettings,
     }
-    owners = [p for p in path[:-1] if p in tables]
+    # What stands second is a name somebody chose, which may be that of a table.
+    owners = [p for i, p in enumerate(path[:-1]) if i != 1 and p in tables]
     return tables[owners[-1]] if owners else Settings
 
 
@@ -326,6 +360,7 @@ def resolve(settings: Settings, env: Mapping[str, str], *, need_keys: bool = Tru
         [
             *settings.models,
             *(n for r in settings.routes.values() for n in (*r.models, *r.fallbacks)),
+            *(r.audit.judge for r in settings.routes.values() if r.audit and r.audit.judge),
         ]
     )
     providers: dict[str, Provider] = {}
@@ -348,7 +383,7 @@ def resolve(settings: Settings, env: Mapping[str, str], *, need_keys: bool = Tru
         if not need_keys or providers[m.provider].api_key or not providers[m.provider].api_key_env
     }
     routes = {
-        name: _resolve_route(name, route, usable, providers, models, settings.source)
+        name: _resolve_route(name, route, usable, providers, models, settings.source, warnings)
         for name, route in settings.routes.items()
     }
     if not routes:
@@ -449,6 +484,7 @@ def _resolve_route(
     providers: Mapping[str, Provider],
     models: Mapping[str, Model],
     source: str,
+    warnings: list[str],
 ) -> RouteSpec:
     kept = tuple(usable[n] for n in dict.fromkeys(route.models) if n in usable)
     if not kept:
@@ -470,11 +506,69 @@ def _resolve_route(
         learning=route.learning,
         explore=route.explore,
         implicit={str(name): weight for name, weight in route.implicit.items()},
+        audit=_resolve_audit(name, route.audit, kept, usable, source, warnings),
         objective=policies.parse_objective(route.objective),
         fallbacks=tuple(usable[n] for n in route.fallbacks if n in usable),
         fallback_max_usd_per_query=route.fallback_max_usd_per_query,
         timeouts=limits,
         retries=Retries(r.per_model, r.max_attempts, r.base_s, r.max_wait_s),
+    )
+
+
+_LONGEST_AUDITED = 96  # characters of a route's name; audit and watch add their own to it
+
+
+def _resolve_audit(
+    route: str,
+    audit: AuditSettings | None,
+    pool: tuple[Model, ...],
+    usable: Mapping[str, Model],
+    source: str,
+    warnings: list[str],
+) -> AuditSpec | None:
+    if audit is None:
+        return None
+    from .execution.judging import family
+
+    at = f"routes.{route}.audit"
+    if len(route) > _LONGEST_AUDITED:
+        raise ConfigError(
+            f"A route that is watched has a name of at most {_LONGEST_AUDITED} characters.",
+            field=at,
+            source=source,
+            remedy="Give the route a shorter name.",
+        )
+    if audit.share > 0.0 and audit.judge is None:
+        raise ConfigError(
+            "Audits need a judge.",
+            field=f"{at}.judge",
+            source=source,
+            remedy='Add judge = "provider/model", best of another family than the judged models.',
+        )
+    judge = usable.get(audit.judge or "")
+    if audit.judge is not None and judge is None:
+        warnings.append(f"{at}: {audit.judge} cannot be called, so nothing is audited.")
+    if judge is not None and audit.share > 0.0:
+        price = judge.price
+        if price.input_usd_per_mtok is None or price.output_usd_per_mtok is None:
+            raise ConfigError(
+                f"The price of {judge.name} is unknown, so max_usd_per_day could not be kept.",
+                field=f"{at}.judge",
+                source=source,
+                remedy=f'Give its prices under [models."{judge.name}"], or take another judge.',
+            )
+        kin = [m.name for m in pool if family(m.name) == family(judge.name)]
+        if kin:
+            warnings.append(
+                f"{at}.judge: {judge.name} is of the same family as {', '.join(kin)}: judges favour "
+                "answers of their own kind."
+            )
+    return AuditSpec(
+        share=audit.share,
+        judge=judge,
+        max_usd_per_day=audit.max_usd_per_day,
+        false_alarm=audit.false_alarm,
+        trust_feedback=frozenset(audit.trust_feedback),
     )
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import budget, catalog, execution, features, learning, policies, providers, telemetry
+from . import audit, budget, catalog, execution, features, learning, policies, providers, telemetry
 from .errors import (
     BadRequest,
     ConfigError,
@@ -122,6 +122,7 @@ class Answer:
         "_started",
         "_x",
         "decision",
+        "drawn",
         "overhead_ms",
         "query",
         "reply",
@@ -144,6 +145,7 @@ class Answer:
         self.query = query
         self.decision = decision
         self.reply: execution.Reply | None = None
+        self.drawn = router._draw(decision, x, query)
         self.overhead_ms = (perf_counter() - started) * 1e3
 
     @property
@@ -195,8 +197,11 @@ class Answer:
         upstream fails after the commit point.
         """
         status, error = 499, "the client left"
+        drawn = self.drawn
         try:
             async for event in self._reply.events:
+                if drawn is not None:
+                    drawn.hear(event.raw)
                 if event.kind == "usage" and not wants_usage:
                     continue
                 if event.kind != "done":
@@ -295,6 +300,7 @@ class Router:
         self._policies = dict(self._configured)
         self._snapshots: dict[str, str] = {}  # route -> the learned policy that decides
         self._learning: learning.Learning | None = None
+        self._audit: audit.Audit | None = None
         self._implicit = {
             name: spec.implicit for name, spec in self._specs.items() if spec.implicit
         }
@@ -437,7 +443,7 @@ class Router:
         if not models:
             raise _no_candidate(route, excluded)
         models, cooling = self._breaker.available(models)
-        decision_id = f"dec_{int(time.time() * 1000):011x}{self._random.getrandbits(64):016x}"
+        decision_id = self._new_id()
         seed = self._random.getrandbits(32)
         if route.bypass or route.policy is None:
             decision = _bypass(models[0], x, query.max_output_tokens, decision_id)
@@ -601,6 +607,10 @@ class Router:
             explored=True,
         )
 
+    def _draw(self, decision: Decision, x: Features, query: Query) -> audit.Drawn | None:
+        """The decision, where it is among the share that is audited."""
+        return None if self._audit is None else self._audit.draw(decision, x, query)
+
     def _cost_of(self, model: str, usage: Usage | None) -> float | None:
         return catalog.price_usd(self._targets[model].model, usage)
 
@@ -663,6 +673,8 @@ class Router:
         enabled = self._implicit.get(record.decision.route)
         if enabled:
             self._heard(answer, record, enabled)
+        if answer.drawn is not None and self._audit is not None:
+            self._audit.take(answer.drawn, record, reply.body if reply is not None else b"")
 
     def _heard(self, answer: Answer, record: Record, enabled: Mapping[str, float]) -> None:
         """Scores that the reply gives itself: a broken schema, a refusal, asked again, ..."""
@@ -711,13 +723,8 @@ class Router:
     def _certified(self, policy: Any, spec: Any) -> Policy:
         """The policy under the route's certificate: the one it names, else the one that lies beside
         its artifact."""
-        path: str | Path | None = None
-        if spec.certificate is not None:
-            path = self._beside_config(spec.certificate)
-        elif policies.is_path(spec.policy):
-            beside = certificate.beside(self._beside_config(spec.policy))
-            path = beside if beside.exists() else None
-        if path is None:
+        path = self._certificate_file(spec)
+        if path is None or (spec.certificate is None and not path.exists()):
             return policy  # type: ignore[no-any-return]
         if not hasattr(policy, "under"):
             raise ConfigError(
@@ -725,10 +732,28 @@ class Router:
                 field=f"routes.{spec.name}.certificate",
                 source=self._resolved.settings.source,
             )
-        version = getattr(policy, "score_version", None) or certificate.prior_version(
-            policy.name, features.SCHEMA
-        )
-        return policy.under(certificate.load(path), version)  # type: ignore[no-any-return]
+        return policy.under(certificate.load(path), _score_version(policy))  # type: ignore[no-any-return]
+
+    def _certificate_file(self, spec: Any) -> Path | None:
+        """Where a route's certificate is or would be; None where the config names no place for it."""
+        if spec.certificate is not None:
+            return Path(self._beside_config(spec.certificate))
+        if policies.is_path(spec.policy):
+            return certificate.beside(self._beside_config(spec.policy))
+        return None
+
+    def _serving(self, route: str) -> audit.Serving:
+        policy: Any = self._policies[route]
+        told = getattr(self._configured[route], "certificate", None)
+        return audit.Serving(told, getattr(policy, "alarm", ""))
+
+    def _rely(self, route: str, told: certificate.Certificate | None, alarm: str) -> None:
+        """Serve a route under another certificate, or under an alarm, from the next request on."""
+        for held in (self._configured, self._policies):
+            policy: Any = held[route]
+            if hasattr(policy, "under"):
+                held[route] = policy.under(told, _score_version(policy), alarm)
+        self.__dict__.pop("_routes", None)
 
     def _beside_config(self, name: str) -> str:
         """A file named in the config: beside the config, else from where we are."""
@@ -930,6 +955,7 @@ class Router:
             "store": msgspec.to_builtins(health),
             "cooling_down": self._breaker.open_models(),
             "learning": dict(self._learning.problems) if self._learning is not None else {},
+            "watch": self._audit.state() if self._audit is not None else {},
             "budgets": self._budgets.told(),
             "warnings": list(self.warnings),
         }
@@ -976,10 +1002,60 @@ class Router:
                 for name, spec in self._specs.items()
             ]
             owner = f"{os.getpid()}-{os.urandom(8).hex()}"
-            self._learning = learning.Learning(routes, self.store, facts, self._swap, owner=owner)
+            self._learning = learning.Learning(
+                routes, self.store, facts, self._swap, owner=owner, clients=len(self.api_keys)
+            )
         if start:
             self._learning.start()
         return self._learning
+
+    def watch(self, *, start: bool = True) -> audit.Audit | None:
+        """The audits and the watch over certificates of this process, begun where they were not;
+        None where no route has them. start False: no thread; the caller calls `step`."""
+        watched = {n: s.audit for n, s in self._specs.items() if s.audit is not None}
+        if self._audit is None and watched:
+            calls = audit.Calls(
+                engine=self._engine,
+                caller=lambda query: _Call(self, query, None),
+                cost_of=self._cost_of,
+                spend=self.store.spend,
+                record=self._aside,
+                label=self._labelled,
+                counted=self._metrics.audited,
+                new_id=self._new_id,
+            )
+            routes = {
+                n: (
+                    audit.Audited(n, own, self._specs[n].timeouts),
+                    audit.Watched(n, own, self._certificate_file(self._specs[n])),
+                )
+                for n, own in watched.items()
+            }
+            self._audit = audit.Audit(
+                routes,
+                self.store,
+                calls,
+                self._serving,
+                self._rely,
+                owner=f"{os.getpid()}-{os.urandom(8).hex()}",
+                seed=self._random.getrandbits(32),
+            )
+            self._metrics.gauges = self._audit.gauges
+        if start and self._audit is not None:
+            self._audit.start()
+        return self._audit
+
+    def _aside(self, record: Record) -> None:
+        """A call that no client asked for."""
+        self.store.append(record)
+        self._telemetry.emit(record)
+
+    def _labelled(self, feedback: Feedback) -> None:
+        self.store.append_feedback((feedback,))
+        self._telemetry.scored(feedback)
+
+    def _new_id(self) -> str:
+        return f"dec_{int(time.time() * 1000):011x}{self._random.getrandbits(64):016x}"
 
     def _shadow(self, record: Record) -> dict[str, Any] | None:
         """What the learned policy would have decided, where it only looks on. Asked on the store's
@@ -1018,8 +1094,9 @@ class Router:
             return
         serves = self._configured[route] if policy is None else policy
         if policy is not None:
-            certificate_ = getattr(self._configured[route], "certificate", None)
-            serves = policy.under(certificate_, policy.score_version)
+            own: Any = self._configured[route]
+            told, alarm = getattr(own, "certificate", None), getattr(own, "alarm", "")
+            serves = policy.under(told, policy.score_version, alarm)
         if version is None:
             self._snapshots.pop(route, None)
         else:
@@ -1031,6 +1108,8 @@ class Router:
 
     def close(self) -> None:
         """Flush and close the store. The transport of a running loop is closed by `aclose`."""
+        if self._audit is not None:
+            self._audit.stop()
         if self._learning is not None:
             self._learning.stop()
         self._budgets.close()
@@ -1039,6 +1118,8 @@ class Router:
 
     async def aclose(self) -> None:
         """Close the upstream connections, then flush and close the store."""
+        if self._audit is not None:
+            await self._audit.aclose()
         if self._transport_ is not None:
             await self._transport_.aclose()
             self._transport_ = None
@@ -1047,6 +1128,12 @@ class Router:
 
 EXAMPLE_POOL = "an example pool (no config, no keys)"
 _NO_STEERING = Steering()
+
+
+def _score_version(policy: Any) -> str:
+    """Of a policy's score, as a certificate names it."""
+    own = getattr(policy, "score_version", None)
+    return own or certificate.prior_version(policy.name, features.SCHEMA)
 
 
 def _embedded(x: Features) -> Any:

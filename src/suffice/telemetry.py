@@ -97,7 +97,8 @@ class _Evaluations:
 _BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 # A source is what a client says it is: others than these share one label, so that no client can
 # fill the memory of whoever scrapes, or put a name of its users there.
-_SOURCES = frozenset({"user", "test", "judge"})
+_SOURCES = frozenset({"user", "test", "judge", "audit"})
+_AUDITS = "audit:"  # before a route's name: calls that no client waited for
 _OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
 
@@ -133,6 +134,9 @@ class Metrics:
         self._tokens: dict[tuple[str, str], int] = defaultdict(int)
         self._feedback: dict[tuple[str, str], int] = defaultdict(int)
         self._scores: dict[tuple[str, str], float] = defaultdict(float)
+        self._audits: dict[tuple[str, str], int] = defaultdict(int)
+        # (name, help, value by route) of what is asked for at each scrape.
+        self.gauges: Callable[[], Iterable[tuple[str, str, dict[str, float]]]] = tuple
         self._lock = threading.Lock()  # scores come from several threads, records from one
         self._duration = _Histogram(_BUCKETS_S)
         self._first_chunk = _Histogram(_BUCKETS_S)
@@ -151,10 +155,15 @@ class Metrics:
         if u is not None:
             self._tokens[model, "input"] += u.input_tokens
             self._tokens[model, "output"] += u.output_tokens
+        if r.decision.route.startswith(_AUDITS):
+            return
         self._duration.observe(r.latency_s)
         self._overhead.observe(r.overhead_ms / 1e3)
         if r.first_chunk_s is not None:
             self._first_chunk.observe(r.first_chunk_s)
+
+    def audited(self, route: str, outcome: str) -> None:
+        self._audits[route, outcome] += 1
 
     def feedback(self, f: Feedback) -> None:
         source = f.source if f.kind == "implicit" or f.source in _SOURCES else "other"
@@ -165,7 +174,12 @@ class Metrics:
     def render(self) -> bytes:
         """Prometheus text format, version 0.0.4."""
         from prometheus_client import CollectorRegistry, generate_latest
-        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+        from prometheus_client.core import (
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+            Metric,
+        )
 
         counters = (
             ("suffice_requests", "Requests.", ("route", "model", "status"), self._requests),
@@ -175,12 +189,15 @@ class Metrics:
             ("suffice_cost_unknown", "Requests of unknown cost.", ("model",), self._unknown),
             ("suffice_feedback", "Scores received.", ("source", "kind"), self._feedback),
             ("suffice_feedback_score", "Sum of those scores.", ("source", "kind"), self._scores),
+            ("suffice_audits", "Drawn for audit.", ("route", "outcome"), self._audits),
         )
         histograms = (
             ("suffice_request_duration_seconds", "Whole requests.", self._duration),
             ("suffice_first_chunk_seconds", "Time to the first chunk.", self._first_chunk),
             ("suffice_overhead_seconds", "Our own time before the upstream.", self._overhead),
         )
+
+        gauges = self.gauges
 
         class Collector:
             def collect(self) -> Iterable[Metric]:
@@ -189,6 +206,11 @@ class Metrics:
                     for key, value in list(values.items()):
                         family.add_metric([key] if isinstance(key, str) else list(key), value)
                     yield family
+                for name, text, by_route in gauges():
+                    gauge = GaugeMetricFamily(name, text, labels=("route",))
+                    for route, number in by_route.items():
+                        gauge.add_metric([route], number)
+                    yield gauge
                 for name, text, h in histograms:
                     total, buckets = 0, []
                     for bound, count in zip((*h.bounds, float("inf")), h.counts, strict=True):

@@ -42,6 +42,7 @@ class App:
                 try:
                     self.router.warm()
                     self.router.learn()
+                    self.router.watch()
                 except SufficeError as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return

@@ -83,22 +83,28 @@ class DecidingPolicy:
     name = "deciding"
     objective: Objective | None = None
     certificate: Certificate | None = None
+    alarm = ""
     _score_version = ""
+    _uncertified = ""
 
     def __init__(self) -> None:
         self._pools: dict[tuple[int, Objective], Pool] = {}
         self._version = self.name
 
-    def under(self, certificate: Certificate | None, score_version: str) -> Self:
+    def under(self, certificate: Certificate | None, score_version: str, alarm: str = "") -> Self:
         """The same policy under a certificate for `max_quality_loss`. score_version: of the policy's
-        score, to tell whether the certificate was made for it."""
+        score, to tell whether the certificate was made for it. alarm: why it may not be relied on
+        now, in words; the reference serves then."""
         other = copy.copy(self)
         other._pools = {}
         other.certificate = certificate
+        other.alarm = alarm
         other._score_version = score_version
+        own = other._uncertified = self._uncertified or self._version
+        other._version = own
         if certificate is not None:
-            told = f"{self._version}/{certificate.digest}"
-            base = self._version.rpartition("-")[0]
+            told = f"{own}/{certificate.digest}" + ("/alarm" if alarm else "")
+            base = own.rpartition("-")[0]
             other._version = f"{base}-{blake2b(told.encode(), digest_size=4).hexdigest()}"
         return other
 
@@ -131,6 +137,8 @@ class DecidingPolicy:
         told = self.certificate
         if told is None:
             return "not calibrated"
+        if self.alarm:
+            return self.alarm
         prices: dict[str, tuple[float, float] | None] = {}
         found = told.columns(pool.names)
         if found is None:
@@ -177,7 +185,9 @@ class DecidingPolicy:
             order.sort(key=lambda i: pool.names[i] in session.failed)
             shares = None
         stay = ""
-        if incumbent is not None and order[0] != incumbent:
+        # After an alarm a conversation does not stay with a model that is not trusted any more.
+        left = bool(self.alarm) and objective.kind == "max_quality_loss" and not x.in_tool_loop
+        if incumbent is not None and order[0] != incumbent and not left:
             stay = _stays(x, incumbent, order[0], view, leaving, objective)
             if stay:
                 order.remove(incumbent)

@@ -54,6 +54,8 @@ def cheapest_mix(
     largest that keeps the target, then what slack the last breakpoint leaves is spent on single
     quantiles, the best saving per lost quality first.
     """
+    # Costs that differ in the tenth digit are equal: no multiplier tells them apart.
+    costs = tuple(float(f"{x:.9g}") for x in costs)
     q = np.asarray(curves)
     c = np.asarray(costs)[:, None]
     n, steps = q.shape
@@ -131,7 +133,7 @@ class DefaultPolicy(DecidingPolicy):
     def with_quantiles(self, quantiles: Sequence[float]) -> DefaultPolicy:
         """The same policy on another picture of the traffic."""
         fresh = type(self)(self.signal_names, quantiles, self.objective)
-        return fresh.under(self.certificate, self._score_version)
+        return fresh.under(self.certificate, self._score_version, self.alarm)
 
     def score(self, x: Features) -> float:
         """The difficulty score before it becomes a quantile; unbounded."""

@@ -115,7 +115,7 @@ class TrainedPolicy(DecidingPolicy):
         fresh = type(self)(
             self.artifact, self.fold, self.embed, traffic=sketch.traffic(), folded=self._folded
         )
-        return fresh.under(self.certificate, self._score_version)
+        return fresh.under(self.certificate, self._score_version, self.alarm)
 
     @property
     def score_version(self) -> str:

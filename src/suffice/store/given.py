@@ -42,6 +42,8 @@ def checked(given: Mapping[str, Any], now_s: float) -> Feedback:
     source = texts.get("source", "user")
     if source.startswith("implicit:"):
         raise _outside("source", "names that begin with 'implicit:' are the gateway's own")
+    if source == "audit":
+        raise _outside("source", "'audit' is the gateway's own")
     return Feedback(
         decision_id=texts["decision_id"],
         score=score,
