@@ -86,8 +86,9 @@ def test_a_better_policy_is_promoted_seen_and_rolled_back(house: House) -> None:
     assert f"Route auto uses {version}" in out
     assert "promoted" in out and "Better" in out
     assert out.count("→") == 1
-    code, out, _ = suffice("promote", version, "--json", cwd=house.folder)
-    assert code == 0 and json.loads(out)["unchanged"], "it is current already"
+    code, out, err = suffice("promote", version, "--json", cwd=house.folder)
+    assert code == 0, err
+    assert json.loads(out)["unchanged"], "it is current already"
 
     code, out, _ = suffice("rollback", cwd=house.folder)
     assert code == 0

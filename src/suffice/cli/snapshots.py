@@ -107,5 +107,6 @@ def _entry(p: Promotion) -> str:
     text = f"{moment(p.at_s)} {words} {after}, before {before}, by {p.by}"
     if p.forced:
         text += ", forced"
-    reason = (p.evidence or {}).get("reason")
+    evidence = p.evidence or {}
+    reason = evidence.get("reason") or evidence.get("rule")
     return f"{text}: {reason}" if reason else text

@@ -7,14 +7,16 @@ would have been so too. The model's: its answers are longer than others' at the 
 
     log(paid / predicted) = difficulty + model + noise
 
-fitted by least squares, in which each model's term is shrunk to zero (`_SHRUNK` requests' worth). So
+fitted by least squares with a normal prior on the models' terms. So
 
     cost of j = predicted cost of j x paid / predicted of the model i that answered x exp(m_j - m_i)
 
-benchmarks/quality/savings.py compares it with scaling by model alone and by request alone, on tables
-where every model's cost is known. Intervals: percentiles of a bootstrap over sessions (Efron and
-Tibshirani 1993, "An introduction to the bootstrap", section 13.3), the fit made anew in each draw;
-so they are about as many requests of traffic like this, not about these alone.
+Intervals: sessions drawn with replacement (bootstrap percentiles: Efron and Tibshirani 1993, "An
+introduction to the bootstrap", section 13.3), the fit made anew in each draw with the prior's mean
+drawn too, and an allowance for what no traffic shows: how long a model's answers would be on requests
+that it never gets. They are about as many requests of traffic like this. benchmarks/quality/savings.py
+compares the whole with scaling by model alone and by request alone, where every cost is known, and
+measures how often the intervals hold the truth.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from .sums import (
     COVERED,
     GUESSED,
     LOG_RATIO,
+    LOG_SQUARE,
     PAID,
     RATIOS,
     SPENT,
@@ -39,8 +42,12 @@ from .sums import (
 )
 
 RESAMPLES = 999
-_SHRUNK = 20.0  # requests' worth of a model's term at zero
-_LEVEL = 1e-3  # and of a difficulty's, so that one without requests is zero
+# Standard deviations of logarithms: of models' lengths of answer at equal difficulty, and of how
+# much that differs from one difficulty to another, which no traffic shows where a model never answers.
+WORDY = 0.3
+UNSEEN = 0.2
+_LEVEL = 1e-3  # requests' worth of a difficulty's term at zero
+_NOISE, _FEW = 0.3, 10.0  # prior variance of one request's logarithm, and its worth in requests
 _CELLS = 4_000_000  # numbers held at a time while resampling, 32 MB
 
 
@@ -102,21 +109,22 @@ def singles(route: Route, *, seed: int = 0) -> Mapping[str, Single]:
 
 
 def _drawn(route: Route, seed: int) -> tuple[Floats, Floats]:
-    """(USD of each model alone, USD spent beside it), (draws, models): as it is first, then with
-    sessions drawn with replacement; only the first row where there are not two sessions."""
-    groups = len(route.requests)
-    parts = [_would(route, np.ones((1, groups)))]
+    """(USD of each model alone, USD spent beside it), (draws, models): as it is first, then drawn;
+    only the first row where there are not two sessions."""
+    groups, k = len(route.requests), len(route.models)
+    none = np.zeros((1, k))
+    parts = [_would(route, np.ones((1, groups)), none, none)]
     used = np.flatnonzero(route.requests)
     if len(used) > 1:
         rng = np.random.default_rng(seed)
-        k = len(route.models)
         rows = max(1, _CELLS // (groups + k * k))
         for start in range(0, RESAMPLES, rows):
             m = min(rows, RESAMPLES - start)
             counts = np.zeros((m, groups))
             even = np.full(len(used), 1 / len(used))
             counts[:, used] = rng.multinomial(len(used), even, size=m)
-            parts.append(_would(route, counts))
+            prior = WORDY * rng.standard_normal((m, k))
+            parts.append(_would(route, counts, prior, UNSEEN * rng.standard_normal((m, k))))
     would, spent, covered = (np.concatenate(p) for p in zip(*parts, strict=True))
     # Sessions differ in length, but how many requests there were is no matter of chance.
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -124,31 +132,42 @@ def _drawn(route: Route, seed: int) -> tuple[Floats, Floats]:
     return would * scale, spent * scale
 
 
-def _would(route: Route, counts: Floats) -> tuple[Floats, Floats, Floats]:
+def _would(
+    route: Route, counts: Floats, prior: Floats, unseen: Floats
+) -> tuple[Floats, Floats, Floats]:
     """(USD of each model alone, USD spent beside it, requests), (draws, models). counts: (draws,
-    groups), how often each counts."""
+    groups), how often each counts. prior, unseen: (draws, models), what each model's term is shrunk
+    to, and what is added to it on requests that another model answered."""
     g, k = len(route.requests), len(route.models)
     draws = len(counts)
     binned = [(counts @ b.reshape(g, -1)).reshape(draws, -1, k) for b in route.binned]
-    level, term = _fitted(binned[RATIOS], binned[LOG_RATIO])
+    level, term = _fitted(binned[RATIOS], binned[LOG_RATIO], binned[LOG_SQUARE], prior)
     scaled = (counts @ route.scaled.reshape(g, -1)).reshape(draws, k, k)
-    would = np.einsum("dij,di->dj", scaled, np.exp(-term)) * np.exp(term)
+    own = scaled[:, np.arange(k), np.arange(k)]
+    other = np.einsum("dij,di->dj", scaled, np.exp(-term)) * np.exp(term) - own
     # Where the model that answered is free, only the difficulty tells how long answers are.
-    would += np.einsum("dbj,db->dj", binned[BESIDE_FREE], np.exp(level)) * np.exp(term)
+    other += np.einsum("dbj,db->dj", binned[BESIDE_FREE], np.exp(level)) * np.exp(term)
+    would = own + other * np.exp(unseen)
     return would, counts @ route.sums[SPENT], counts @ route.sums[COVERED]
 
 
-def _fitted(n: Floats, total: Floats) -> tuple[Floats, Floats]:
-    """(difficulty (draws, bins), model (draws, models)) terms of log(paid / predicted). n, total:
-    (draws, bins, models), requests and sum of the logarithms."""
+def _fitted(n: Floats, total: Floats, square: Floats, prior: Floats) -> tuple[Floats, Floats]:
+    """(difficulty (draws, bins), model (draws, models)) terms of log(paid / predicted). n, total,
+    square: (draws, bins, models), requests, sum and sum of squares of the logarithms."""
     draws, bins, k = n.shape
-    gram = np.zeros((draws, bins + k, bins + k))
     at, to = np.arange(bins), np.arange(bins, bins + k)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        within = (square - np.where(n > 0, total**2 / n, 0.0)).sum(axis=(1, 2))
+    free = np.maximum(n.sum(axis=(1, 2)) - (n > 0).sum(axis=(1, 2)), 0.0)
+    # Of one request around its cell; a few pseudo-requests where there are hardly any.
+    noise = (within + _FEW * _NOISE) / (free + _FEW)
+    shrunk = (noise / WORDY**2)[:, None]
+    gram = np.zeros((draws, bins + k, bins + k))
     gram[:, at, at] = n.sum(axis=2) + _LEVEL
-    gram[:, to, to] = n.sum(axis=1) + _SHRUNK
+    gram[:, to, to] = n.sum(axis=1) + shrunk
     gram[:, :bins, bins:] = n
     gram[:, bins:, :bins] = n.transpose(0, 2, 1)
-    moment = np.concatenate([total.sum(axis=2), total.sum(axis=1)], axis=1)
+    moment = np.concatenate([total.sum(axis=2), total.sum(axis=1) + shrunk * prior], axis=1)
     found = np.linalg.solve(gram, moment[:, :, None])[:, :, 0]
     return found[:, :bins], found[:, bins:]
 

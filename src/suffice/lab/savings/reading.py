@@ -20,6 +20,7 @@ from .sums import (
     COVERED,
     GUESSED,
     LOG_RATIO,
+    LOG_SQUARE,
     PAID,
     RATIOS,
     SCORE,
@@ -315,7 +316,9 @@ def priced(
             sums[PAID, group, at] += usd
         if guess >= LEAST_USD and usd > 0:
             route.binned[RATIOS, group, part, at] += 1
-            route.binned[LOG_RATIO, group, part, at] += log(usd / guess)
+            off = log(usd / guess)
+            route.binned[LOG_RATIO, group, part, at] += off
+            route.binned[LOG_SQUARE, group, part, at] += off * off
     for m, other in guesses.items():
         j = route.models[m]
         sums[COVERED, group, j] += 1

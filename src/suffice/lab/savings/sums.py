@@ -27,9 +27,9 @@ COVERED, SPENT = 0, 1
 TAKEN, GUESSED, PAID = 2, 3, 4
 SCORED, SCORE = 5, 6  # and of the model that answered, on labelled ones.
 _SUMS = 7
-# Rows of Route.binned, by difficulty: requests and sum of log(paid / predicted) of the model that
-# answered at once, and each candidate's predicted cost where the one that answered is free.
-RATIOS, LOG_RATIO, BESIDE_FREE = range(3)
+# Rows of Route.binned, by difficulty: requests, sum and sum of squares of log(paid / predicted) of
+# the model that answered at once, and each candidate's predicted cost where that one is free.
+RATIOS, LOG_RATIO, LOG_SQUARE, BESIDE_FREE = range(4)
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Expected:
 
 
 class Route:
-    """What one route's policy decided. sums: (7, groups, models) and binned: (3, groups, bins,
+    """What one route's policy decided. sums: (7, groups, models) and binned: (4, groups, bins,
     models), rows as named above; scaled: (groups, models, models), by the model that answered, what
     each candidate would have cost if the answer were as much longer than predicted as the one that
     came; requests: (groups,) of known cost."""
@@ -68,7 +68,7 @@ class Route:
     def __init__(self) -> None:
         self.models: dict[str, int] = {}
         self.sums = np.zeros((_SUMS, 64, 4))
-        self.binned = np.zeros((3, 64, BINS, 4))
+        self.binned = np.zeros((4, 64, BINS, 4))
         self.scaled = np.zeros((64, 4, 4))
         self.requests = np.zeros(64)
         self.decisions = 0

@@ -17,8 +17,9 @@ METHOD = (
     "how much longer its answers are than that one's at equal difficulty as far as the traffic shows "
     "it; requests for which it was no candidate are left out on both sides",
     "amounts in brackets: 95 % intervals of a bootstrap over sessions, the calibration made anew in "
-    "each draw, hence about as many requests of traffic like this; that predicted tokens may be "
-    "wrong in a way that no traffic shows is not in them",
+    "each draw, with an allowance for answers whose length no traffic shows; about as many requests "
+    "of traffic like this. A model that writes several times as much as others (a reasoning model) "
+    "and gets only requests of one difficulty may still lie outside",
     "quality kept: what was scored over what the reference alone would have been scored, by a doubly "
     "robust off-policy estimate from explicit feedback and recorded propensities (SNIPS beside it); "
     "nothing is claimed below an effective size of 100 labels, 20 sessions, or where under 95 % of "
