@@ -28,7 +28,18 @@ from suffice.policies import certificate as certificates
 from suffice.policies import watch as watches
 from suffice.policies.watch import Watch
 from suffice.providers.fake import FakeUpstream
-from suffice.types import Attempt, Decision, Message, Model, Prediction, Query, Record, Step, Usage
+from suffice.types import (
+    Attempt,
+    Decision,
+    Label,
+    Message,
+    Model,
+    Prediction,
+    Query,
+    Record,
+    Step,
+    Usage,
+)
 
 GOOD, BAD = "one two three four five", "BAD"
 
@@ -442,9 +453,11 @@ def test_a_judge_that_hangs_delays_nobody_and_what_waits_is_bounded(
         assert t.audit.waiting <= 6 + auditing.AT_ONCE
         assert t.outcomes["full"] >= 40 - 6 - auditing.AT_ONCE
         assert "labelled" not in t.outcomes
+        await t.ask(PROOF, n=3)
+        assert "reference" not in t.outcomes, "free labels wait as well"
         judge.free.set()
         await t.settled()
-        assert t.outcomes["labelled"] == 40 - t.outcomes["full"]
+        assert t.outcomes["labelled"] == 43 - t.outcomes["full"]
 
     talk(path, work)
 
@@ -756,6 +769,69 @@ def test_two_feeders_on_one_store_count_each_label_once(path: Path) -> None:
         b.step(now_s + 201.0)
         assert a._watching.watches["safe"] == b._watching.watches["safe"]
         assert a._watching.watches["safe"].labels == 12
+
+
+def test_a_feeder_that_was_overtaken_does_not_turn_the_watch_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with router(path) as r, router(path, seed=2) as s:
+        a, b = r.watch(start=False), s.watch(start=False)
+        assert a is not None and b is not None
+        now_s = time.time()
+        a.step(now_s)
+        labelled(r, recorded(r, "p/weak", 2), 1.0)
+        save = r.store.save_learner_state
+
+        def late(*args: Any, **more: Any) -> bool:
+            monkeypatch.undo()
+            labelled(s, recorded(s, "p/weak", 4), 1.0)
+            b.step(now_s + 60.0)  # the lease of the first lapsed while it was at work
+            assert b._watching.watches["safe"].alarmed
+            return save(*args, **more)
+
+        monkeypatch.setattr(r.store, "save_learner_state", late)
+        a.step(now_s + 1.0)
+        assert a._watching.watches["safe"].labels == 6
+        assert a.state()["safe"]["alarm"] is True
+        at = audit.watching.place("safe", certificate())
+        assert b"alarm_at" in s.store.learner_state(at).states["watch"]
+        with router(path, seed=3) as third:
+            c = third.watch(start=False)
+            assert c is not None
+            c._watching.recall()
+            assert c._watching.watches["safe"].labels == 6
+
+
+@pytest.mark.parametrize(
+    ("changed", "loss"),
+    [
+        ({}, 0.75),
+        ({"model": "p/strong", "chosen": "p/strong"}, 0.0),
+        ({"source": "audit", "key": certificate().digest[:16]}, 0.75),
+        ({"source": "audit", "key": "of another"}, None),
+        ({"source": "user"}, None),
+        ({"previous_seq": 1}, None),
+        ({"basis": "trained"}, None),
+        ({"propensity": 0.01}, None),
+        ({"status": 499}, None),
+        ({"model": "p/strong"}, None),  # failed over
+        ({"created_s": 9.0}, None),  # before this watch began
+        ({"predictions": ()}, None),
+    ],
+    ids=str,
+)
+def test_which_scores_are_labels(changed: dict[str, Any], loss: float | None) -> None:
+    base: dict[str, Any] = {
+        "seq": 2, "decision_id": "d", "created_s": 11.0, "route": "safe", "chosen": "p/weak",
+        "model": "p/weak", "judged": "p/weak", "policy": "default", "policy_version": "v",
+        "snapshot": None, "basis": "certified", "propensity": 1.0, "difficulty": 0.1,
+        "predictions": decided("d", "p/weak").predictions, "cost_usd": 1e-4, "latency_s": 0.1,
+        "status": 200, "session": None, "key_id": None, "features_schema": None, "signals": None,
+        "embedding": None, "score": 0.25, "weight": 1.0, "source": "test", "kind": "explicit",
+        "key": "", "scored_s": 12.0,
+    }  # fmt: skip
+    x = Label(**{**base, **changed})
+    assert audit.watching.loss_of(x, certificate(), frozenset({"test"}), 10.0) == loss
 
 
 def test_the_thread_takes_labels_in_and_stops(path: Path) -> None:

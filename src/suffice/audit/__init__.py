@@ -80,8 +80,12 @@ class Audit:
         self._watching.step(now_s)
 
     def start(self, every_s: float = EVERY_S) -> None:
-        """Run in a daemon thread until `stop`."""
+        """Run in a daemon thread until `stop`. An alarm of before is obeyed at once."""
         if self._thread is None:
+            try:
+                self._watching.recall()
+            except StoreError as error:
+                _log.warning("the watch waits for the store: %s", error)
             self._thread = threading.Thread(
                 target=self._forever, args=(every_s,), name="suffice-watch", daemon=True
             )

@@ -147,6 +147,14 @@ class Watching:
                 self._look(name, told, at)
             self._obey(name, told)
 
+    def recall(self) -> None:
+        """Obey alarms that are in the store already. Raises StoreError."""
+        for name in self._routes:
+            told = self._serving(name).certificate
+            if told is not None:
+                self._look(name, told, place(name, told))
+                self._obey(name, told)
+
     def release(self) -> None:
         """Give the leases back. Raises StoreError."""
         for at in list(self._held):
