@@ -401,8 +401,13 @@ def test_failures_failovers_and_latency(house: House) -> None:
     records += [decided(102, WEAK, even, model=None, status=499, cost_usd=None,
                         attempts=(called(WEAK, "cancelled"),))]  # fmt: skip
     records += [decided(103, STRONG, {STRONG: 1.0}, basis="bypass", route=STRONG, cost_usd=0.01)]
+    records += [decided(104 + i, STRONG, {STRONG: 1.0}, basis="bypass", route="audit:auto",
+                        cost_usd=0.02, latency_s=9.0) for i in range(3)]  # fmt: skip
     house.fill(records, [])
     r = told(house)
+    assert (r.requests, r.audits, r.audits_usd) == (104, 3, pytest.approx(0.06))
+    assert "$0.0600 on 3 calls that audited some of them" in r.headline[0]
+    assert told(house, route="auto").audits == 3
     assert (r.failed, r.client_left, r.failovers, r.retried, r.bypass) == (1, 1, 1, 1, 1)
     assert r.bypass_usd == pytest.approx(0.01)
     assert set(r.routes) == {"auto"}

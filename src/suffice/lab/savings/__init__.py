@@ -94,7 +94,8 @@ class RouteReport(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What `suffice report --json` prints. Costs in USD, times in seconds unless the name says
     otherwise, moments in unix time. spent_usd leaves out the `cost_unknown` requests. bypass:
-    requests for a concrete model, which no policy decided."""
+    requests for a concrete model, which no policy decided. audits: calls that audited some of the
+    requests; they are no requests, and what they cost is not in spent_usd."""
 
     object: str = "report"
     headline: tuple[str, ...] = ()
@@ -108,6 +109,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     cost_unknown: int
     bypass: int
     bypass_usd: float
+    audits: int
+    audits_usd: float
     routes: Mapping[str, RouteReport]
     mix: Mix
     latency_s: Mapping[str, Percentiles]
@@ -161,6 +164,8 @@ def report(
         cost_unknown=t.cost_unknown,
         bypass=t.bypass,
         bypass_usd=t.bypass_usd,
+        audits=t.audits,
+        audits_usd=t.audits_usd,
         routes=routes,
         mix=_mix(t),
         latency_s=_by_model(t.latency_s),

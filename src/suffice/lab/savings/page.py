@@ -118,7 +118,8 @@ def _cards(r: Report) -> str:
         _card(
             usd(r.spent_usd),
             f"spent on {r.requests:,} requests"
-            + (f"; cost of {r.cost_unknown:,} unknown" if r.cost_unknown else ""),
+            + (f"; cost of {r.cost_unknown:,} unknown" if r.cost_unknown else "")
+            + (f"; {usd(r.audits_usd)} more on audits" if r.audits else ""),
         )
     ]
     for name, one in r.routes.items():

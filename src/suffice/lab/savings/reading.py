@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ... import features
+from ...audit import ROUTE as AUDITS
 from ...errors import StoreError
 from ...types import Prediction
 from ..keeping import demand
@@ -113,7 +114,7 @@ def _within(query: Any, since_s: float | None, route: str | None) -> Any:
     t = schema.decisions.c
     if since_s is not None:
         query = query.where(t.created_s >= since_s)
-    return query if route is None else query.where(t.route == route)
+    return query if route is None else query.where(t.route.in_((route, AUDITS + route)))
 
 
 def _pages(
@@ -187,11 +188,15 @@ def _scores(
 
 def _take(row: Mapping[str, Any], score: float | None, found: Traffic) -> None:
     """Add one decision to everything it belongs to."""
-    found.requests += 1
     usd = row["cost_usd"]
     if usd is not None and not (isfinite(usd) and usd >= 0):
         found.skip(row["id"], f"its cost is {usd!r}")
         usd = None
+    if row["route"].startswith(AUDITS):  # no request: a call that looked after some
+        found.audits += 1
+        found.audits_usd += usd or 0.0
+        return
+    found.requests += 1
     found.spent_usd += usd or 0.0
     found.cost_unknown += usd is None
     status, model = row["status"], row["model"]

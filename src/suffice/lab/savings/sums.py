@@ -181,6 +181,8 @@ class Traffic:
     cost_unknown: int = 0
     bypass: int = 0
     bypass_usd: float = 0.0
+    audits: int = 0
+    audits_usd: float = 0.0
     overruled: int = 0
     routes: dict[str, Route] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)

@@ -61,6 +61,8 @@ def headline(r: Report) -> tuple[str, ...]:
     spent = f"{usd(r.spent_usd)} spent on {r.requests:,} requests"
     if r.cost_unknown:
         spent += f", {r.cost_unknown:,} of them of unknown cost and not in it"
+    if r.audits:
+        spent += f", and {usd(r.audits_usd)} on {r.audits:,} calls that audited some of them"
     out = [f"{spent}, {moment(r.first_s)} to {moment(r.last_s)} UTC."]
     for name, one in r.routes.items():
         prefix = "" if len(r.routes) == 1 else f"{name}: "
