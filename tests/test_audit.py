@@ -592,6 +592,27 @@ def test_a_conversation_does_not_stay_with_a_model_after_the_alarm(
     talk(path, work)
 
 
+def test_traffic_learned_of_meanwhile_does_not_undo_an_alarm(path: Path) -> None:
+    with router(path) as r:
+        route = r.routes["safe"]
+        told = r._serving("safe").certificate
+        assert told is not None
+        r._rely("safe", told, "an alarm")
+        sketch = r._sketches["safe"]
+        d = r.route(EASY, route="safe")
+        for _ in range(1000):
+            if sketch.add(d):
+                break
+        else:
+            pytest.fail("the sketch never fills")
+        sketch.add = lambda decision: True  # type: ignore[method-assign]
+        r._learn_traffic(route, d)  # of a request that began before the alarm
+        assert r._serving("safe").alarm == "an alarm"
+        r._learn_traffic(r.routes["safe"], d)  # and of one after it: the alarm is kept
+        assert r._serving("safe").alarm == "an alarm"
+        assert r.route(EASY, route="safe").model == "p/strong"
+
+
 # Labels as they are stored, without a call of any model.
 
 

@@ -568,8 +568,10 @@ class Router:
         if sketch is None or not sketch.add(decision):
             return
         policy: Any = route.policy
-        self._policies[route.name] = policy.with_traffic(sketch)
-        self.__dict__.pop("_routes", None)
+        fresh = policy.with_traffic(sketch)
+        if self._policies[route.name] is policy:  # else an alarm or a promotion came in between
+            self._policies[route.name] = fresh
+            self.__dict__.pop("_routes", None)
 
     def _explored(self, decision: Decision, route: Route, key_id: str | None) -> Decision:
         """The decision, now and then with another model in front, to learn from it; with the
