@@ -66,6 +66,15 @@ WORDS: dict[str, dict[str, str]] = {
         "fallback_max_usd_per_query": "A fallback predicted to cost more is not tried",
         "timeouts": "A table, see below",
         "retries": "A table, see below",
+        "audit": "Watches a certified route: a table, see below",
+    },
+    "audit of a route": {
+        "share": "Share of certified decisions that are audited after the answer; 0.005 to 0.01 is "
+        "a good one",
+        "judge": "The model that compares the answers, as `provider/model`",
+        "max_usd_per_day": "What audits may cost; then the watch waits",
+        "false_alarm": "Probability of a false alarm over the whole life of a certificate",
+        "trust_feedback": "Sources of feedback whose scores count as labels of the watch",
     },
     "timeouts of a route": {
         "connect_s": "Seconds for making a connection",
@@ -106,6 +115,7 @@ SECTIONS: tuple[tuple[str, Any], ...] = (
     ("[routes.NAME]", config.RouteSettings),
     ("timeouts of a route", config.TimeoutSettings),
     ("retries of a route", config.RetrySettings),
+    ("audit of a route", config.AuditSettings),
 )
 
 
