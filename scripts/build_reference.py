@@ -58,7 +58,7 @@ WORDS: dict[str, dict[str, str]] = {
         "artifact is found by itself",
         "learning": "`off`, `shadow` (what was learned decides nothing, but is logged beside what "
         "did) or `on`",
-        "explore": "With `learning = \"on\"`: share of new conversations that may try another model",
+        "explore": 'With `learning = "on"`: share of new conversations that may try another model',
         "implicit": "Signals in replies that count as bad scores, with their weights, such as "
         "`{ schema = 0.8 }`",
         "objective": "What you want: see [policies](../concepts/policies.md)",
