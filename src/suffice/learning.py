@@ -212,6 +212,10 @@ class RouteLearner:
 
     def states(self) -> dict[str, bytes]:
         """All of it, to be saved with the cursor."""
+        return {"learner": self.learner.state(), **self.small_states()}
+
+    def small_states(self) -> dict[str, bytes]:
+        """All but what labels alone change: some 300 kB whatever the models."""
         f = self.facts
         n = len(self._signals)
         arrays: dict[str, NDArray[Any]] = {
@@ -219,7 +223,6 @@ class RouteLearner:
             "vectors": np.array(self._vectors, np.float16).reshape(n, f.n_dimensions),
         }
         return {
-            "learner": self.learner.state(),
             "explorer": self.explorer.state(),
             "sample": pack(
                 _SAMPLE_SCHEMA,
@@ -476,6 +479,7 @@ class Learning:
         self.explorers: dict[str, Explorer] = {}
         self.shadows: dict[str, TrainedPolicy] = {}
         self.problems: dict[str, str] = {}  # route -> why it is not served or learned as it should
+        self._shown: dict[str, str] = {}  # route -> version of its shadow
         self._failed: dict[str, str] = {}  # route -> why it could not learn in the last round
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -535,8 +539,11 @@ class Learning:
         self._generation = generation
         for name in self._routes:
             version = self._store.current(name)
-            if name in self._learners:
-                self._learners[name].serving = version
+            mine = self._learners.get(name)
+            if mine is not None and mine.serving != version:
+                mine.serving = version
+                if self._store.promotions(name, 1)[0].by != "learner":
+                    self._learners.pop(name)  # it may be another warm start: taken over anew
             if version is None:
                 self._swap(name, None, None)
                 self.problems.pop(name, None)
@@ -563,11 +570,11 @@ class Learning:
         try:
             if "explorer" in saved:
                 self.explorers[route.name] = Explorer.from_state(saved["explorer"])
-            newest = self._store.snapshots(route.name)[:1]
-            if newest and newest[0]["created_by"] == "learner":
-                version = newest[0]["version"]
+            version = saved.get("published", b"").decode()
+            if version and self._shown.get(route.name) != version:
                 content = self._store.get_snapshot(version).content
                 self.shadows[route.name] = self.policy(artifacts.unpack(content, version), version)
+                self._shown[route.name] = version
         except ArtifactError as error:
             _log.error("route %s: what the learner knows cannot be used: %s", route.name, error)
 
@@ -612,12 +619,18 @@ class Learning:
                 break
         due = mine.due(now_s)
         if (due or self._unsaved(mine, now_s)) and self._save(route, mine, now_s) and due:
-            self._publish(route, mine, self._refitted(route, mine, now_s), now_s)
+            version = self._publish(route, self._refitted(route, mine, now_s), now_s)
             mine.published(now_s)
             self.explorers[name] = mine.explorer
+            done = {**mine.small_states(), "published": version.encode()}
+            if not self._store.save_learner_state(
+                name, done, mine.cursor, expected_cursor=mine.cursor, now_s=now_s
+            ):
+                self._learners.pop(name, None)
 
     def _take_over(self, route: Route, now_s: float) -> RouteLearner:
-        mine = RouteLearner(route.name, route.models, route.base, self._facts, self._limits)
+        base = self._base(route)
+        mine = RouteLearner(route.name, route.models, base, self._facts, self._limits)
         saved = self._store.learner_state(route.name)
         mine.load(saved.states, saved.cursor)
         mine.serving = self._store.current(route.name)
@@ -626,6 +639,24 @@ class Learning:
         self._saved[route.name] = (saved.cursor, now_s)
         self.explorers[route.name] = mine.explorer
         return mine
+
+    def _base(self, route: Route) -> Artifact | None:
+        """The warm start: what an operator promoted and the learner goes on from, else the artifact
+        that the config names."""
+        made = {s["version"]: s for s in self._store.snapshots(route.name)}
+        version = self._store.current(route.name)
+        while version is not None and version in made:
+            row = made.pop(version)
+            if row["created_by"] != "learner":
+                try:
+                    found = artifacts.unpack(self._store.get_snapshot(version).content, version)
+                    artifacts.check(found.card, self._facts.schema, self._facts.table, version)
+                except ArtifactError as error:
+                    _log.error("route %s: no warm start from %s: %s", route.name, version, error)
+                    break
+                return found
+            version = row["parent"]
+        return route.base
 
     def _unsaved(self, mine: RouteLearner, now_s: float) -> bool:
         """Whether it is time to save what was taken in."""
@@ -652,7 +683,8 @@ class Learning:
         _log.info("route %s: refitted through label %d in %.2f s", route.name, mine.cursor, took)
         return raw
 
-    def _publish(self, route: Route, mine: RouteLearner, raw: bytes, now_s: float) -> None:
+    def _publish(self, route: Route, raw: bytes, now_s: float) -> str:
+        """Keep the snapshot and, where learning is on, promote it. Its version."""
         found = artifacts.unpack(raw)
         made = snapshot(
             route=route.name,
@@ -665,11 +697,12 @@ class Learning:
         )
         self._store.put_snapshot(made)
         self.shadows[route.name] = self.policy(found, made.version)
+        self._shown[route.name] = made.version
         if route.mode != "on":
-            return
+            return made.version
         last = list(self._store.promotions(route.name, 1))
         if last and last[0].kind == "rollback":
-            return  # an operator undid it: the learner does not overrule that
+            return made.version  # an operator undid it: the learner does not overrule that
         evidence: dict[str, Any] = {"rule": "learning is on", **found.card.figures}
         try:
             self._store.promote(
@@ -677,8 +710,9 @@ class Learning:
             )
         except (ArtifactError, UsageError) as error:
             _log.error("route %s: its snapshot was not promoted: %s", route.name, error)
-            return
-        self.follow()
+        else:
+            self.follow()
+        return made.version
 
 
 def _lease(route: str) -> str:

@@ -1,0 +1,388 @@
+"""The whole loop through the real gateway: requests, feedback, learning, replay, shadow.
+
+    python benchmarks/quality/loop.py --out DIR [--requests 2000] [--seeds 5] [--jobs 1] [--quick]
+
+A gateway in a child process, three simulated models that are good at different topics (loop_world),
+the official openai client, and feedback as it comes: some late, 30 % never, from users, tests and
+judges, some put right afterwards. Loopback only. For every seed, on the same stream:
+
+  off       learning = off: the zero-label policy on what the operator told it of the models
+  on        learning = on from the first request, 8 requests under way
+  shadow    learning = shadow, one request at a time as `off` is, so that orders are the same
+  served    the last snapshot of `on` as the route's policy, on 500 further queries
+
+The right model of a query is the one whose chance of a good answer on its topic, at WORTH_USD a good
+answer, less its cost is best; `value` is that difference in units of a good answer, by the chances
+and not by luck. Two kinds of operators: one who enters vendors' claims (each model as good as where
+it is best), one who knows each model's mean roughly. Replay is `suffice replay`, as a user types it:
+of the policy that served `off` and `served` on their own logs, and of the last snapshot on the log
+of `on`, which others made, against what it then earned in `served`.
+
+Overhead is the gateway's own (x-suffice-overhead-ms), `off` and `on` both with 8 requests under way,
+and within a second from when a refit began. Ranges are over seeds, least to most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+from loop_drive import Sent, config, drive, recorded, replay, snapshots, upstream
+from loop_world import MODELS, WORTH_USD, Request, requests, usd, values, world
+from provenance import provenance, write_json
+
+BLOCK = 100
+AT_ONCE = 8
+PER_S = 50.0
+SERVED = 500
+TOLD = {"claims": "vendors' claims", "means": "their means, roughly"}
+Floats = NDArray[np.float64]
+
+
+def blocks(x: NDArray[Any], size: int) -> list[float]:
+    """Means of successive `size` elements."""
+    n = len(x) // size * size
+    return [round(float(v), 4) for v in x[:n].reshape(-1, size).mean(axis=1)]
+
+
+def measured(sent: Sent, value: Floats, right: NDArray[np.intp], size: int) -> dict[str, Any]:
+    n = np.arange(len(right))
+    return {
+        "right": blocks(sent.model == right, size),
+        "score": blocks(sent.good, size),
+        "usd_per_1000": blocks(sent.usd * 1000, size),
+        "value": blocks(value[n, sent.model], size),
+        "value_mean": float(value[n, sent.model].mean()),
+        "usd": float(sent.usd.sum()),
+        "share": {m: float((sent.model == j).mean()) for j, m in enumerate(MODELS)},
+    }
+
+
+def oracle(stream: list[Request], value: Floats, right: NDArray[np.intp], good: Any) -> Any:
+    """Who knows every chance, and the best single model by them."""
+    n = np.arange(len(right))
+    single = int(value.mean(axis=0).argmax())
+    return {
+        "value_mean": float(value[n, right].mean()),
+        "score": float(np.mean([good(r, j) for r, j in zip(stream, right.tolist(), strict=True)])),
+        "usd": float(sum(usd(r, j) for r, j in zip(stream, right.tolist(), strict=True))),
+        "best_single": {"model": MODELS[single], "value_mean": float(value[:, single].mean())},
+    }
+
+
+def overhead(sent: Sent, refits_s: list[float]) -> dict[str, Any]:
+    """p50 and p99 of all, and of those within a second from the beginning of a refit."""
+    near = np.zeros(len(sent.at_s), bool)
+    for at in refits_s:
+        near |= (sent.at_s >= at) & (sent.at_s < at + 1.0)
+    return {
+        "all": _percentiles(sent.overhead_ms),
+        "near_a_refit": _percentiles(sent.overhead_ms[near]),
+    }
+
+
+def _percentiles(x: Floats) -> dict[str, float | None]:
+    if len(x) == 0:
+        return {"n": 0, "p50_ms": None, "p99_ms": None}
+    p50, p99 = np.percentile(x, [50, 99])
+    return {"n": len(x), "p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
+
+
+def agreed(found: dict[str, Any]) -> dict[str, Any]:
+    """A replay's doubly robust estimate beside what happened in the same log."""
+    e, happened = found["estimates"]["doubly_robust"], found["happened"]["score"]
+    held = None if e["low"] is None else e["low"] <= happened <= e["high"]
+    return {
+        "decisions": found["decisions"], "labelled": found["labelled"],
+        "agreement": found["agreement"], "happened": happened, "estimate": e["value"],
+        "low": e["low"], "high": e["high"], "within": held, "verdict": found["verdict"]["word"],
+        "cost_paid": found["cost"]["paid"], "cost_estimate": found["cost"]["value"],
+        "cost_within": found["cost"]["low"] <= found["cost"]["paid"] <= found["cost"]["high"],
+    }  # fmt: skip
+
+
+def one_seed(seed: int, n: int, told: str, folder: Path, full: bool) -> dict[str, Any]:
+    """All runs of a seed. full: with shadow, served and replays, which `off` and `on` need not."""
+    size = min(BLOCK, max(10, n // 10))
+    w, stream = world(seed, told), requests(seed, n + SERVED)
+    value, right = values(w, stream)
+    stream, later = stream[:n], stream[n : n + min(SERVED, n)]
+    out: dict[str, Any] = {
+        "seed": seed,
+        "told": told,
+        "guess": dict(zip(MODELS, w.guess, strict=True)),
+    }
+    with upstream() as fake:
+        off_at = config(folder, w, fake.base_url, "off")
+        off = drive(off_at, w, stream, at_once=1, per_s=PER_S)
+        on_at = config(folder, w, fake.base_url, "on")
+        on = drive(on_at, w, stream, at_once=AT_ONCE, per_s=PER_S)
+        out["off"] = measured(off, value[:n], right[:n], size)
+        out["on"] = measured(on, value[:n], right[:n], size)
+        out["oracle"] = oracle(stream, value[:n], right[:n], w.good)
+        made = snapshots(on_at)
+        log = recorded(on_at, on.ids)
+        out["on"]["refits"] = [s["card"]["figures"]["through_seq"] for s in made]
+        out["on"]["explored"] = sum(bool(r["explored"]) for r in log)
+        out["on"]["labelled"] = sum(bool(r.sources) for r in stream)
+        if not full:
+            return out
+        beside = config(folder, w, fake.base_url, "off", name="beside")
+        again = drive(beside, w, stream, at_once=AT_ONCE, per_s=PER_S)
+        refits_s = [s["created_s"] for s in made]
+        out["overhead_ms"] = {"off": overhead(again, []), "on": overhead(on, refits_s)}
+
+        shadow_at = config(folder, w, fake.base_url, "shadow")
+        shadow = drive(shadow_at, w, stream, at_once=1, per_s=PER_S)
+        out["shadow"] = compared(
+            recorded(off_at, off.ids), recorded(shadow_at, shadow.ids), right, size
+        )
+
+        last = folder / "last.npz"
+        last.write_bytes(made[-1]["content"])
+        # Shadow, so that the store keeps what a trained policy is asked with.
+        served_at = config(folder, w, fake.base_url, "shadow", policy=str(last), name="served")
+        served = drive(served_at, w, later, at_once=1, per_s=PER_S)
+        out["served"] = measured(served, value[n : n + len(later)], right[n : n + len(later)], size)
+    foreign = replay(on_at, str(last))
+    e, truth = foreign["estimates"]["doubly_robust"], float(served.good.mean())
+    out["replay"] = {
+        "off": agreed(replay(off_at, "default")),
+        "served": agreed(replay(served_at, str(last))),
+        "last_snapshot_on_the_log_of_on": {
+            "verdict": foreign["verdict"]["word"], "why": foreign["verdict"]["why"],
+            "support": foreign["support"], "ess": foreign["ess"],
+            "estimate": e["value"], "low": e["low"], "high": e["high"], "earned_when_served": truth,
+            "within": None if e["low"] is None else e["low"] <= truth <= e["high"],
+        },
+    }  # fmt: skip
+    return out
+
+
+def one_run(seed: int, n: int, told: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="suffice-loop-") as folder:
+        return one_seed(seed, n, told, Path(folder), full=told == "claims")
+
+
+def compared(
+    off: list[dict[str, Any]], shadow: list[dict[str, Any]], right: NDArray[np.intp], size: int
+) -> dict[str, Any]:
+    """Request by request: is all of the decision the same, and what would the shadow have done?"""
+    parts = ("chosen", "plan", "predictions", "reason", "propensity", "policy_version", "snapshot")
+    differ = sum(any(a[p] != b[p] for p in parts) for a, b in zip(off, shadow, strict=True))
+    told = [b["shadow"] for b in shadow]
+    would = np.array([MODELS.index(t["model"]) if t else -1 for t in told])
+    return {
+        "decisions": len(off),
+        "differ": differ,
+        "logged": sum(t is not None for t in told),
+        # Before the first refit there is nothing to log: what served counts.
+        "would_be_right": blocks(
+            np.where(would >= 0, would, [MODELS.index(a["chosen"]) for a in off])
+            == right[: len(off)],
+            size,
+        ),
+    }
+
+
+# ── over seeds ───────────────────────────────────────────────────────────────────────────────────
+
+
+def spread(x: list[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(x)), "low": float(np.min(x)), "high": float(np.max(x))}
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and range over the seeds of one kind of operator; `after`: the blocks behind the first
+    1,000 labelled queries (or the last third, where there are fewer)."""
+    curves = {
+        kind: {
+            k: np.array([r[kind][k] for r in runs])
+            for k in ("right", "value", "score", "usd_per_1000")
+        }
+        for kind in ("off", "on")
+    }
+    n = curves["on"]["right"].shape[1]
+    share = np.mean([r["on"]["labelled"] / sum(r["on"]["share"].values()) for r in runs]) / n
+    first = min(int(np.ceil(1000 / share)), 2 * n // 3) if share else 2 * n // 3
+    out: dict[str, Any] = {"seeds": len(runs), "blocks": n, "after_block": first}
+    for kind, c in curves.items():
+        out[kind] = {
+            k: {
+                "first_block": spread(v[:, 0].tolist()),
+                "after": spread(v[:, first:].mean(axis=1).tolist()),
+                "by_block": [round(float(x), 4) for x in v.mean(axis=0)],
+            }
+            for k, v in c.items()
+        }
+        out[kind]["usd"] = spread([r[kind]["usd"] for r in runs])
+    out["oracle"] = {
+        "value": spread([r["oracle"]["value_mean"] for r in runs]),
+        "score": spread([r["oracle"]["score"] for r in runs]),
+        "usd": spread([r["oracle"]["usd"] for r in runs]),
+        "best_single_value": spread([r["oracle"]["best_single"]["value_mean"] for r in runs]),
+    }
+    out["explored"] = spread([r["on"]["explored"] for r in runs])
+    out["refits"] = spread([len(r["on"]["refits"]) for r in runs])
+    return out
+
+
+def proof(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shadow, replay and overhead over the full seeds."""
+    full = [r for r in runs if "shadow" in r]
+    third = max(1, len(full[0]["shadow"]["would_be_right"]) // 3)
+    replays = {
+        name: {
+            "within": sum(bool(r["replay"][name]["within"]) for r in full),
+            "of": len(full),
+            "largest_gap": max(
+                abs(r["replay"][name]["estimate"] - r["replay"][name]["happened"]) for r in full
+            ),
+        }
+        for name in ("off", "served")
+    }
+    other = [r["replay"]["last_snapshot_on_the_log_of_on"] for r in full]
+    words = [x["verdict"] for x in other]
+    return {
+        "shadow": {
+            "decisions": sum(r["shadow"]["decisions"] for r in full),
+            "differ": sum(r["shadow"]["differ"] for r in full),
+            "would_be_right_first_third": spread(
+                [float(np.mean(r["shadow"]["would_be_right"][:third])) for r in full]
+            ),
+            "would_be_right_last_third": spread(
+                [float(np.mean(r["shadow"]["would_be_right"][-third:])) for r in full]
+            ),
+        },
+        "replay": replays,
+        "last_snapshot_on_the_log_of_on": {
+            "verdicts": {w: words.count(w) for w in sorted(set(words))},
+            "interval_holds_what_it_earned": sum(bool(x["within"]) for x in other),
+            "of": len(other),
+        },
+        "overhead_ms": {
+            f"{kind}, {where}": {
+                p: spread([r["overhead_ms"][kind][where][p] for r in full])
+                for p in ("p50_ms", "p99_ms")
+            }
+            for kind, where in (("off", "all"), ("on", "all"), ("on", "near_a_refit"))
+            if all(r["overhead_ms"][kind][where]["n"] for r in full)
+        },
+    }
+
+
+def show(told: dict[str, Any]) -> None:
+    def cell(x: dict[str, float], digits: int = 3) -> str:
+        return f"{x['mean']:.{digits}f} [{x['low']:.{digits}f}, {x['high']:.{digits}f}]"
+
+    for kind, s in told["operators"].items():
+        print(f"\n{kind}: {s['seeds']} seeds, mean [least, most]")
+        print(
+            f"{'':10} {'right, first block':>24} {'right, after':>24} {'value, after':>24} {'USD':>24}"
+        )
+        for run in ("off", "on"):
+            x = s[run]
+            print(
+                f"{run:10} {cell(x['right']['first_block']):>24} {cell(x['right']['after']):>24} "
+                f"{cell(x['value']['after']):>24} {cell(x['usd']):>24}"
+            )
+        o = s["oracle"]
+        print(f"{'oracle':10} {'1':>24} {'1':>24} {cell(o['value']):>24} {cell(o['usd']):>24}")
+        print(
+            f"best single model: value {cell(o['best_single_value'])}; explored {cell(s['explored'], 1)}"
+        )
+    p = told["proof"]
+    s = p["shadow"]
+    would = cell(s["would_be_right_first_third"]), cell(s["would_be_right_last_third"])
+    print(f"\nshadow: {s['differ']} of {s['decisions']} decisions differ from off")
+    print(f"the shadow would be right: {would[0]} in the first third, {would[1]} in the last")
+    for name, x in p["replay"].items():
+        print(
+            f"replay of {name}: {x['within']} of {x['of']} within, largest gap {x['largest_gap']:.2g}"
+        )
+    print(f"last snapshot on the log of on: {p['last_snapshot_on_the_log_of_on']}")
+    for name, x in p["overhead_ms"].items():
+        print(f"overhead, {name}: p50 {cell(x['p50_ms'])} ms, p99 {cell(x['p99_ms'], 1)} ms")
+
+
+def plot(told: dict[str, Any], runs: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    for ax, (kind, words) in zip(axes, TOLD.items(), strict=True):
+        s = told["operators"][kind]
+        x = (np.arange(s["blocks"]) + 0.5) * told["block"]
+        for run, colour in (("off", "0.5"), ("on", "C0")):
+            every = np.array([r[run]["right"] for r in runs if r["told"] == kind])
+            ax.plot(x, every.mean(axis=0), color=colour, label=f"learning = {run}")
+            ax.fill_between(x, every.min(axis=0), every.max(axis=0), color=colour, alpha=0.2, lw=0)
+        if kind == "claims":
+            would = np.array([r["shadow"]["would_be_right"] for r in runs if "shadow" in r])
+            ax.plot(x, would.mean(axis=0), color="C1", ls="--", label="what the shadow would do")
+        ax.set(title=f"the router was told {words}", xlabel="requests", ylim=(0, 1))
+    axes[0].set_ylabel("share sent to the right model")
+    axes[0].legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--quick", action="store_true", help="one seed, 300 requests")
+    args = parser.parse_args()
+    n, seeds = (300, 1) if args.quick else (args.requests, args.seeds)
+    args.out.mkdir(parents=True, exist_ok=True)
+    began, runs, load = time.time(), [], [os.getloadavg()[0]]
+    # A process each: the runs mostly wait for their pace.
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        under_way = [pool.submit(one_run, seed, n, told) for told in TOLD for seed in range(seeds)]
+        for done in under_way:
+            run = done.result()
+            runs.append(run)
+            load.append(os.getloadavg()[0])
+            print(
+                f"{run['told']}, seed {run['seed']}: {run['on']['right']}",
+                file=sys.stderr,
+                flush=True,
+            )
+    found = {
+        **provenance(),
+        "method": " ".join((__doc__ or "").split()),
+        "seconds": round(time.time() - began, 1),
+        "load_average": {
+            "least": min(load),
+            "most": max(load),
+        },  # of the machine, for the overheads
+        "jobs": args.jobs,
+        "requests": n,
+        "block": min(BLOCK, max(10, n // 10)),
+        "worth_usd": WORTH_USD,
+        "operators": {k: summary([r for r in runs if r["told"] == k]) for k in TOLD},
+        "proof": proof(runs),
+        "runs": runs,
+    }
+    show(found)
+    write_json(args.out / "loop.json", found)
+    plot(found, runs, args.out / "loop.png")
+
+
+if __name__ == "__main__":
+    main()
