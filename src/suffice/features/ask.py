@@ -14,7 +14,7 @@ import msgspec
 from ..types import Message
 
 _HEAD = 512  # characters kept of each end of a long ask (ROUTING: no quality lost)
-_SCAN = 16_384  # characters of each end of one message that are searched for wrappers
+_SCAN = 8_192  # characters of each end of one message that are searched for wrappers
 _LONG_FENCE = 400  # a longer fenced block is pasted material, not part of the ask
 
 # Tags that agent harnesses put around what no human typed for this turn: not part of the ask, and
@@ -40,9 +40,9 @@ _TEMPLATE = re.compile(
     r"|^#{2,4}\s*(?:instruction|response|input|human|user|assistant|question|answer)s?\s*:?\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_TAIL = re.compile(r"\s(?:answer|response|assistant|a|output)\s*:$", re.IGNORECASE)
+_TAIL = re.compile(r"(?:\s(?:answer|response|assistant|a|output)\s*:)+$", re.IGNORECASE)
 _FENCE = re.compile(r"```[^\n]{0,40}\n(.{400,16384}?)```", re.DOTALL)
-_LABEL = re.compile(r"^(?:question|user|human|prompt|q)\s*:\s*", re.IGNORECASE)
+_LABEL = re.compile(r"^(?:(?:question|user|human|prompt|q)\s*:\s*)+", re.IGNORECASE)
 
 _FOLLOW = frozenset(
     (
@@ -105,7 +105,7 @@ def clean(raw: str) -> Ask:
     if text and text[0] in "QqUuHhPp":
         text = _LABEL.sub("", text)
     if text.endswith(":"):
-        text = _TAIL.sub("", text)
+        text = text[:-80] + _TAIL.sub("", text[-80:])  # the end alone: a search costs by the length
     chars = len(text)
     if len(raw) > 2 * _SCAN:
         chars += len(raw) - 2 * _SCAN
