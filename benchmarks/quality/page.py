@@ -31,10 +31,12 @@ COMMANDS = {
     "robustness": _RUN.format("robustness"),
     "cost": _RUN.format("cost"),
     "decision": "python benchmarks/latency/decision.py --data DATA --litellm PYTHON",
+    "loop": "python benchmarks/quality/loop.py --out benchmarks/quality/results",
     "online": _RUN.format("online") + " --seeds 20 --paretobandit SITE_PACKAGES",
     "offpolicy": _RUN.format("offpolicy") + " --runs 200 --obp PYTHON",
     "pacing": _RUN.format("pacing") + " --seeds 20",
     "watch": _RUN.format("watch") + " --streams 500",
+    "savings": _RUN.format("savings") + " --draws 60",
 }
 
 
@@ -46,7 +48,9 @@ def load(folder: Path) -> dict[str, Any]:
         if name == "decision":
             path = folder.parents[1] / "latency" / "decision.json"
         if path.exists():
-            out[name] = msgspec.json.decode(path.read_bytes())
+            told = msgspec.json.decode(path.read_bytes())
+            drawn = sorted(p.name for p in folder.glob(f"{name}*.png"))
+            out[name] = told | told.get("made", {}) | {"pictures": drawn}
     return out
 
 
@@ -78,6 +82,9 @@ def build(results: Results) -> str:
     ]
     for section in ALL:
         lines += section(results)
+        for picture in results.get(section.__name__, {}).get("pictures", ()):
+            title = picture.removesuffix(".png").replace("_", " ")
+            lines += [f"![{title}](../../benchmarks/quality/results/{picture})", ""]
     lines += where_from(results, COMMANDS)
     return "\n".join(lines).rstrip("\n") + "\n"
 

@@ -29,7 +29,7 @@ class Bar(NamedTuple):
             return "" if self.measured == MISSING else "reported"
         how = f"{abs(self.room):{'.0f' if self.unit in ('us', 'MB') else '.1f'}} {self.unit}"
         if self.unit in ("", "%"):
-            how = f"{abs(self.room):.4f}" if self.unit == "" else f"{abs(self.room):.1%}"
+            how = f"{abs(self.room):.4f}" if self.unit == "" else f"{abs(self.room):.2%}"
         if self.room == 0:
             return "yes"
         return f"yes, by {how}" if self.room > 0 else f"**no**, by {how}"
@@ -278,6 +278,29 @@ def loop(r: Results) -> Iterator[Bar]:
                 f"{low:.1%} {percent(wilson(low * told['runs'], told['runs']))}",
                 low - told["bar"], "%", "",
             )  # fmt: skip
+    told = r.get("loop")
+    if told is None:
+        yield from absent(
+            ("through the gateway: share to the right model rises with feedback", "rises"),
+            ("through the gateway: decisions that `shadow` changes", "none"),
+        )
+    else:
+        for kind, s in told["operators"].items():
+            right = s["on"]["right"]
+            rise = right["after"]["mean"] - right["first_block"]["mean"]
+            yield Bar(
+                f"through the gateway, told {kind}: share to the right model, first block to after "
+                "1,000 labels", "rises",
+                f"{right['first_block']['mean']:.1%} to {right['after']['mean']:.1%}, seeds from "
+                f"{right['after']['low']:.1%} to {right['after']['high']:.1%}", rise, "%",
+                f"learning off {s['off']['right']['after']['mean']:.1%}",
+            )  # fmt: skip
+        shadow = told["proof"]["shadow"]
+        yield Bar(
+            "through the gateway: decisions that `shadow` changes", "none",
+            f"{shadow['differ']} of {shadow['decisions']:,}",
+            -shadow["differ"] / shadow["decisions"], "%", "",
+        )  # fmt: skip
     told = r.get("pacing")
     if told is None:
         yield from absent(("budget pacing: days with spend within 2% of the budget", "all"))

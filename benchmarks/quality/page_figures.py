@@ -156,17 +156,18 @@ def _pareto(ax: Any, panel: Drawing) -> None:
         )  # fmt: skip
     zero = np.array(panel["zero"])
     ax.plot(x, metrics.height(zero, x), "--", color="black", linewidth=1.2, label="zero router")
-    for name, (cost, quality) in points.items():
+    for i, (name, (cost, quality)) in enumerate(sorted(points.items(), key=lambda p: p[1])):
         ax.plot([cost], [quality], "o", color="black", markersize=4, zorder=5)
         right = cost < np.sqrt(costs.min() * costs.max()) * 3
         ax.annotate(
-            name, (cost, quality), xytext=(6 if right else -6, -11),
+            name, (cost, quality), xytext=(6 if right else -2, -12 - 11 * (i % 2)),
             ha="left" if right else "right", textcoords="offset points", fontsize=7,
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
     # Close to where policies differ: the cheap end falls far below.
     top = max(q for _, q in points.values())
     low = min(q for _, q in points.values())
-    ax.set_ylim(top - 0.55 * (top - low), top + 0.12 * (top - low))
+    ax.set_ylim(top - 0.35 * (top - low), top + 0.12 * (top - low))
     ax.set_xscale("log")
     ax.set_xlabel("mean cost, USD per query (log)", fontsize=9)
     ax.set_ylabel("mean quality", fontsize=9)

@@ -6,13 +6,18 @@ from page_bars import Results, ci
 from page_tables import Lines, table
 
 
+def cell(v: dict[str, float | None], digits: int = 3) -> str:
+    """A mean with what stands beside it; nothing where it is not a number."""
+    mean, low, high = v["mean"], v["low"], v["high"]
+    if mean is None or low is None or high is None:
+        return ""
+    return f"{mean:.{digits}f} {ci((low, high), digits)}"
+
+
 def online(r: Results) -> Lines:
     told = r.get("online")
     if told is None:
         return []
-
-    def cell(v: dict[str, float], digits: int) -> str:
-        return f"{v['mean']:.{digits}f} {ci((v['low'], v['high']), digits)}"
 
     out = [
         "## Learning online",
@@ -134,3 +139,79 @@ def watch(r: Results) -> Lines:
              "delay, drop after 1,000 labels"], rows,
         ),
     ]  # fmt: skip
+
+
+def loop(r: Results) -> Lines:
+    told = r.get("loop")
+    if told is None:
+        return []
+    out = [
+        "## The whole loop through the real gateway",
+        "",
+        f"{told['requests']:,} requests to simulated models with feedback; brackets here are the least "
+        "and the most of the seeds. `right`: share sent to the model that is right for the query's "
+        "topic; `after`: behind the first 1,000 labelled queries.",
+        "",
+    ]
+    for kind, s in told["operators"].items():
+        rows = [
+            [
+                f"learning = {run}", cell(s[run]["right"]["first_block"]),
+                cell(s[run]["right"]["after"]), cell(s[run]["value"]["after"]), cell(s[run]["usd"]),
+            ]
+            for run in ("off", "on")
+        ]  # fmt: skip
+        rows += [
+            ["best single model", "", "", cell(s["oracle"]["best_single_value"]), ""],
+            ["oracle", "1", "1", cell(s["oracle"]["value"]), cell(s["oracle"]["usd"])],
+        ]
+        out += [f"**The operator told it {kind}**, {s['seeds']} seeds:", ""]
+        out += table(["", "right, first block", "right, after", "value, after", "USD"], rows)
+    p = told["proof"]
+    replays = "; ".join(
+        f"of `{k}` {x['within']} of {x['of']} intervals hold what happened, largest gap "
+        f"{x['largest_gap']:.2g}"
+        for k, x in p["replay"].items()
+    )
+    over = "; ".join(
+        f"{k} p50 {cell(x['p50_ms'])} ms, p99 {cell(x['p99_ms'], 1)} ms"
+        for k, x in p["overhead_ms"].items()
+    )
+    other = p["last_snapshot_on_the_log_of_on"]
+    return [
+        *out,
+        f"Shadow: {p['shadow']['differ']} of {p['shadow']['decisions']:,} decisions differ from `off`; "
+        f"what it would have done is right for {cell(p['shadow']['would_be_right_first_third'])} in "
+        f"the first third and {cell(p['shadow']['would_be_right_last_third'])} in the last.",
+        "",
+        f"Replay: {replays}. Of the last snapshot on a log that others made: verdicts "
+        f"{other['verdicts']}, {other['interval_holds_what_it_earned']} of {other['of']} intervals "
+        "hold what it then earned.",
+        "",
+        f"Overhead of the gateway: {over}.",
+        "",
+    ]
+
+
+def savings(r: Results) -> Lines:
+    told = r.get("savings")
+    if told is None:
+        return []
+    rows = [
+        [
+            f"{name}{' (settled on)' if t['chosen_on'] else ''}, {way}",
+            f"{w['rmse']:.3f} {ci(w['rmse_ci'])}", f"{w['bias']:+.3f}", f"{w['median_abs']:.3f}",
+            f"{t['covers']:.1%}" if way == "report" else "",
+        ]
+        for name, t in told["tables"].items()
+        for way, w in t["ways"].items()
+    ]  # fmt: skip
+    return [
+        "## What single models would have cost",
+        "",
+        f"{told['draws']} draws of {told['models_a_draw']} models: error of log(estimated / true "
+        "cost) of one model alone on all queries. `report` is what the product says; tables it was "
+        "settled on are marked, and no table was held out.",
+        "",
+        *table(["table, way", "RMSE", "bias", "median error", "95% interval covers"], rows),
+    ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from page_bars import LABELLED, Results, ci, over_seeds, percent
-from page_loop import offpolicy, online, pacing, watch
+from page_loop import loop, offpolicy, online, pacing, savings, watch
 from page_tables import Lines, table
 
 _SHORT = {"trained": "**trained**"}
@@ -134,7 +134,7 @@ def pool(r: Results) -> Lines:
             )
             out += [
                 f"What `suffice train` reports of itself, choosing by nested cross-validation: "
-                f"{gain} on average over {len(n['chosen'])} seeds ({each}); it chose {chosen}.",
+                f"{gain}, seed by seed {each or 'nothing to compare'}; it chose {chosen}.",
                 "",
             ]
         if case.get("labels"):
@@ -299,7 +299,9 @@ def cost(r: Results) -> Lines:
     return out
 
 
-ALL = (routellm, pool, certificates, robustness, cost, online, offpolicy, pacing, watch)
+ALL = (
+    routellm, pool, certificates, robustness, cost, loop, online, offpolicy, pacing, watch, savings,
+)  # fmt: skip
 
 
 def where_from(r: Results, commands: dict[str, str]) -> Lines:
