@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping
 from hashlib import sha256
 from io import BytesIO
+from tokenize import TokenError
 from typing import Any, TypeVar
 
 import msgspec
@@ -46,13 +47,18 @@ def unpack(raw: bytes, schema: str, card: type[_T]) -> tuple[_T, dict[str, NDArr
     """(card, arrays) of bytes that `pack` made. Raises ArtifactError: cut, changed, or of another
     schema."""
     kind = schema.rpartition("-")[0]
+    arrays: dict[str, NDArray[Any]] = {}
     try:
-        with np.load(BytesIO(raw), allow_pickle=False) as file:
-            if isinstance(file, np.ndarray) or "card" not in file.files:
-                raise ArtifactError(f"{kind} state: holds no card.", remedy=_REMEDY)
-            if sum(i.file_size for i in file.zip.infolist()) > MAX_BYTES:
+        with zipfile.ZipFile(BytesIO(raw)) as file:
+            if sum(i.file_size for i in file.infolist()) > MAX_BYTES:
                 raise ArtifactError(f"{kind} state: unpacks to more than any of ours holds.")
-            arrays = {n: file[n] for n in file.files}
+            for info in file.infolist():
+                # Whole first, which checks its sum: a damaged header must not reach a parser.
+                data = BytesIO(file.read(info))
+                name = info.filename.removesuffix(".npy")
+                arrays[name] = np.lib.format.read_array(data, allow_pickle=False)
+        if "card" not in arrays:
+            raise ArtifactError(f"{kind} state: holds no card.", remedy=_REMEDY)
         head = msgspec.json.decode(arrays.pop("card").tobytes(), type=_Head)
     except ArtifactError:
         raise
@@ -64,6 +70,9 @@ def unpack(raw: bytes, schema: str, card: type[_T]) -> tuple[_T, dict[str, NDArr
         # zipfile's word for a compression, an encryption or a version that it cannot read
         NotImplementedError,
         RuntimeError,
+        # and NumPy's for a header that was made up
+        SyntaxError,
+        TokenError,
         zipfile.BadZipFile,
         zlib.error,
         msgspec.MsgspecError,
