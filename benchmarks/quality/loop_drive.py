@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -70,8 +72,23 @@ def config(
 def drive(path: Path, world: World, stream: list[Request], *, at_once: int, per_s: float) -> Sent:
     """Serve `path` in a child process and send the stream. at_once: requests under way; one makes
     the order of decisions that of the stream. per_s: at most so many are sent in a second."""
-    with BackgroundServer(path) as server:
+    with BackgroundServer(path, port=_port()) as server:
         return asyncio.run(_send(server.base_url, world, stream, at_once, per_s))
+
+
+def _port() -> int:
+    """A free port below those that the kernel hands out: between a look and a listen nobody else's
+    connection can take it, as happens where much goes on at once."""
+    start = os.getpid() * 7 + int(time.monotonic() * 10)
+    for i in range(100):
+        port = 20_000 + (start + i) % 10_000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise RuntimeError("no free port between 20,000 and 30,000")
 
 
 async def _send(

@@ -617,7 +617,7 @@ class Learning:
                 mine.take(labels, now_s)
             if len(labels) < _PAGE or self._stop.is_set():
                 break
-        due = mine.due(now_s)
+        due = mine.due(now_s) and not self._stop.is_set()  # whoever stops the gateway waits
         if (due or self._unsaved(mine, now_s)) and self._save(route, mine, now_s) and due:
             version = self._publish(route, self._refitted(route, mine, now_s), now_s)
             mine.published(now_s)
