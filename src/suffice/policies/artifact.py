@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import msgspec
@@ -25,6 +27,20 @@ SCHEMA = "artifact-1"
 MAX_BYTES = 200_000_000
 ENTRY_POINTS = "suffice.predictors"
 _RETRAIN = "Train it again: suffice train."
+# What a damaged file may raise; the last two come from the header of an array, which is a literal
+# of Python's that NumPy parses.
+_UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+    msgspec.MsgspecError,
+    SyntaxError,
+    TokenError,
+)
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +159,7 @@ def unpack(raw: bytes, name: str = "artifact") -> Artifact:
         plain = msgspec.json.decode(arrays.pop("card").tobytes())
     except ArtifactError:
         raise
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError) as e:
+    except _UNREADABLE as e:
         raise ArtifactError(
             f"{name}: is no artifact, or was cut: {str(e).splitlines()[0][:200]}.", remedy=_RETRAIN
         ) from None
