@@ -344,6 +344,11 @@ def test_a_wish_of_the_client_is_followed_as_far_as_the_money_goes(tmp_path: Pat
         assert seen[:4] == ["p/strong"] * 4
         assert "p/strong" not in seen[5:]
         assert spent(r)[0] <= 0.05
+        r.route("to hear of the last")
+        asyncio.run(r.answer(asking(max_tokens=1000)))
+        budget = r._budgets.of("auto")
+        assert budget is not None
+        assert budget.pacer.day.requests == 7, "they count in the forecast as well"
 
 
 def test_a_spent_budget_refuses_until_midnight_and_free_models_go_on(tmp_path: Path) -> None:
@@ -519,6 +524,24 @@ def test_each_way_to_end_settles_once(tmp_path: Path) -> None:
     assert unbilled == 0.0
     assert bug == pytest.approx(left), "what was recorded: about the prompt"
     assert 0.0 < left < whole
+
+
+def test_a_stream_may_end_after_the_gateway_has_let_go_of_the_ledger(tmp_path: Path) -> None:
+    async def main() -> None:
+        gate: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        with shared_ledger(2) as path:
+            env = {"SUFFICE_LEDGER": path}
+            with _open(tmp_path, {"usd_per_day": 1.0}, lambda m, b: gate, env=env) as r:
+                task = asyncio.ensure_future(r.answer(asking(max_tokens=1000)))
+                await asyncio.sleep(0)
+                held = spent(r)[1]
+                r._budgets.close()
+                assert spent(r) == (held, 0.0), "it may be billed, and nobody will hear of it"
+                gate.set_result(Reply(50, 40))
+                assert (await task).status == 200
+                assert spent(r) == (held, 0.0)
+
+    asyncio.run(main())
 
 
 # ── conversations ────────────────────────────────────────────────────────────────────────────────

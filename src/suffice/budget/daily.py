@@ -102,6 +102,12 @@ class Budget:
                 self._heard += 1
             return pacer.decide(now_s, models, quality, cost_usd, worst_usd, seed=seed)
 
+    def note(self) -> None:
+        """One request more that the pacer was not asked about."""
+        with self._row as row:
+            self._sync(self.pacer, row, self.clock())
+            row.requests += 1  # heard of at the next look, like another worker's
+
     def _sync(self, pacer: Pacer, row: Row, now_s: float, counts: bool = True) -> None:
         """The pacer hears of what the other workers did since it was last asked."""
         today = int(now_s // DAY_S)
@@ -162,8 +168,8 @@ class Budget:
         with self._row as row:
             day, held = self._held.pop(call)
             self.pacer.settle(call, cost_usd)
-            if day != row.day:
-                return  # it was the old day's
+            if row.closed or day != row.day:
+                return  # counted as spent when we left; or the old day's
             # In this order: killed in between, a worker has counted too much, never too little.
             row.spent += held if cost_usd is None else ceil(max(0.0, cost_usd) * NANO)
             row.own = max(0, row.own - held)

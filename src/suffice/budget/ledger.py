@@ -55,15 +55,15 @@ class Ledger:
 
     def __init__(self, path: str | None = None) -> None:
         self._mutex = threading.Lock()
+        self.closed = False
         self._file: int | None = None
-        self._map: mmap.mmap | None = None
         if path is None:
             self._words = memoryview(bytearray(_WORDS * 8)).cast("q")
             self._slot = 0
             return
         try:
             self._file = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-            self._map = mmap.mmap(self._file, _WORDS * 8)
+            mapped = mmap.mmap(self._file, _WORDS * 8)
         except (OSError, ValueError) as error:
             if self._file is not None:
                 os.close(self._file)
@@ -72,7 +72,7 @@ class Ledger:
                 field=LEDGER_ENV,
                 remedy="Unset it; the gateway sets it for its own workers.",
             ) from None
-        self._words = memoryview(self._map).cast("q")
+        self._words = memoryview(mapped).cast("q")
         with self:
             self._slot = self._claim()
 
@@ -130,17 +130,16 @@ class Ledger:
         raise ConfigError(f"More than {ROWS} routes have a budget.", field="routes")
 
     def close(self) -> None:
-        """Give the slot back; what is still reserved counts as spent. Idempotent."""
-        if self._map is None:
+        """Give the slot back; what is still reserved counts as spent. Idempotent. The numbers can be
+        read on, but must not be written any more: the slot may be another's by then."""
+        if self._file is None:
             return
         with self:
             self._vacate(self._slot)
-        self._words.release()
-        self._map.close()
-        self._map = None
-        assert self._file is not None
-        os.close(self._file)
-        self._file = None
+            self.closed = True
+        # Unlocked first: the mapping has a descriptor of its own, which would keep the lock.
+        file, self._file = self._file, None
+        os.close(file)
 
 
 class Row:
@@ -161,6 +160,11 @@ class Row:
 
     def __exit__(self, *error: object) -> None:
         self._ledger.__exit__(*error)
+
+    @property
+    def closed(self) -> bool:
+        """Nothing must be written any more."""
+        return self._ledger.closed
 
     @property
     def day(self) -> int:

@@ -87,11 +87,12 @@ class Purse:
         self._predict(decision)
         budget = self.budget
         told = decision.predictions
-        if budget is None or not told:
+        if budget is None:
             return decision
-        if not paced or decision.objective.kind != "usd_per_day":
-            return decision
-        if any(p.quality is None for p in told):
+        unknown = any(p.quality is None for p in told)
+        if not paced or decision.objective.kind != "usd_per_day" or unknown:
+            if counts:
+                budget.note()
             return decision
         failed = frozenset() if session is None else session.failed
         bounds = [self.bound(p.model) for p in told]
@@ -109,7 +110,8 @@ class Purse:
         )
         if found.action is None:
             return decision
-        return self._reordered(decision, found, self._keeps(decision, session, found, worst))
+        keeps = self._keeps(decision, session, found, worst)
+        return self._reordered(decision, found, keeps, failed)
 
     def _keeps(
         self, decision: Decision, session: Session | None, found: Paced, worst: list[float]
@@ -130,7 +132,9 @@ class Purse:
         gain = (told[found.action].quality or 0.0) - (told[at].quality or 0.0)
         return None if gain > HARDER else at
 
-    def _reordered(self, decision: Decision, found: Paced, keeps: int | None) -> Decision:
+    def _reordered(
+        self, decision: Decision, found: Paced, keeps: int | None, failed: frozenset[str]
+    ) -> Decision:
         told = decision.predictions
         talks = keeps is not None
         top = keeps if keeps is not None else found.action
@@ -138,12 +142,11 @@ class Purse:
         lam = found.quality_per_usd
         spread = [float(i == top) for i in range(len(told))] if talks else found.propensities
 
-        def merit(i: int) -> tuple[float, float]:
-            usd = told[i].cost_usd
-            if usd is None:
-                return (-inf, 0.0)
+        def merit(i: int) -> tuple[bool, float, float]:
+            usd = inf if told[i].cost_usd is None else told[i].cost_usd or 0.0
             quality = told[i].quality or 0.0
-            return (-usd, quality) if lam == inf else (quality - lam * usd, -usd)
+            worth = -usd if lam == inf or usd == inf else quality - lam * usd
+            return (told[i].model not in failed, worth, -usd)
 
         place = {p.model: i for i, p in enumerate(told)}
         planned = [place[s.model] for s in decision.plan if s.model in place]
