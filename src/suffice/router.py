@@ -469,7 +469,12 @@ class Router:
                 purse.budget.restore(self.store)
             paced = objective is route.objective and not steering.order
             decision = purse.choose(decision, session, paced=paced, counts=serves)
-        elif route.explores and x.human_turns == 1 and decision.propensity == 1.0:
+        elif (
+            route.explores
+            and x.human_turns == 1
+            and decision.propensity == 1.0
+            and decision.basis != "certified"  # exploring would break what was promised
+        ):
             decision = self._explored(decision, route, query.key_id)
         decision = self._finish(decision, query, route, x, excluded + cooling, models)
         return x, decision if purse is None else purse.check(decision), purse
