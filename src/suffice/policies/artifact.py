@@ -7,6 +7,7 @@ card and arrays, so a file that was cut, edited or mixed up is refused with the 
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -31,10 +32,13 @@ _RETRAIN = "Train it again: suffice train."
 # of Python's that NumPy parses.
 _UNREADABLE = (
     ValueError,
+    TypeError,
+    LookupError,
     OSError,
     EOFError,
-    KeyError,
-    NotImplementedError,
+    MemoryError,
+    RuntimeError,  # a zip that says it is encrypted; NotImplementedError is one too
+    struct.error,
     zipfile.BadZipFile,
     zlib.error,
     msgspec.MsgspecError,
@@ -160,8 +164,9 @@ def unpack(raw: bytes, name: str = "artifact") -> Artifact:
     except ArtifactError:
         raise
     except _UNREADABLE as e:
+        said = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise ArtifactError(
-            f"{name}: is no artifact, or was cut: {str(e).splitlines()[0][:200]}.", remedy=_RETRAIN
+            f"{name}: is no artifact, or was cut: {said}.", remedy=_RETRAIN
         ) from None
     schema = plain.get("schema") if isinstance(plain, dict) else None
     if schema != SCHEMA:
