@@ -25,6 +25,7 @@ and within a second from when a refit began. Ranges are over seeds, least to mos
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import sys
@@ -170,9 +171,19 @@ def one_seed(seed: int, n: int, told: str, folder: Path, full: bool) -> dict[str
     return out
 
 
-def one_run(seed: int, n: int, told: str) -> dict[str, Any]:
+def one_run(seed: int, n: int, told: str, keep: Path | None) -> dict[str, Any]:
+    """A seed's runs, or what is kept of them."""
+    kept = None if keep is None else keep / f"{told}-{seed}-{n}.json"
+    if kept is not None and kept.exists():
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
+    began = time.time()
     with tempfile.TemporaryDirectory(prefix="suffice-loop-") as folder:
-        return one_seed(seed, n, told, Path(folder), full=told == "claims")
+        run = one_seed(seed, n, told, Path(folder), full=told == "claims")
+    run |= {"seconds": round(time.time() - began, 1), "load_average": os.getloadavg()[0]}
+    if kept is not None:
+        write_json(kept, run)
+    return run
 
 
 def compared(
@@ -346,18 +357,22 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--keep", type=Path, help="where finished runs are kept, not to run again")
     parser.add_argument("--quick", action="store_true", help="one seed, 300 requests")
     args = parser.parse_args()
     n, seeds = (300, 1) if args.quick else (args.requests, args.seeds)
-    args.out.mkdir(parents=True, exist_ok=True)
-    began, runs, load = time.time(), [], [os.getloadavg()[0]]
+    for folder in (args.out, args.keep):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    runs = []
     # A process each: the runs mostly wait for their pace.
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        under_way = [pool.submit(one_run, seed, n, told) for told in TOLD for seed in range(seeds)]
+        under_way = [
+            pool.submit(one_run, seed, n, told, args.keep) for told in TOLD for seed in range(seeds)
+        ]
         for done in under_way:
             run = done.result()
             runs.append(run)
-            load.append(os.getloadavg()[0])
             print(
                 f"{run['told']}, seed {run['seed']}: {run['on']['right']}",
                 file=sys.stderr,
@@ -366,11 +381,10 @@ def main() -> None:
     found = {
         **provenance(),
         "method": " ".join((__doc__ or "").split()),
-        "seconds": round(time.time() - began, 1),
-        "load_average": {
-            "least": min(load),
-            "most": max(load),
-        },  # of the machine, for the overheads
+        "seconds": round(sum(r["seconds"] for r in runs), 1),
+        # Of the machine while it ran, for the overheads.
+        "load_average": spread([r["load_average"] for r in runs]),
+        "seeds": list(range(seeds)),
         "jobs": args.jobs,
         "requests": n,
         "block": min(BLOCK, max(10, n // 10)),
