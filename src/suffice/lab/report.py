@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import UsageError
+from .page import demand_folder, figure, table, write_folder
 from .plots import figures
 from .verdict import verdict
 
@@ -50,28 +46,14 @@ def write(result: Mapping[str, Any], out: Path) -> list[Path]:
 
     Raises UsageError where `out` cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: there is a file of that name.", remedy="Give a folder.")
+    demand_folder(out)
     pictures = figures(result)
     contents = {
         "results.json": msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n",
         **pictures,
         "report.html": html(result, pictures).encode(),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        # Written beside and moved: a full disk leaves no half of a report.
-        staging = Path(tempfile.mkdtemp(prefix=".suffice-", dir=out))
-        try:
-            for name, data in contents.items():
-                (staging / name).write_bytes(data)
-            for name in contents:
-                os.replace(staging / name, out / name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise UsageError(f"--out {out}: it cannot be written: {error.strerror}.") from None
-    return [out / name for name in contents]
+    return write_folder(contents, out)
 
 
 def html(result: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
@@ -94,7 +76,7 @@ def html(result: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "<h2>Policies</h2>",
         _table(*_policy_rows(result)),
         f"<p class=facts>In brackets: {escape(result['intervals'])}.</p>",
-        "".join(_figure(n, data) for n, data in pictures.items()),
+        "".join(figure(data, _CAPTIONS[n]) for n, data in pictures.items()),
         "<h2>At the operating point</h2>",
         "<p>The cheapest trade-off on each curve that keeps 95 % of the best model's quality, or "
         f"the best one where none does. Losses are against {escape(result['reference'])}: gross "
@@ -134,32 +116,13 @@ def _warnings(warnings: Sequence[str]) -> str:
     return f"<div class=warn><ul>{items}</ul></div>"
 
 
-def _figure(name: str, data: bytes) -> str:
-    source = base64.b64encode(data).decode()
-    caption = _CAPTIONS[name]
-    return (
-        f"<figure><img alt='{escape(caption, quote=True)}' src='data:image/png;base64,{source}'>"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
 _WORDS = ("how fitted", "share of calls")  # columns of text
 
 Rows = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[bool]]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], base: Sequence[bool]) -> str:
-    """Cells hold markup made here; every text from outside is escaped where the row is made."""
-    words = [h in _WORDS for h in head]
-    mark = [" class=words" if w else "" for w in words]
-    out = ["<div class=scroll><table><thead><tr>"]
-    out += [f"<th{m}>{h}</th>" for m, h in zip(mark, head, strict=True)]
-    out.append("</tr></thead><tbody>")
-    for row, dim in zip(rows, base, strict=True):
-        out.append("<tr class=base>" if dim else "<tr>")
-        out += [f"<td{m}>{cell}</td>" for m, cell in zip(mark, row, strict=True)]
-        out.append("</tr>")
-    return "".join([*out, "</tbody></table></div>"])
+    return table(head, rows, [i for i, h in enumerate(head) if h in _WORDS], base)
 
 
 def _n(value: float | None, digits: int = 4, sign: bool = False) -> str:

@@ -6,15 +6,9 @@ card and arrays, so a file that was cut, edited or mixed up is refused with the 
 
 from __future__ import annotations
 
-import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import msgspec
@@ -23,28 +17,12 @@ from numpy.typing import NDArray
 
 from ..errors import ArtifactError
 from .estimators import FORMS, Arrays, Constant, Floats, Linear
+from .npz import hash_arrays, packed, unpacked, write_whole
 
 SCHEMA = "artifact-1"
 MAX_BYTES = 200_000_000
 ENTRY_POINTS = "suffice.predictors"
 _RETRAIN = "Train it again: suffice train."
-# What a damaged file may raise; the last two come from the header of an array, which is a literal
-# of Python's that NumPy parses.
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    OSError,
-    EOFError,
-    MemoryError,
-    RuntimeError,  # a zip that says it is encrypted; NotImplementedError is one too
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-    msgspec.MsgspecError,
-    SyntaxError,
-    TokenError,
-)
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,16 +81,7 @@ def pack(artifact: Artifact) -> bytes:
     arrays["training_keys"] = np.asarray(artifact.training_keys, np.uint64)
     card = msgspec.structs.replace(artifact.card, digest="")
     card = msgspec.structs.replace(card, digest=_digest(card, arrays))
-    out = BytesIO()
-    with zipfile.ZipFile(out, "w") as file:
-        # np.savez would write the time of day into it.
-        for name, array in sorted({**arrays, "card": _as_array(card)}.items()):
-            buffer = BytesIO()
-            np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            info.compress_type = zipfile.ZIP_DEFLATED
-            file.writestr(info, buffer.getvalue())
-    return out.getvalue()
+    return packed(msgspec.json.encode(card, order="deterministic"), arrays)
 
 
 def save(artifact: Artifact, path: str | Path) -> Artifact:
@@ -120,15 +89,7 @@ def save(artifact: Artifact, path: str | Path) -> Artifact:
     Raises ArtifactError where it cannot be written."""
     where = Path(path)
     raw = pack(artifact)
-    beside = where.with_name(f".{where.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(raw)
-        os.replace(beside, where)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise ArtifactError(
-            f"{where}: it cannot be written: {error.strerror}.", remedy="Give another --out."
-        ) from None
+    write_whole(raw, where)
     return unpack(raw, str(where))
 
 
@@ -152,22 +113,14 @@ def load(path: str | Path) -> Artifact:
 
 def unpack(raw: bytes, name: str = "artifact") -> Artifact:
     """The artifact in the bytes of its file. Raises ArtifactError, as `load`."""
-    arrays: Arrays = {}
-    try:
-        with np.load(BytesIO(raw), allow_pickle=False) as file:
-            if isinstance(file, np.ndarray) or "card" not in file.files:
-                raise ArtifactError(f"{name}: holds no training card, so it is no artifact.")
-            if sum(i.file_size for i in file.zip.infolist()) > 4 * MAX_BYTES:
-                raise ArtifactError(f"{name}: unpacks to more than any artifact of ours holds.")
-            arrays = {n: file[n] for n in file.files}
-        plain = msgspec.json.decode(arrays.pop("card").tobytes())
-    except ArtifactError:
-        raise
-    except _UNREADABLE as e:
-        said = (str(e).splitlines() or [type(e).__name__])[0][:200]
-        raise ArtifactError(
-            f"{name}: is no artifact, or was cut: {said}.", remedy=_RETRAIN
-        ) from None
+    plain, arrays = unpacked(
+        raw,
+        msgspec.json.decode,
+        most_bytes=4 * MAX_BYTES,
+        what=name,
+        none="is no artifact",
+        remedy=_RETRAIN,
+    )
     schema = plain.get("schema") if isinstance(plain, dict) else None
     if schema != SCHEMA:
         raise ArtifactError(
@@ -228,15 +181,8 @@ def _form(kind: str, name: str) -> Any:
 
 def _digest(card: Card, arrays: Mapping[str, NDArray[Any]]) -> str:
     h = sha256(msgspec.json.encode(card, order="deterministic"))
-    for name in sorted(arrays):
-        a = np.asarray(arrays[name], order="C")
-        h.update(f"{name}/{a.dtype.str}/{a.shape}/".encode())
-        h.update(a.tobytes())
+    hash_arrays(h, arrays)
     return h.hexdigest()
-
-
-def _as_array(card: Card) -> NDArray[np.uint8]:
-    return np.frombuffer(msgspec.json.encode(card, order="deterministic"), np.uint8)
 
 
 def with_models(artifact: Artifact, more: Artifact) -> Artifact:

@@ -7,7 +7,6 @@ was made on.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b, sha256
 from math import isfinite
@@ -19,6 +18,7 @@ import msgspec
 from ..errors import ArtifactError
 from ..types import Objective
 from .naming import column_of
+from .npz import write_whole
 
 SCHEMA = "certificate-1"
 MAX_BYTES = 1_000_000
@@ -162,15 +162,7 @@ def save(certificate: Certificate, path: str | Path) -> Certificate:
     where = Path(path)
     whole = sealed(certificate)
     text = msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n"
-    beside_it = where.with_name(f".{where.name}.{os.getpid()}")
-    try:
-        beside_it.write_bytes(text)
-        os.replace(beside_it, where)
-    except OSError as error:
-        beside_it.unlink(missing_ok=True)
-        raise ArtifactError(
-            f"{where}: it cannot be written: {error.strerror}.", remedy="Give another --out."
-        ) from None
+    write_whole(text, where)
     return whole
 
 

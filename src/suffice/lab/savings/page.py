@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import os
-import shutil
-import tempfile
-from collections.abc import Sequence
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ...errors import UsageError
+from ..page import demand_folder, figure, table, write_folder
 from .figures import costs_file, figures, span
 from .words import METHOD, between, moment, percent, saved, usd
 
@@ -54,28 +49,14 @@ def write(r: Report, out: Path) -> list[Path]:
 
     Raises UsageError where `out` cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: there is a file of that name.", remedy="Give a folder.")
+    demand_folder(out)
     pictures = figures(r)
     contents = {
         "savings.json": msgspec.json.format(msgspec.json.encode(r), indent=2) + b"\n",
         **pictures,
         "report.html": html(r, pictures).encode(),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        # Written beside and moved: a full disk leaves no half of a report.
-        staging = Path(tempfile.mkdtemp(prefix=".suffice-", dir=out))
-        try:
-            for name, data in contents.items():
-                (staging / name).write_bytes(data)
-            for name in contents:
-                os.replace(staging / name, out / name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise UsageError(f"--out {out}: it cannot be written: {error.strerror}.") from None
-    return [out / name for name in contents]
+    return write_folder(contents, out)
 
 
 def html(r: Report, pictures: dict[str, bytes]) -> str:
@@ -165,26 +146,7 @@ def _warnings(r: Report) -> str:
 
 def _figure(name: str, pictures: dict[str, bytes], caption: str) -> str:
     data = pictures.get(name)
-    if data is None:
-        return ""
-    source = base64.b64encode(data).decode()
-    return (
-        f"<figure><img alt='{escape(caption, quote=True)}' src='data:image/png;base64,{source}'>"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = ()) -> str:
-    """Cells hold markup made here; every text from outside is escaped where the row is made."""
-    mark = [" class=words" if i in words else "" for i in range(len(head))]
-    top = "".join(f"<th{m}>{h}</th>" for m, h in zip(mark, head, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{m}>{c}</td>" for m, c in zip(mark, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return (
-        f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return "" if data is None else figure(data, caption)
 
 
 def _ci(text: str) -> str:
@@ -238,7 +200,7 @@ def _costs(one: RouteReport) -> str:
         )
     head = ["one model alone", "requests it could take", "would have cost", "spent on those",
             "saved against it", "paid over predicted"]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _quality(one: RouteReport) -> list[str]:
@@ -257,7 +219,7 @@ def _quality(one: RouteReport) -> list[str]:
             [f"always {escape(q.reference)}, SNIPS", _score(q.snips, q.snips_ci)],
             ["lost against it", _score(q.lost, q.lost_ci, sign=True)],
         ]  # fmt: skip
-        out.append(_table(["mean score", "estimate and 95 % interval"], rows))
+        out.append(table(["mean score", "estimate and 95 % interval"], rows))
     if q.predicted_kept is not None:
         resting = ", ".join(f"{b} on {n:,}" for b, n in q.basis.items())
         out.append(
@@ -274,7 +236,7 @@ def _quality(one: RouteReport) -> list[str]:
         for m, s in q.models.items()
     ]  # fmt: skip
     out.append("<h3>Scores of what each model answered</h3>")
-    out.append(_table(["model", "answered", "labels", "mean score"], rows))
+    out.append(table(["model", "answered", "labels", "mean score"], rows))
     out.append("<p class=facts>They answered different requests, so this compares no models.</p>")
     return out
 
@@ -304,7 +266,7 @@ def _latency(r: Report, pictures: dict[str, bytes]) -> str:
     o = r.overhead_ms
     return (
         _figure("latency.png", pictures, "Time to the whole answer by model.")
-        + _table(head, rows)
+        + table(head, rows)
         + f"<p class=facts>Router overhead before the first byte went upstream: median {o.p50:.2f} "
         f"ms, 95 % under {o.p95:.2f} ms, 99 % under {o.p99:.2f} ms.</p>"
     )
@@ -330,7 +292,7 @@ def _failures(r: Report) -> list[str]:
         )
     if rows:
         head = ["calls of", "calls", "failed", "share", "paid for failed", "what went wrong"]
-        out.append(_table(head, rows, words=(5,)))
+        out.append(table(head, rows, words=(5,)))
     return out
 
 
@@ -344,7 +306,7 @@ def _learning(r: Report) -> list[str]:
             for e in r.events
         ]  # fmt: skip
         head = ["UTC", "route", "what", "current from then on", "before", "by"]
-        out.append(_table(head, rows, words=(1, 2, 3, 4, 5)))
+        out.append(table(head, rows, words=(1, 2, 3, 4, 5)))
     else:
         out.append("<p class=facts>No policy was promoted or rolled back in this time.</p>")
     if r.feedback:
@@ -352,7 +314,7 @@ def _learning(r: Report) -> list[str]:
             [escape(s), f.kind, f"{f.decisions:,}", f"{f.mean:.3f}"] for s, f in r.feedback.items()
         ]
         out.append("<h3>Feedback</h3>")
-        out.append(_table(["source", "kind", "decisions", "mean score"], rows, words=(1,)))
+        out.append(table(["source", "kind", "decisions", "mean score"], rows, words=(1,)))
     else:
         out.append("<p class=facts>No feedback was given.</p>")
     rows = [
@@ -361,5 +323,5 @@ def _learning(r: Report) -> list[str]:
         for p, n in list(one.policies.items())[:10]
     ]
     out.append("<h3>Who decided</h3>")
-    out.append(_table(["route", "policy and version", "decisions"], rows, words=(1,)))
+    out.append(table(["route", "policy and version", "decisions"], rows, words=(1,)))
     return out
