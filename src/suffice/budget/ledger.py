@@ -18,6 +18,7 @@ from hashlib import blake2b
 from typing import Any, Self
 
 from ..errors import ConfigError
+from ..store.spool import alive
 
 LEDGER_ENV = "SUFFICE_LEDGER"  # the file's path; or, where there are no such files, the workers
 
@@ -95,7 +96,7 @@ class Ledger:
         """A slot of our own. What a process that is no more had reserved may have been billed."""
         words = self._words
         for slot in range(SLOTS):
-            if words[slot] and not _alive(words[slot]):
+            if words[slot] and not alive(words[slot]):
                 self._vacate(slot)
         for slot in range(SLOTS):
             if not words[slot]:
@@ -211,13 +212,3 @@ class Row:
         words, first, day = self._words, self._base + _HEAD, self.day
         slots = range(first, first + 2 * SLOTS, 2)
         return sum(int(words[at + 1]) for at in slots if words[at + 1] and words[at] == day)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

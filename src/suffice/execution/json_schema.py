@@ -16,7 +16,7 @@ from typing import Any
 _MAX_CHECKS = 5_000  # of one value, some 10 ms; past it nothing more is reported
 _MAX_DEPTH = 64
 
-_TYPES: dict[str, Callable[[Any], bool]] = {
+TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda v: isinstance(v, dict),
     "array": lambda v: isinstance(v, list),
     "string": lambda v: isinstance(v, str),
@@ -133,13 +133,13 @@ def _plain(value: Any, schema: Mapping[str, Any], at: str) -> str | None:
     """What needs no look inside."""
     kind = schema.get("type")
     names = [k for k in (kind if isinstance(kind, list) else [kind]) if isinstance(k, str)]
-    tests = [_TYPES[k] for k in names if k in _TYPES]
+    tests = [TYPES[k] for k in names if k in TYPES]
     if names and len(tests) == len(names) and not any(test(value) for test in tests):
         return f"{at}: is no {' or '.join(names)}"
-    if "const" in schema and not _same(value, schema["const"]):
+    if "const" in schema and not same(value, schema["const"]):
         return f"{at}: is not the one value it may be"
     options = schema.get("enum")
-    if isinstance(options, list) and not any(_same(value, o) for o in options):
+    if isinstance(options, list) and not any(same(value, o) for o in options):
         return f"{at}: is none of its {len(options)} values"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _number(value, schema, at)
@@ -181,12 +181,12 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Equality of JSON values: 1 and 1.0 are one number, 1 and true are not one value."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     return bool(a == b)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from ..store.snapshots import Snapshots
 
 
@@ -35,6 +37,39 @@ def demand(url: str) -> None:
             f"There is no store at {shown(url)}: nothing has been recorded.",
             remedy="Run suffice serve first, or give the --config that it ran with.",
         )
+
+
+@contextmanager
+def reading(url: str) -> Iterator[sa.Connection]:
+    """A connection to read its tables by. Raises StoreError: no store there, or it cannot be read."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from ..store.opening import first_line, open_engine, shown
+
+    demand(url)
+    engine = open_engine(url)
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except SQLAlchemyError as error:
+        raise StoreError(
+            f"The store cannot be read: {first_line(error)}.", remedy=f"Check {shown(url)}."
+        ) from None
+    finally:
+        engine.dispose()
+
+
+def raw_detail(connection: sa.Connection) -> Any:
+    """The column `decisions.detail` as JSON's bytes where the database would otherwise end the whole
+    reading at a text that is no UTF-8, not only its row."""
+    import sqlalchemy as sa
+
+    from ..store import schema
+
+    detail = schema.decisions.c.detail
+    if connection.dialect.name == "sqlite":
+        return sa.cast(detail, sa.LargeBinary).label("detail")
+    return detail
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import features
-from ..errors import StoreError
 from ..types import Objective, Prediction, Step
+from . import keeping
 
 MOST = 500_000  # decisions read at a time, the newest
 _SHOWN = 20  # skipped rows that are named one by one
@@ -86,35 +86,14 @@ def read(
 ) -> Reading:
     """Decisions recorded since `since_s` (unix time), of one route or of all, with their feedback,
     of some `sources` or of all. Raises StoreError."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from ..store.opening import database_file, first_line, open_engine, shown
-
-    try:
-        file = database_file(url)
-    except SQLAlchemyError:  # open_engine says what is wrong with the URL
-        file = None
-    if file is not None and not file.exists():
-        raise StoreError(
-            f"There is no store at {shown(url)}: nothing has been recorded.",
-            remedy="Run suffice serve first, or give the --config that it ran with.",
-        )
-    engine = open_engine(url)
     found = Reading()
-    try:
-        with engine.connect() as connection:
-            scores = _scores(connection, since_s, route, sources, found)
-            for n, row in enumerate(_rows(connection, since_s, route)):
-                if n == MOST:
-                    found.cut = True
-                    break
-                _take(row, scores, found)
-    except SQLAlchemyError as error:
-        raise StoreError(
-            f"The store cannot be read: {first_line(error)}.", remedy=f"Check {shown(url)}."
-        ) from None
-    finally:
-        engine.dispose()
+    with keeping.reading(url) as connection:
+        scores = _scores(connection, since_s, route, sources, found)
+        for n, row in enumerate(_rows(connection, since_s, route)):
+            if n == MOST:
+                found.cut = True
+                break
+            _take(row, scores, found)
     found.rows.reverse()
     return found
 
@@ -126,14 +105,10 @@ def _rows(connection: Any, since_s: float | None, route: str | None) -> Iterator
     from ..store import schema
 
     t = schema.decisions.c
-    detail: Any = t.detail
-    if connection.dialect.name == "sqlite":
-        # As bytes: a text that is no UTF-8 would end the whole reading, not only its row.
-        detail = sa.cast(t.detail, sa.LargeBinary).label("detail")
     query = sa.select(
         t.id, t.created_s, t.route, t.chosen, t.model, t.policy, t.policy_version, t.basis,
         t.propensity, t.status, t.session, t.cost_usd, t.features, t.features_schema, t.embedding,
-        detail,
+        keeping.raw_detail(connection),
     ).order_by(t.id.desc())  # fmt: skip
     query = _within(query, since_s, route).limit(MOST + 1)
     yield from connection.execution_options(yield_per=1000).execute(query).mappings()

@@ -141,7 +141,7 @@ def _take_over(own: Path, base: str) -> list[Path]:
         if other == own:
             continue
         owner = other.name.removeprefix(f"{base}.").removesuffix(_SUFFIX).partition("-")[0]
-        if not owner.isdigit() or (owner != mine and _alive(int(owner))):
+        if not owner.isdigit() or (owner != mine and alive(int(owner))):
             continue
         n = 1
         while (name := own.with_name(f"{base}.{mine}-{n}{_SUFFIX}")).exists() and name != other:
@@ -154,7 +154,8 @@ def _take_over(own: Path, base: str) -> list[Path]:
     return taken
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ...errors import UsageError, nearest
+from ...execution.json_schema import TYPES, same
 
 Schema = Any  # a mapping of keywords, or True / False
 
@@ -24,15 +25,6 @@ _ANNOTATIONS = frozenset(
     "$schema $id $comment $defs definitions title description default examples example deprecated "
     "readOnly writeOnly format contentEncoding contentMediaType contentSchema".split()
 )
-_TYPES: Mapping[str, Callable[[Any], bool]] = {
-    "null": lambda v: v is None,
-    "boolean": lambda v: isinstance(v, bool),
-    "integer": lambda v: _number(v) and (isinstance(v, int) or v.is_integer()),
-    "number": lambda v: _number(v),
-    "string": lambda v: isinstance(v, str),
-    "array": lambda v: isinstance(v, list),
-    "object": lambda v: isinstance(v, dict),
-}
 
 
 def check(schema: Schema) -> None:
@@ -61,17 +53,6 @@ def _number(v: Any) -> bool:
     return isinstance(v, (int, float)) and not isinstance(v, bool)
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Equality of JSON: 1 is 1.0, but true is not 1."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(v, b[k]) for k, v in a.items())
-    return bool(a == b)
-
-
 # ── checking a schema ────────────────────────────────────────────────────────────────────────────
 
 
@@ -84,14 +65,14 @@ def _is_names(v: Any) -> bool:
 
 
 def _is_types(v: Any) -> bool:
-    return (isinstance(v, str) and v in _TYPES) or (_is_names(v) and all(x in _TYPES for x in v))
+    return (isinstance(v, str) and v in TYPES) or (_is_names(v) and all(x in TYPES for x in v))
 
 
 _Rule = tuple[Callable[[Any], bool], str]  # (is a good value, what one is in words)
 _NUMBER: _Rule = (_number, "a number")
 _COUNT: _Rule = (_is_count, "a whole number from 0")
 _SCALARS: Mapping[str, _Rule] = {
-    "type": (_is_types, f"one of {', '.join(_TYPES)}, or a list of them"),
+    "type": (_is_types, f"one of {', '.join(TYPES)}, or a list of them"),
     "enum": (lambda v: isinstance(v, list), "a list"),
     "const": (lambda v: True, ""),
     "required": (_is_names, "a list of names"),
@@ -192,11 +173,11 @@ def _fits(v: Any, schema: Schema, root: Schema) -> bool:
         return False
     kinds = schema.get("type")
     if kinds is not None:
-        if not any(_TYPES[k](v) for k in ([kinds] if isinstance(kinds, str) else kinds)):
+        if not any(TYPES[k](v) for k in ([kinds] if isinstance(kinds, str) else kinds)):
             return False
-    if "enum" in schema and not any(_same(v, x) for x in schema["enum"]):
+    if "enum" in schema and not any(same(v, x) for x in schema["enum"]):
         return False
-    if "const" in schema and not _same(v, schema["const"]):
+    if "const" in schema and not same(v, schema["const"]):
         return False
     if not _combined(v, schema, root):
         return False
@@ -275,7 +256,7 @@ def _object(v: dict[str, Any], s: Mapping[str, Any], root: Schema) -> bool:
 def _array(v: list[Any], s: Mapping[str, Any], root: Schema) -> bool:
     if not s.get("minItems", 0) <= len(v) <= s.get("maxItems", len(v)):
         return False
-    if s.get("uniqueItems") and any(_same(a, b) for i, a in enumerate(v) for b in v[:i]):
+    if s.get("uniqueItems") and any(same(a, b) for i, a in enumerate(v) for b in v[:i]):
         return False
     items = s.get("items", True)
     # Up to draft 2019-09 a list of `items` is what `prefixItems` is since.

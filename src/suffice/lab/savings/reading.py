@@ -12,9 +12,8 @@ import msgspec
 
 from ... import features
 from ...audit import ROUTE as AUDITS
-from ...errors import StoreError
 from ...types import Prediction
-from ..keeping import demand
+from .. import keeping
 from .sums import (
     BESIDE_FREE,
     BINS,
@@ -51,38 +50,27 @@ def read(url: str, *, since_s: float | None = None, route: str | None = None) ->
     """Everything recorded since `since_s` (unix time), of one route or of all. Writes nothing.
     Raises StoreError."""
     import sqlalchemy as sa
-    from sqlalchemy.exc import SQLAlchemyError
 
     from ...store import schema
-    from ...store.opening import first_line, open_engine, shown
 
-    demand(url)
-    engine = open_engine(url)
     found = Traffic()
     d = schema.decisions.c
-    try:
-        with engine.connect() as connection:
-            span = _within(
-                sa.select(sa.func.count(), sa.func.min(d.created_s), sa.func.max(d.created_s)),
-                since_s,
-                route,
-            )
-            n, first, last = connection.execute(span).one()
-            if n:
-                found.first_s, found.last_s = float(first), float(last)
-                found.bucket_s = _width(found.last_s - found.first_s)
-            for page, scores in _pages(connection, since_s, route, found):
-                for row in page:
-                    _take(row, scores.get(row["id"]), found)
-            for one in found.routes.values():
-                one.trim()
-            _attempts(connection, since_s, route, found)
-    except SQLAlchemyError as error:
-        raise StoreError(
-            f"The store cannot be read: {first_line(error)}.", remedy=f"Check {shown(url)}."
-        ) from None
-    finally:
-        engine.dispose()
+    with keeping.reading(url) as connection:
+        span = _within(
+            sa.select(sa.func.count(), sa.func.min(d.created_s), sa.func.max(d.created_s)),
+            since_s,
+            route,
+        )
+        n, first, last = connection.execute(span).one()
+        if n:
+            found.first_s, found.last_s = float(first), float(last)
+            found.bucket_s = _width(found.last_s - found.first_s)
+        for page, scores in _pages(connection, since_s, route, found):
+            for row in page:
+                _take(row, scores.get(row["id"]), found)
+        for one in found.routes.values():
+            one.trim()
+        _attempts(connection, since_s, route, found)
     return found
 
 
@@ -126,15 +114,11 @@ def _pages(
     from ...store import schema
 
     t = schema.decisions.c
-    detail: Any = t.detail
-    if connection.dialect.name == "sqlite":
-        # As bytes: a text that is no UTF-8 would end the whole reading, not only its row.
-        detail = sa.cast(t.detail, sa.LargeBinary).label("detail")
     query = sa.select(
         t.id, t.created_s, t.route, t.chosen, t.model, t.policy, t.policy_version, t.basis,
         t.difficulty, t.status, t.attempts, t.session, t.cost_usd,
         t.latency_s, t.first_chunk_s, t.overhead_ms,
-        t.stream, t.features, t.features_schema, t.embedding, detail,
+        t.stream, t.features, t.features_schema, t.embedding, keeping.raw_detail(connection),
     ).order_by(t.id).limit(_PAGE)  # fmt: skip
     query = _within(query, since_s, route)
     last = None
