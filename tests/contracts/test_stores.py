@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -323,25 +324,27 @@ def test_writers_side_by_side_lose_nothing_and_readers_miss_nothing(store: SqlSt
                 seen.append(cursor)
             if last and not store.feedback_since(cursor, 1):
                 return
+            time.sleep(0.001)  # a reader that never rests keeps an in-memory database to itself
 
     def write(who: int) -> None:
         for n in range(40):
             batch = [score(n, 0.5, source=f"s{who}", key=str(k)) for k in "ab"]
-            while True:
+            for attempt in range(3):
                 try:
                     store.add_feedback_batch(batch)
                     break
                 except StoreError:  # another writer was long in there: send it again, as it says
-                    continue
+                    if attempt == 2:
+                        raise
 
-    reader = threading.Thread(target=read)
-    writers = [threading.Thread(target=write, args=(who,)) for who in range(3)]
-    for t in (reader, *writers):
-        t.start()
-    for t in writers:
-        t.join()
-    stop.set()
-    reader.join()
+    with ThreadPoolExecutor(4) as pool:
+        reader = pool.submit(read)
+        try:
+            for writer in [pool.submit(write, who) for who in range(3)]:
+                writer.result()
+        finally:
+            stop.set()
+        reader.result()
     assert len(seen) == len(set(seen)) == 240
     assert seen == [x.seq for x in store.feedback_since(0, 1000)]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +21,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self._engine = open_engine(url)
+        # SQLite takes one writer at a time and has the others ask again and again, ever more
+        # seldom: of this process's threads, one asks.
+        self._turn = threading.Lock()
 
     def dispose(self) -> None:
         """Let go of the connections, where nothing is being written."""
@@ -38,6 +42,13 @@ class Database:
         )
 
     @contextmanager
+    def _begin(self) -> Iterator[sa.Connection]:
+        """A transaction that writes, in its turn."""
+        alone = self._turn if self._engine.dialect.name == "sqlite" else nullcontext()
+        with alone, self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
     def _writing(self, what: str) -> Iterator[sa.Connection]:
         """One transaction: all of it or, with StoreError, none.
 
@@ -45,7 +56,7 @@ class Database:
         for another writer, it fails.
         """
         try:
-            with self._engine.begin() as connection:
+            with self._begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise StoreError(

@@ -225,7 +225,7 @@ class SqlStore(Scores, Snapshots, Learner):
     def _write(self, rows: Rows) -> None:
         if self._file is not None and _inode(self._file) != self._inode:
             self._reopen()
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             connection.exec_driver_sql(self._insert, [row for row, _ in rows])
             tries = [a for _, attempts in rows for a in attempts]
             if tries:
