@@ -119,7 +119,7 @@ class Ours:
     def __init__(
         self, stream: Stream, warm: Stream | None, lam: float, seed: int, explore: bool = True
     ) -> None:
-        from suffice.lab.predictors import standard
+        from suffice.features import standard
 
         self.stream, self.lam, self.seed = stream, lam, seed
         self.share = 0.02 if explore else 0.0
@@ -226,7 +226,7 @@ class Pareto:
         from pareto_bandit.feature_service import FeatureService
         from pareto_bandit.types import RouterConfig
 
-        from suffice.lab.predictors import standard
+        from suffice.features import standard
 
         mean, deviation = standard()
         self.stream = stream

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from suffice import features
 from suffice.errors import UsageError
-from suffice.lab import predictors
 from suffice.lab.predictor import Batch, Predictor
 from suffice.lab.predictors import BUILT_IN, FEW, make
 
@@ -30,7 +29,7 @@ class Labels(NamedTuple):
 
 def batch(n: int, seed: int) -> Batch:
     rng = np.random.default_rng(seed)
-    mean, deviation = predictors.standard()
+    mean, deviation = features.standard()
     signals = mean + deviation * rng.normal(size=(n, len(features.SIGNAL_NAMES)))
     vectors = 0.1 * rng.normal(size=(n, features.DIMENSIONS))
     return Batch(signals.astype(np.float32), vectors.astype(np.float32))
@@ -201,7 +200,7 @@ def test_without_labels_the_trained_head_ranks_exactly_by_length() -> None:
 
 
 def _z(length: NDArray[np.float32]) -> NDArray[np.float32]:
-    mean, deviation = predictors.standard()
+    mean, deviation = features.standard()
     return np.asarray((length - mean[0]) / deviation[0])
 
 

@@ -112,10 +112,6 @@ def clean(raw: str) -> Ask:
     return Ask(_ends(text, _HEAD), chars, lines, pasted, code)
 
 
-def is_human(m: Message) -> bool:
-    return m.role == "user" and not m.is_tool_result
-
-
 def human_asks(messages: Sequence[Message], most: int = 4) -> list[Ask]:
     """The last `most` human asks that hold any text, newest first."""
     asks: list[Ask] = []

@@ -253,15 +253,6 @@ def losses(got: ArrayLike, reference: ArrayLike) -> tuple[float, float]:
     return float(np.maximum(gap, 0.0).mean()), float(gap.mean())
 
 
-def bootstrap_weights(clusters: NDArray[np.intp], draws: int, seed: int) -> Floats:
-    """(draws, n) float32 weights of queries when whole clusters are drawn with replacement, each
-    row summing to about n (ratio estimators divide by the sum)."""
-    rng = np.random.default_rng(seed)
-    k = int(clusters.max()) + 1
-    counts = rng.multinomial(k, np.full(k, 1.0 / k), size=draws).astype(np.float32)
-    return np.asarray(counts[:, clusters], dtype=np.float32)
-
-
 class Redraws:
     """A bootstrap that redraws whole clusters, at a cost that does not grow with the table.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import features
 from ..errors import UsageError, nearest
@@ -32,12 +31,6 @@ _VARIANCE = 0.3  # of a right/wrong gap between two models: the unit in which pr
 SLOPE = 0.1  # prior slope of the gap on standardised log length, in that unit
 
 
-def standard() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(mean, deviation) of each signal over training prompts, float32 (n_signals,) each: those that
-    serving standardises by."""
-    return features.standard()
-
-
 @cache
 def spread() -> Floats:
     """(n_dimensions,): prior variance of each dimension's weight as a multiple of the width.
@@ -52,7 +45,7 @@ def spread() -> Floats:
 
 def design(x: Batch) -> Floats:
     """float64 (n, n_signals + n_dimensions): standardised, clipped signals beside the vectors."""
-    mean, deviation = standard()
+    mean, deviation = features.standard()
     z = np.clip((x.signals - mean) / deviation, -CLIP, CLIP)
     return np.concatenate([z, x.vectors * VECTOR_SCALE], axis=1).astype(float)
 
@@ -159,7 +152,6 @@ class Trained:
         self.reference_ = self._reference(score, price)
         ref = self.reference_
         labelled = int(((~np.isnan(score)).sum(axis=1) >= 2).sum())
-        self.n_ = labelled
         self.constant_ = k >= 3 and labelled < FEW
         d = design(x)
         s = x.signals.shape[1]
@@ -240,7 +232,7 @@ class Trained:
     def estimator(self, models: Sequence[str]) -> Estimator:
         """What was learned, as an artifact holds it: qualities instead of gaps and a level."""
         k = len(self.mean_)
-        mean, deviation = standard()
+        mean, deviation = features.standard()
         weights = self.weights_[:, :k] + self.weights_[:, [k]]
         intercept = self.intercept_[:k] + self.intercept_[k]
         if self.has_cost_:
@@ -390,7 +382,7 @@ class Ridge(_Means):
     def estimator(self, models: Sequence[str]) -> Estimator:
         if self.ridge_ is None:
             return super().estimator(models)
-        mean, deviation = standard()
+        mean, deviation = features.standard()
         s, weights = len(mean), self.ridge_.coef_.reshape(len(models), -1).T
         return estimators.Linear(
             tuple(models), mean, deviation, CLIP, weights[:s], weights[s:] * VECTOR_SCALE,

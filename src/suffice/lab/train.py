@@ -219,7 +219,7 @@ def _make(fit: _Fit, outcome: Outcome, seed: int, licence: str, made: str | None
     tokens = estimator.output_tokens(x.signals[sample], x.vectors[sample])
     if fit.unit != "usd":
         cost = np.full(cost.shape, np.nan)
-    mean, deviation = predictors.standard()
+    mean, deviation = features.standard()
     prompt = features.SIGNAL_NAMES.index("log_prompt_tokens")
     known = table.score[~np.isnan(table.score)]
     card = Card(
