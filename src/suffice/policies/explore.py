@@ -409,15 +409,17 @@ class Explorer:
         return pack(SCHEMA, card, {"arms": np.array(rows, float).reshape(-1, 8)})
 
     @classmethod
-    def from_state(cls, raw: bytes) -> Explorer:
-        """Raises ArtifactError: cut, changed, of another schema."""
+    def from_state(cls, raw: bytes, *, share: float | None = None) -> Explorer:
+        """share: of now; None = that of the state. Raises ArtifactError: cut, changed, of another
+        schema."""
         card, arrays = unpack(raw, SCHEMA, _Card)
         arms = arrays.get("arms")
         if arms is None or arms.shape != (len(card.models), 8):
             raise misfit(SCHEMA, f"{len(card.models)} models")
         try:
             out = cls(
-                share=card.share, cost_share=card.cost_share, gate=card.gate, draws=card.draws,
+                share=card.share if share is None else share,
+                cost_share=card.cost_share, gate=card.gate, draws=card.draws,
                 forget=card.forget, stale=card.stale, bound=card.bound,
             )  # fmt: skip
         except ValueError as error:
