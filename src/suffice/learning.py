@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -30,7 +31,7 @@ from .errors import ArtifactError, StoreError, UsageError
 from .policies import artifact as artifacts
 from .policies.artifact import Artifact, Card
 from .policies.estimators import Linear
-from .policies.explore import Explorer
+from .policies.explore import Belief, Explorer
 from .policies.learner import (
     CLIP,
     NEW_LABELS,
@@ -41,7 +42,7 @@ from .policies.learner import (
     Rows,
 )
 from .policies.naming import column_of
-from .policies.predict import output_tokens, priors
+from .policies.predict import FULL_GAP, SLOPE, output_tokens, priors
 from .policies.rationing import Limits
 from .policies.state import pack, unpack
 from .policies.trained import Embed, Fold, TrainedPolicy
@@ -68,8 +69,8 @@ _USUAL_TOKENS = float(output_tokens(0.5, None))  # of an answer, before there we
 _TOKEN_LABELS = 20.0  # what that counts for
 _TOKEN_MEMORY = 0.998  # what an answer's length is worth after each further one of the model
 _MOST_TOKENS = 1e6
+EXPLORED = 0.02  # of the traffic, where nothing else is said
 _SAMPLE = 512  # labelled queries on whose predictions the next snapshot's objective is solved
-_SLOPE, _FULL_GAP = 0.1, 0.25  # a weaker model loses so much a deviation of log length
 _SAMPLE_SCHEMA = "sample-1"
 
 _log = logging.getLogger("suffice.learning")
@@ -99,15 +100,17 @@ class RouteLearner:
         base: Artifact | None,
         facts: Facts,
         limits: Limits | None = None,
+        share: float = EXPLORED,
     ) -> None:
         self.route = route
+        self.share = share  # of the traffic that may be explored
         self.limits = limits_of(0) if limits is None else limits
         self.models = tuple(models)
         self.names = tuple(m.name for m in models)
         self.base = base
         self.facts = facts
         self.learner = self._fresh()
-        self.explorer = Explorer(self._known())
+        self.explorer = Explorer(self._known(), share=share)
         self.serving: str | None = None  # the snapshot that decides, None: the configured policy
         self.cursor = 0
         self.counted = 0.0  # what labels have counted for since the last refit
@@ -138,7 +141,7 @@ class RouteLearner:
         weights = np.zeros((s + f.n_dimensions, k))
         labels = np.full(k, NEW_LABELS)
         gap = quality.max() - quality
-        weights[0] = -_SLOPE * np.minimum(1.0, gap / _FULL_GAP)
+        weights[0] = -SLOPE * np.minimum(1.0, gap / FULL_GAP)
         intercept = quality.copy()
         base = self.base
         if base is None:
@@ -180,7 +183,7 @@ class RouteLearner:
                 self.learner = saved.with_models(self.names, self.prior())
                 self.learner.ration.limits = self.limits  # those of now
             if "explorer" in states:
-                self.explorer = Explorer.from_state(states["explorer"])
+                self.explorer = Explorer.from_state(states["explorer"], share=self.share)
                 self.explorer.retain(self.names)
             if "sample" in states:
                 card, arrays = unpack(states["sample"], _SAMPLE_SCHEMA, _SampleCard)
@@ -194,7 +197,7 @@ class RouteLearner:
                 self._tokens = {n: t for n, t in saved_tokens if n in self.names}
         except (ArtifactError, ValueError) as error:
             _log.error("route %s: what was learned cannot be used: %s", self.route, error)
-            self.learner, self.explorer = self._fresh(), Explorer(self._known())
+            self.learner, self.explorer = self._fresh(), Explorer(self._known(), share=self.share)
             self._signals, self._vectors, self._tokens = [], [], {}
             self.counted, self.began_s, self.refitted_s = 0.0, None, None
             self.cursor = 0
@@ -330,7 +333,8 @@ class RouteLearner:
         self.refitted_s = now_s
         sure = self.learner.labels >= _KNOWN_LABELS
         known = {n for n, s in zip(self.names, sure.tolist(), strict=True) if s}
-        self.explorer = Explorer([n for n in self.names if n in known or n in self._known()])
+        known |= set(self._known())
+        self.explorer = Explorer([n for n in self.names if n in known], share=self.share)
 
     def refit(self, now_s: float) -> Artifact:
         """The artifact of what is known now. The same state gives the same artifact within a day."""
@@ -445,11 +449,13 @@ class Route(NamedTuple):
     mode: Mode
     models: tuple[Model, ...]
     base: Artifact | None
+    explore: float = EXPLORED
 
 
 class Learning:
     """All routes of one process.
 
+    facts: asked for in the first round that needs them, since the table of tokens is loaded for them.
     swap(route, policy, version): serve this from now on; policy None = the configured one. owner:
     unique to the process. clients: how many API keys there are. `step` does one round and is what
     tests call; `start` repeats it.
@@ -459,7 +465,7 @@ class Learning:
         self,
         routes: Sequence[Route],
         store: Store,
-        facts: Facts,
+        facts: Callable[[], Facts],
         swap: Callable[[str, TrainedPolicy | None, str | None], None],
         *,
         owner: str,
@@ -468,7 +474,7 @@ class Learning:
         self._limits = limits_of(clients)
         self._routes = {r.name: r for r in routes}
         self._store = store
-        self._facts = facts
+        self._ask_facts = facts
         self._swap = swap
         self._owner = owner
         self._learners: dict[str, RouteLearner] = {}
@@ -476,13 +482,17 @@ class Learning:
         self._generation = -1
         self._looked: dict[str, float] = {}
         self._saved: dict[str, tuple[int, float]] = {}  # route -> cursor saved, and when
-        self.explorers: dict[str, Explorer] = {}
+        self.beliefs: dict[str, Belief] = {}  # route -> what to explore by
         self.shadows: dict[str, TrainedPolicy] = {}
         self.problems: dict[str, str] = {}  # route -> why it is not served or learned as it should
         self._shown: dict[str, str] = {}  # route -> version of its shadow
         self._failed: dict[str, str] = {}  # route -> why it could not learn in the last round
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @cached_property
+    def _facts(self) -> Facts:
+        return self._ask_facts()
 
     def start(self, every_s: float = EVERY_S) -> None:
         """Run in a daemon thread until `stop`."""
@@ -531,8 +541,9 @@ class Learning:
 
     # ── what is current ──────────────────────────────────────────────────────────────────────────
 
-    def follow(self) -> None:
-        """Serve what was promoted or rolled back since the last look."""
+    def follow(self, made: Mapping[str, TrainedPolicy] = {}) -> None:
+        """Serve what was promoted or rolled back since the last look. made: by version, policies
+        that need not be read back."""
         generation = self._store.generation()
         if generation == self._generation:
             return
@@ -549,8 +560,7 @@ class Learning:
                 self.problems.pop(name, None)
                 continue
             try:
-                found = artifacts.unpack(self._store.get_snapshot(version).content, version)
-                policy = self.policy(found, version)
+                policy = made.get(version) or self._stored(version)
             except ArtifactError as error:
                 # The one that serves goes on serving.
                 self.problems[name] = str(error)
@@ -559,6 +569,10 @@ class Learning:
             self.problems.pop(name, None)
             self._swap(name, policy, version)
 
+    def _stored(self, version: str) -> TrainedPolicy:
+        content = self._store.get_snapshot(version).content
+        return self.policy(artifacts.unpack(content, version), version)
+
     def policy(self, found: Artifact, name: str) -> TrainedPolicy:
         """What serves an artifact. Raises ArtifactError where it belongs to other features."""
         artifacts.check(found.card, self._facts.schema, self._facts.table, name)
@@ -566,14 +580,14 @@ class Learning:
 
     def _look(self, route: Route) -> None:
         """A worker that does not learn takes over what the learner knows."""
-        saved = self._store.learner_state(route.name).states
+        saved = self._store.learner_state(route.name, ("explorer", "published")).states
         try:
             if "explorer" in saved:
-                self.explorers[route.name] = Explorer.from_state(saved["explorer"])
+                known = Explorer.from_state(saved["explorer"], share=route.explore)
+                self.beliefs[route.name] = known.belief()
             version = saved.get("published", b"").decode()
             if version and self._shown.get(route.name) != version:
-                content = self._store.get_snapshot(version).content
-                self.shadows[route.name] = self.policy(artifacts.unpack(content, version), version)
+                self.shadows[route.name] = self._stored(version)
                 self._shown[route.name] = version
         except ArtifactError as error:
             _log.error("route %s: what the learner knows cannot be used: %s", route.name, error)
@@ -621,23 +635,24 @@ class Learning:
         if (due or self._unsaved(mine, now_s)) and self._save(route, mine, now_s) and due:
             version = self._publish(route, self._refitted(route, mine, now_s), now_s)
             mine.published(now_s)
-            self.explorers[name] = mine.explorer
             done = {**mine.small_states(), "published": version.encode()}
             if not self._store.save_learner_state(
                 name, done, mine.cursor, expected_cursor=mine.cursor, now_s=now_s
             ):
                 self._learners.pop(name, None)
+        self.beliefs[name] = mine.explorer.belief()
 
     def _take_over(self, route: Route, now_s: float) -> RouteLearner:
         base = self._base(route)
-        mine = RouteLearner(route.name, route.models, base, self._facts, self._limits)
+        mine = RouteLearner(
+            route.name, route.models, base, self._facts, self._limits, route.explore
+        )
         saved = self._store.learner_state(route.name)
         mine.load(saved.states, saved.cursor)
         mine.serving = self._store.current(route.name)
         self._look(route)
         self._learners[route.name] = mine
         self._saved[route.name] = (saved.cursor, now_s)
-        self.explorers[route.name] = mine.explorer
         return mine
 
     def _base(self, route: Route) -> Artifact | None:
@@ -696,7 +711,7 @@ class Learning:
             created_by="learner",
         )
         self._store.put_snapshot(made)
-        self.shadows[route.name] = self.policy(found, made.version)
+        policy = self.shadows[route.name] = self.policy(found, made.version)
         self._shown[route.name] = made.version
         if route.mode != "on":
             return made.version
@@ -711,7 +726,7 @@ class Learning:
         except (ArtifactError, UsageError) as error:
             _log.error("route %s: its snapshot was not promoted: %s", route.name, error)
         else:
-            self.follow()
+            self.follow({made.version: policy})
         return made.version
 
 

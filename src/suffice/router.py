@@ -14,6 +14,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from math import nan
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 _CACHE_S = 300.0  # how long a provider is assumed to keep a prompt's prefix (5 minutes to an hour)
 _SESSION_S = 3600.0  # how long an idle conversation is remembered
 _MAX_SESSIONS = 20_000
+_SPEND_NEW = 0.01  # weight of a new query in a route's mean spend
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -312,6 +314,7 @@ class Router:
             for name, policy in self._policies.items()
             if hasattr(policy, "sketch")
         }
+        self._spend: dict[str, float] = {}  # route that explores -> mean USD a query
         self._pools: dict[tuple[str, ...], tuple[Model, ...]] = {}
         self._breaker = execution.Breaker(execution.BreakerSettings(), time.monotonic)
         self._health = execution.Health(time.monotonic)
@@ -474,8 +477,16 @@ class Router:
             and x.human_turns == 1
             and decision.propensity == 1.0
             and decision.basis != "certified"  # exploring would break what was promised
+            # Who asks for models, an order or an objective of their own has not left us the choice.
+            and objective is route.objective
+            and steering.models is None
+            and not steering.order
+            and session is None
+            and not x.in_tool_loop
         ):
-            decision = self._explored(decision, route, query.key_id)
+            decision = self._explored(decision, route)
+        if route.explores and serves:
+            self._spent(route, decision)
         decision = self._finish(decision, query, route, x, excluded + cooling, models)
         return x, decision if purse is None else purse.check(decision), purse
 
@@ -578,26 +589,38 @@ class Router:
             self._policies[route.name] = fresh
             self.__dict__.pop("_routes", None)
 
-    def _explored(self, decision: Decision, route: Route, key_id: str | None) -> Decision:
+    def _explored(self, decision: Decision, route: Route) -> Decision:
         """The decision, now and then with another model in front, to learn from it; with the
         probabilities at which that was drawn."""
-        explorer = self._learning.explorers.get(route.name) if self._learning else None
+        belief = self._learning.beliefs.get(route.name) if self._learning else None
         told = decision.predictions
-        if explorer is None or any(p.quality is None for p in told):
+        if belief is None:
             return decision
-        names = [p.model for p in told]
+        names: list[str] = []
+        quality: list[float] = []
+        cost: list[float] = []
+        for p in told:
+            if p.quality is None:
+                return decision
+            names.append(p.model)
+            quality.append(p.quality)
+            cost.append(nan if p.cost_usd is None else p.cost_usd)
         chosen = names.index(decision.model)
-        nan = float("nan")
-        drawn = explorer.draw(
+        o = route.objective
+        drawn = belief.draw(
             names,
-            [p.quality or 0.0 for p in told],
-            [nan if p.cost_usd is None else p.cost_usd for p in told],
+            quality,
+            cost,
             chosen,
             seed=decision.seed,
+            quality_per_usd=1.0 / o.value if o.kind == "worth_usd" and o.value else 0.0,
+            spend_usd=self._spend.get(route.name),
         )
+        propensity = drawn.propensities[drawn.action]
+        if propensity == 1.0:
+            return decision
         spread = zip(told, drawn.propensities, strict=True)
         predictions = tuple([msgspec.structs.replace(p, propensity=q) for p, q in spread])
-        propensity = drawn.propensities[drawn.action]
         if not drawn.explored:
             return msgspec.structs.replace(decision, predictions=predictions, propensity=propensity)
         model = names[drawn.action]
@@ -613,6 +636,14 @@ class Router:
             f"{decision.model}, to learn how well it does.",
             explored=True,
         )
+
+    def _spent(self, route: Route, decision: Decision) -> None:
+        """The route's mean predicted USD a query, of the last hundred or so."""
+        model = decision.model
+        usd = next((p.cost_usd for p in decision.predictions if p.model == model), None)
+        if usd is not None:
+            mean = self._spend.get(route.name, usd)
+            self._spend[route.name] = mean + _SPEND_NEW * (usd - mean)
 
     def _draw(self, decision: Decision, x: Features, query: Query) -> audit.Drawn | None:
         """The decision, where it is among the share that is audited."""
@@ -978,39 +1009,33 @@ class Router:
         for name, route in self._routes.items():
             self._transport.prepare(route.timeouts.connect_s)
             if route.policy is not None:
-                x = features.extract((Message("user", "warm up"),))
-                models, _ = self._catalog.eligible(route.models, needs=frozenset(), input_tokens=1)
-                candidates = self._health.candidates(models)
-                route.policy.decide(x, candidates, self._specs[name].objective)
+                self._warm(name, route.policy)
+
+    def _warm(self, route: str, policy: Policy) -> None:
+        """Let the policy decide once, so that what it works out for a pool is there."""
+        pool = self._routes[route].models
+        models, _ = self._catalog.eligible(pool, needs=frozenset(), input_tokens=1)
+        x = features.extract((Message("user", "warm up"),))
+        policy.decide(x, self._health.candidates(models), self._specs[route].objective)
 
     def learn(self, *, start: bool = True) -> learning.Learning:
         """The learning of this process, begun where it was not: a background thread that follows
         promotions and, where it holds the route's lease, learns from feedback. start False: no
         thread; the caller calls `step`."""
         if self._learning is None:
-            mean, deviation = features.standard()
-            facts = learning.Facts(
-                features.SCHEMA,
-                features.table_version(),
-                features.DIMENSIONS,
-                mean,
-                deviation,
-                features.SIGNAL_NAMES.index("log_prompt_tokens"),
-                features.compile_heads,
-                features.embed,
-            )
             routes = [
                 learning.Route(
                     name,
                     spec.learning,
                     spec.models,
                     getattr(self._configured[name], "artifact", None),
+                    spec.explore,
                 )
                 for name, spec in self._specs.items()
             ]
             owner = f"{os.getpid()}-{os.urandom(8).hex()}"
             self._learning = learning.Learning(
-                routes, self.store, facts, self._swap, owner=owner, clients=len(self.api_keys)
+                routes, self.store, _facts, self._swap, owner=owner, clients=len(self.api_keys)
             )
         if start:
             self._learning.start()
@@ -1104,6 +1129,7 @@ class Router:
             own: Any = self._configured[route]
             told, alarm = getattr(own, "certificate", None), getattr(own, "alarm", "")
             serves = policy.under(told, policy.score_version, alarm)
+            self._warm(route, serves)  # on the learner's thread, not on that of the next request
         if version is None:
             self._snapshots.pop(route, None)
         else:
@@ -1141,6 +1167,20 @@ def _score_version(policy: Any) -> str:
     """Of a policy's score, as a certificate names it."""
     own = getattr(policy, "score_version", None)
     return own or certificate.prior_version(policy.name, features.SCHEMA)
+
+
+def _facts() -> learning.Facts:
+    mean, deviation = features.standard()
+    return learning.Facts(
+        features.SCHEMA,
+        features.table_version(),
+        features.DIMENSIONS,
+        mean,
+        deviation,
+        features.SIGNAL_NAMES.index("log_prompt_tokens"),
+        features.compile_heads,
+        features.embed,
+    )
 
 
 def _embedded(x: Features) -> Any:

@@ -7,7 +7,7 @@ Records are `msgspec.Struct`: cheap to make on the request path and encodable as
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -524,7 +524,7 @@ class Store(Protocol):
     def acquire_lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> bool: ...
     def renew_lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> bool: ...
     def release_lease(self, name: str, owner: str) -> bool: ...
-    def learner_state(self, route: str) -> LearnerState: ...
+    def learner_state(self, route: str, names: Collection[str] | None = None) -> LearnerState: ...
     def save_learner_state(
         self,
         route: str,

@@ -109,7 +109,32 @@ def test_same_seed_same_draw_and_drawing_changes_nothing() -> None:
     first = [e.draw(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)]
     assert [taught().draw(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)] == first
     assert e.state() == before
-    assert len({d.propensities for d in first}) > 1
+    assert len({d.propensities for d in first}) == 1, "a seed says which is taken, not how likely"
+    assert {e.draw(MODELS, OFFLINE, COST, 0, seed=s).action for s in range(5000)} == {0, 1, 2}
+
+
+def test_a_belief_stays_as_it_was_while_the_explorer_learns_on() -> None:
+    e = taught()
+    belief = e.belief()
+    before = [belief.draw(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)]
+    for _ in range(100):
+        e.update("dear", 0.8, 0.0)
+    assert [belief.draw(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)] == before
+    assert e.belief() is e.belief()
+    assert e.belief() is not belief
+    assert e.belief().draw(MODELS, OFFLINE, COST, 0, seed=1) != before[1]
+
+
+def test_the_share_won_is_the_probability_of_being_best() -> None:
+    e = Explorer(MODELS, share=0.03, gate=1.0)
+    rng = np.random.default_rng(1)
+    for i in range(90):
+        e.update(MODELS[i % 3], OFFLINE[i % 3], float(rng.random() < 0.75))
+    mean, deviation = e.quality(MODELS, OFFLINE)
+    best = np.bincount((mean + deviation * rng.standard_normal((100_000, 3))).argmax(1)) / 100_000
+    p = e.draw(MODELS, OFFLINE, COST, 1, seed=0, spend_usd=1.0).propensities
+    for i in (0, 2):  # half of the share is floors
+        assert p[i] == pytest.approx(0.015 * (0.5 + best[i]), abs=0.015 * 0.1)
 
 
 def test_a_price_change_counts_at_once() -> None:

@@ -10,11 +10,10 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from ..config import AuditSpec
 from ..errors import PlanExhausted
 from ..execution import Caller, Engine, Reply, judging, total_usd
 from ..execution.attempt import CostOf
@@ -35,6 +34,9 @@ from ..types import (
     Usage,
 )
 from . import reading
+
+if TYPE_CHECKING:
+    from ..config import AuditSpec  # pydantic: 100 ms
 
 SOURCE = "audit"  # of the feedback; clients may not use it
 ROUTE = "audit:"  # before a route's name: the route that the calls of its audits are recorded under

@@ -14,11 +14,10 @@ import logging
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from ..config import AuditSpec
 from ..errors import ArtifactError
 from ..policies import certificate as certificates
 from ..policies import watch as watches
@@ -27,6 +26,9 @@ from ..policies.watch import Watch
 from ..types import Label, Store
 from .asking import SOURCE
 from .auditing import label_key
+
+if TYPE_CHECKING:
+    from ..config import AuditSpec  # pydantic: 100 ms
 
 LEASE_S = 10.0
 _PAGE = 500  # labels taken in at a time

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from .. import features
 from ..errors import ArtifactError, TableError, UsageError
 from ..policies import artifact as artifacts
+from ..policies import predict
 from ..policies.artifact import Artifact
 from ..policies.estimators import Constant, Linear
+from ..policies.learner import VECTOR_SCALE
 from ..policies.naming import column_of
 from . import predictors
 from .ground import costs
@@ -107,7 +109,7 @@ def _joined(old: Artifact, table: Table, x: Batch, name: str) -> Artifact:
 def _column(
     e: Linear, anchor: int, x: Batch, gap: Floats, mean: float, name: str, usd: float
 ) -> Linear:
-    slope = predictors.SLOPE * min(0.0, max(-1.0, mean / 0.25))
+    slope = predict.slope(mean)
     w, b = predictors.one_head(x, gap, mean, slope)
     s = len(e.mean)
     return Linear(
@@ -116,7 +118,7 @@ def _column(
         e.deviation,
         e.clip,
         e.signals[:, [anchor]] + w[:s, None],
-        e.vectors[:, [anchor]] + w[s:, None] * predictors.VECTOR_SCALE,
+        e.vectors[:, [anchor]] + w[s:, None] * VECTOR_SCALE,
         e.intercept[[anchor]] + b,
         np.array([usd]),
     )
@@ -134,7 +136,7 @@ def _with_tokens(
     if tokens is not None and (tokens[rows] > 0).sum() >= 10:
         w, b = predictors.log_heads(x, np.where(tokens[rows] > 0, tokens[rows], np.nan)[:, None])
         s = len(e.mean)
-        signals, vectors = w[:s], w[s:] * predictors.VECTOR_SCALE
+        signals, vectors = w[:s], w[s:] * VECTOR_SCALE
         intercept = np.asarray(b)
     return replace(
         made,

@@ -15,20 +15,18 @@ import numpy as np
 
 from .. import features
 from ..errors import UsageError, nearest
-from ..policies import artifact, estimators
+from ..policies import artifact, estimators, learner
 from ..policies.estimators import Estimator
+from ..policies.learner import CLIP, VECTOR_SCALE
 from ..policies.naming import column_of
-from ..policies.predict import GRID, Scorer, price_priors, quality_curves
+from ..policies.predict import FULL_GAP, GRID, SLOPE, Scorer, price_priors, quality_curves
 from .head import NOTHING_ODDS, PSEUDO_LABELS, EvidenceHead
 from .predictor import Batch, Predictor
 from .table import Floats
 
-VECTOR_SCALE = 4.0  # of the embedding beside standardised signals, chosen with the hyperpriors
-CLIP = 4.0  # deviations at which a signal is clipped
 DOUBT = 100  # labels up to which a pair's head doubts in full that anything but length matters
 FEW = 300  # labelled queries below which three or more models get constants only
 _VARIANCE = 0.3  # of a right/wrong gap between two models: the unit in which priors are stated
-SLOPE = 0.1  # prior slope of the gap on standardised log length, in that unit
 
 
 @cache
@@ -45,9 +43,7 @@ def spread() -> Floats:
 
 def design(x: Batch) -> Floats:
     """float64 (n, n_signals + n_dimensions): standardised, clipped signals beside the vectors."""
-    mean, deviation = features.standard()
-    z = np.clip((x.signals - mean) / deviation, -CLIP, CLIP)
-    return np.concatenate([z, x.vectors * VECTOR_SCALE], axis=1).astype(float)
+    return learner.design(x.signals, x.vectors, *features.standard())
 
 
 def shrunken_means(score: Floats, price: Floats) -> Floats:
@@ -193,7 +189,7 @@ class Trained:
         gap = self.mean_ - self.mean_[self.reference_]
         if len(gap) == 2:
             return np.array([0.0 if j == self.reference_ else -SLOPE for j in range(2)])
-        return np.asarray(SLOPE * np.clip(gap / 0.25, -1.0, 0.0))
+        return np.asarray(SLOPE * np.clip(gap / FULL_GAP, -1.0, 0.0))
 
     @staticmethod
     def _regress(

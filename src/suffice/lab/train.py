@@ -21,6 +21,7 @@ from ..errors import UsageError
 from ..policies import artifact as artifacts
 from ..policies import estimators
 from ..policies.artifact import Artifact, Card
+from ..policies.learner import VECTOR_SCALE
 from . import metrics, predictors
 from .folds import folds, together
 from .gain import area_gain
@@ -277,7 +278,7 @@ def _with_tokens(e: estimators.Estimator, table: Table, x: Batch) -> estimators.
     return replace(
         e,
         signals=np.concatenate([e.signals, weights[:s]], axis=1),
-        vectors=np.concatenate([e.vectors, weights[s:] * predictors.VECTOR_SCALE], axis=1),
+        vectors=np.concatenate([e.vectors, weights[s:] * VECTOR_SCALE], axis=1),
         intercept=np.append(e.intercept, intercept),
         has_tokens=True,
     )

@@ -16,9 +16,10 @@ Wide exploration was measured to cost more than it brings (docs/concepts/learnin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from functools import lru_cache
+from math import inf, sqrt
 from typing import NamedTuple
 
 import msgspec
@@ -36,6 +37,8 @@ _KNOWN_VARIANCE = 0.0009  # of the level: an offline score that was learned errs
 _NEW_VARIANCE = 0.04  # one that is a guess errs by about 0.2
 _NOISE, _NOISE_LABELS = 0.06, 10.0  # prior variance of a reward around its mean, and its weight
 _FLOOR_PART = 0.5  # of both budgets goes to the floors, the rest by the posterior draws
+_WIDTH = 8  # prepared normals are for so many candidates at a time
+_WORD = 2**64 - 1
 
 Floats = NDArray[np.float64]
 
@@ -63,6 +66,167 @@ class _Arm:
     centre: float = 0.0  # mean of the labelled offline scores
     w: float = 0.0  # what the labels count for after forgetting
     updated: int = 0  # the count of all updates when this arm had its last
+
+
+class _Line(NamedTuple):
+    """What is believed of one model, in units of rewards: reward = s + level + slope (s - centre),
+    with the variances of both and their covariance."""
+
+    level: float
+    slope: float
+    centre: float
+    p_level: float
+    p_both: float
+    p_slope: float
+
+
+_NEW = _Line(0.0, 0.0, 0.0, _NEW_VARIANCE, 0.0, 0.0)
+
+
+class Belief:
+    """What an `Explorer` believed at one moment, and the draws from it. Nothing in it changes.
+
+    This is on the path of requests: plain numbers, and one pass of NumPy over prepared draws.
+    """
+
+    __slots__ = ("_bound", "_cost_share", "_draws", "_gate", "_lines", "_share")
+
+    def __init__(
+        self,
+        lines: Mapping[str, _Line],
+        *,
+        share: float,
+        cost_share: float,
+        gate: float,
+        draws: int,
+        bound: float,
+    ) -> None:
+        self._lines = lines
+        self._share = share
+        self._cost_share = cost_share
+        self._gate = gate
+        self._draws = draws
+        self._bound = bound
+        _normals(draws, _WIDTH)  # so that no request has to wait for them
+
+    def quality(
+        self, models: Sequence[str], offline: Sequence[float]
+    ) -> tuple[list[float], list[float]]:
+        """(mean (k,), deviation (k,)), see `Explorer.quality`."""
+        means, deviations = [], []
+        lines = self._lines
+        for m, s in zip(models, offline, strict=True):
+            level, slope, centre, p_level, p_both, p_slope = lines.get(m, _NEW)
+            far = s - centre
+            means.append(s + level + slope * far)
+            variance = p_level + far * (2.0 * p_both + far * p_slope)
+            deviations.append(sqrt(variance) if variance > 0.0 else 0.0)
+        return means, deviations
+
+    def certain(self, k: int, chosen: int) -> Draw:
+        """The choice, for sure."""
+        if not 0 <= chosen < k:
+            raise ValueError(f"chosen: expected 0 to {k - 1}, got {chosen}")
+        return Draw(chosen, tuple([float(i == chosen) for i in range(k)]), False)
+
+    def draw(
+        self,
+        models: Sequence[str],
+        offline: Sequence[float],
+        cost_usd: Sequence[float],
+        chosen: int,
+        *,
+        seed: int,
+        quality_per_usd: float = 0.0,
+        spend_usd: float | None = None,
+    ) -> Draw:
+        """Which candidate to take, and the probability with which each could have been.
+
+        offline, cost_usd: (k,) predicted quality and USD of each candidate on this query; one whose
+        cost is not known (NaN) is never explored. chosen: index of the policy's own choice.
+        quality_per_usd: lambda of quality - lambda * cost. spend_usd: the route's mean USD a query,
+        of which exploring costs at most `cost_share`; None: the choice's own cost.
+
+        The expected cost of all that is not the choice is at most cost_share x spend_usd, also where
+        the explored model is cheaper.
+        """
+        k, share = len(models), self._share
+        certain = self.certain(k, chosen)
+        if k == 1 or share == 0.0:
+            return certain
+        mean, deviation = self.quality(models, offline)
+        bar, bound = mean[chosen] - self._gate, self._bound
+        able = [
+            i
+            for i in range(k)
+            if i != chosen
+            and mean[i] + bound * deviation[i] >= bar
+            and 0.0 <= cost_usd[i] < inf  # false for NaN
+        ]
+        if not able:
+            return certain
+        spend = cost_usd[chosen] if spend_usd is None else spend_usd
+        budget = self._cost_share * spend if 0.0 < spend < inf else 0.0
+        if budget == 0.0:
+            return certain
+        best = self._best(mean, deviation, cost_usd, quality_per_usd, [chosen, *able])
+        # Floors: an equal part of both budgets each, so a dearer model has the lower floor.
+        floor, floor_usd = _FLOOR_PART * share / len(able), _FLOOR_PART * budget / len(able)
+        rest, rest_usd = (1.0 - _FLOOR_PART) * share, (1.0 - _FLOOR_PART) * budget
+        won = max(sum(best), 1e-12)
+        p, left = [0.0] * k, 1.0
+        for i, part in zip(able, best, strict=True):
+            unit = max(cost_usd[i], 1e-12)
+            p[i] = min(floor, floor_usd / unit) + min(rest * part, rest_usd * part / (won * unit))
+            left -= p[i]
+        p[chosen] = left
+        # The choice first, so that the same seed explores less as less is worth exploring.
+        u = _uniform(seed) - left
+        for i in able:
+            if 0.0 <= u < p[i]:
+                return Draw(i, tuple(p), True)
+            u -= p[i]
+        return Draw(chosen, tuple(p), False)
+
+    def _best(
+        self,
+        mean: list[float],
+        deviation: list[float],
+        cost: Sequence[float],
+        quality_per_usd: float,
+        here: list[int],
+    ) -> list[float]:
+        """Share of the posterior draws in which each candidate of `here`, but the first, is worth
+        most. On one query a draw of (level, slope) is a draw of their sum at its score."""
+        drawn = _normals(self._draws, -(-len(here) // _WIDTH) * _WIDTH)
+        centre = [mean[i] for i in here]
+        if quality_per_usd:
+            # Only the choice may be of unknown cost: it is then worth nothing.
+            usd = [cost[i] if cost[i] < inf else inf for i in here]
+            centre = [m - quality_per_usd * c for m, c in zip(centre, usd, strict=True)]
+        value = drawn[:, : len(here)] * [deviation[i] for i in here] + centre
+        won: list[int] = np.bincount(value.argmax(axis=1), minlength=len(here)).tolist()
+        return [n / self._draws for n in won[1:]]
+
+
+@lru_cache(maxsize=64)
+def _normals(draws: int, width: int) -> Floats:
+    """(draws, width) of a standard normal, the same each time: how likely a candidate is to be taken
+    is then up to the query alone, and no request waits for fresh ones. Stratified: each column is
+    the same quantiles, in an order of its own."""
+    from statistics import NormalDist  # 5 ms to import
+
+    quantiles = [NormalDist().inv_cdf((i + 0.5) / draws) for i in range(draws)]
+    rng = np.random.default_rng(0)
+    return np.ascontiguousarray(np.array([rng.permutation(quantiles) for _ in range(width)]).T)
+
+
+def _uniform(seed: int) -> float:
+    """In [0, 1), by splitmix64 (Steele, Lea and Flood 2014): setting up a generator takes longer."""
+    z = (seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & _WORD
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _WORD
+    return ((z ^ (z >> 31)) >> 11) * 2.0**-53
 
 
 class Explorer:
@@ -108,6 +272,7 @@ class Explorer:
         self._updates = 0
         self._squares = 0.0  # forgotten sum of squared residuals, and of their weights
         self._weight = 0.0
+        self._belief: Belief | None = None  # until something is learned or forgotten
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -129,6 +294,7 @@ class Explorer:
         _within("weight", weight, 0.0, 1.0)
         if weight == 0.0:
             return
+        self._belief = None
         offline, reward, weight = float(offline), float(reward), float(weight)
         arm = self._arms.setdefault(model, _Arm(_NEW_VARIANCE, updated=self._updates))
         keep = self.forget**weight
@@ -164,13 +330,25 @@ class Explorer:
     def retain(self, models: Iterable[str]) -> None:
         """Forget every model that is not among these: it was removed from the route."""
         kept = set(models)
+        self._belief = None
         self._arms = {m: a for m, a in self._arms.items() if m in kept}
+
+    def belief(self) -> Belief:
+        """What is believed now. It stays as it is while the explorer goes on learning, so requests
+        may draw from it on another thread."""
+        if self._belief is None:
+            known = {m: self._line(arm) for m, arm in self._arms.items()}
+            self._belief = Belief(
+                known, share=self.share, cost_share=self.cost_share, gate=self.gate,
+                draws=self.draws, bound=self.bound,
+            )  # fmt: skip
+        return self._belief
 
     def quality(self, models: Sequence[str], offline: Sequence[float]) -> tuple[Floats, Floats]:
         """(mean (k,), deviation (k,)) of each model's quality on a query whose offline scores these
         are: the policy's predictions, corrected by what feedback has shown lately."""
-        pairs = [self._expect(self._arm(m), s) for m, s in zip(models, offline, strict=True)]
-        return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+        mean, deviation = self.belief().quality(models, offline)
+        return np.array(mean), np.array(deviation)
 
     def draw(
         self,
@@ -185,78 +363,15 @@ class Explorer:
         start: bool = True,
         bypass: bool = False,
     ) -> Draw:
-        """Which candidate to take, and the probability with which each could have been.
-
-        offline, cost_usd: (k,) predicted quality and USD of each candidate on this query; one whose
-        cost is not known (NaN) is never explored. chosen: index of the policy's own choice.
-        quality_per_usd: lambda of quality - lambda * cost. spend_usd: the route's mean USD a query,
-        of which exploring costs at most `cost_share`; None: the choice's own cost. start: this is
-        the start of a conversation; elsewhere, and on `bypass`, the choice is certain.
-
-        The expected cost of all that is not the choice is at most cost_share x spend_usd, also where
-        the explored model is cheaper.
-        """
-        k = len(models)
-        if not 0 <= chosen < k:
-            raise ValueError(f"chosen: expected 0 to {k - 1}, got {chosen}")
-        certain = Draw(chosen, tuple(float(i == chosen) for i in range(k)), False)
-        if bypass or not start or k == 1 or self.share == 0.0:
-            return certain
-        mean, deviation = self.quality(models, offline)
-        cost = np.asarray(cost_usd, float)
-        able = mean + self.bound * deviation >= mean[chosen] - self.gate
-        able &= np.isfinite(cost) & (cost >= 0.0)
-        able[chosen] = False
-        n = int(able.sum())
-        if not n:
-            return certain
-        rng = np.random.default_rng(seed)
-        u = float(rng.random())
-        spend = float(cost[chosen]) if spend_usd is None else spend_usd
-        budget = self.cost_share * spend if np.isfinite(spend) and spend > 0.0 else 0.0
-        # Floors: an equal part of both budgets each, so a dearer model has the lower floor.
-        unit = np.maximum(cost, 1e-12)
-        floor = np.minimum(_FLOOR_PART * self.share / n, _FLOOR_PART * budget / (n * unit))
-        best = self._best(mean, deviation, cost, quality_per_usd, able, chosen, rng)
-        rest = 1.0 - _FLOOR_PART
-        part = best / max(float(best[able].sum()), 1e-12)
-        drawn = np.minimum(rest * self.share * best, rest * budget * part / unit)
-        p = np.where(able, floor + drawn, 0.0)
-        p[chosen] = 1.0 - float(p.sum())
-        # The choice first, so that the same seed explores less as less is worth exploring.
-        order = [chosen, *(i for i in range(k) if i != chosen)]
-        at = int(np.searchsorted(np.cumsum(p[order]), u, side="right"))
-        action = order[min(at, k - 1)]
-        if p[action] == 0.0:  # u fell on the rounding of the sum
-            action = chosen
-        return Draw(action, tuple(p.tolist()), action != chosen)
-
-    def _best(
-        self,
-        mean: Floats,
-        deviation: Floats,
-        cost: Floats,
-        quality_per_usd: float,
-        able: NDArray[np.bool_],
-        chosen: int,
-        rng: np.random.Generator,
-    ) -> Floats:
-        """(k,) share of the posterior draws in which each candidate is worth most. On one query a
-        draw of (level, slope) is a draw of their sum at its score."""
-        value = mean + deviation * rng.standard_normal((self.draws, len(mean)))
-        if quality_per_usd:
-            value = value - quality_per_usd * np.where(np.isfinite(cost), cost, np.inf)
-        here = able.copy()
-        here[chosen] = True
-        value = np.where(here, value, -np.inf)
-        winner = np.argmax(value, axis=1)
-        # Where even the choice is worth -inf (its cost is unknown), the draw is the choice's.
-        winner[~np.isfinite(value.max(axis=1))] = chosen
-        return np.bincount(winner, minlength=len(mean)) / self.draws
-
-    def _arm(self, model: str) -> _Arm:
-        arm = self._arms.get(model)
-        return _Arm(_NEW_VARIANCE, updated=self._updates) if arm is None else arm
+        """`Belief.draw` from what is believed now. start: this is the start of a conversation;
+        elsewhere, and on `bypass`, the choice is certain."""
+        belief = self.belief()
+        if bypass or not start:
+            return belief.certain(len(models), chosen)
+        return belief.draw(
+            models, offline, cost_usd, chosen,
+            seed=seed, quality_per_usd=quality_per_usd, spend_usd=spend_usd,
+        )  # fmt: skip
 
     def _noise(self) -> float:
         """Variance of a reward around its mean."""
@@ -274,14 +389,12 @@ class Explorer:
         both = arm.p_both * sqrt((level / arm.p_level) * (slope / arm.p_slope))
         return level, both, slope
 
-    def _expect(self, arm: _Arm, s: float) -> tuple[float, float]:
-        """(mean, deviation) of the reward's mean at the offline score s."""
+    def _line(self, arm: _Arm) -> _Line:
         if arm.w <= 0.0:
-            return s, sqrt(arm.p_level)
+            return _Line(0.0, 0.0, 0.0, arm.p_level, 0.0, 0.0)
         level, both, slope = self._grown(arm, self._stale_by(arm))
-        far = s - arm.centre
-        variance = level + 2.0 * far * both + far * far * slope
-        return s + arm.level + arm.slope * far, sqrt(max(variance, 0.0) * self._noise())
+        noise = self._noise()
+        return _Line(arm.level, arm.slope, arm.centre, level * noise, both * noise, slope * noise)
 
     def state(self) -> bytes:
         """All of it, for a snapshot; the same state gives the same bytes."""
@@ -296,15 +409,17 @@ class Explorer:
         return pack(SCHEMA, card, {"arms": np.array(rows, float).reshape(-1, 8)})
 
     @classmethod
-    def from_state(cls, raw: bytes) -> Explorer:
-        """Raises ArtifactError: cut, changed, of another schema."""
+    def from_state(cls, raw: bytes, *, share: float | None = None) -> Explorer:
+        """share: of now; None = that of the state. Raises ArtifactError: cut, changed, of another
+        schema."""
         card, arrays = unpack(raw, SCHEMA, _Card)
         arms = arrays.get("arms")
         if arms is None or arms.shape != (len(card.models), 8):
             raise misfit(SCHEMA, f"{len(card.models)} models")
         try:
             out = cls(
-                share=card.share, cost_share=card.cost_share, gate=card.gate, draws=card.draws,
+                share=card.share if share is None else share,
+                cost_share=card.cost_share, gate=card.gate, draws=card.draws,
                 forget=card.forget, stale=card.stale, bound=card.bound,
             )  # fmt: skip
         except ValueError as error:

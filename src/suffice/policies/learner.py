@@ -120,6 +120,45 @@ def cold(models: Sequence[str], quality: Sequence[float], p: int) -> Prior:
     return Prior(np.zeros((p, k)), np.array(quality, float), np.full(k, NEW_LABELS))
 
 
+class _Spectrum:
+    """A symmetric matrix (p + 1, p + 1) plus a diagonal prior of (first, c / base), for any c: one
+    eigendecomposition, after which each width costs next to nothing.
+
+    The first row, the intercept, has a prior that no width changes, so it is eliminated first. Of
+    NumPy's solvers `eigh` is one that lets other threads run meanwhile; `slogdet`, and `solve` of one
+    system, hold them up (numpy 2.4, for matrices of this size).
+    """
+
+    def __init__(self, matrix: Floats, first: float, base: Floats) -> None:
+        self._first = first
+        self._pivot = float(matrix[0, 0]) + first
+        self._row = matrix[0, 1:]
+        scale = np.sqrt(base[1:])
+        rest = matrix[1:, 1:] - np.outer(self._row, self._row / self._pivot)
+        self._values, vectors = np.linalg.eigh(scale[:, None] * rest * scale)
+        self._vectors = scale[:, None] * vectors
+
+    def logdet(self, c: float) -> float:
+        """Of the sum over the prior alone."""
+        rest = np.log(np.abs(self._values / c + 1.0)).sum()
+        return float(np.log(abs(self._pivot / self._first)) + rest)
+
+    def solve(self, c: float, y: Floats) -> Floats:
+        """(p + 1,)."""
+        v = self._vectors
+        rest = v @ ((y[1:] - self._row * (y[0] / self._pivot)) @ v / (self._values + c))
+        return np.append((y[0] - self._row @ rest) / self._pivot, rest)
+
+    def inverse(self, c: float) -> Floats:
+        """(p + 1, p + 1)."""
+        v = self._vectors
+        out = np.empty((len(v) + 1, len(v) + 1))
+        out[1:, 1:] = (v / (self._values + c)) @ v.T
+        out[0, 1:] = out[1:, 0] = out[1:, 1:] @ self._row / -self._pivot
+        out[0, 0] = (1.0 - self._row @ out[0, 1:]) / self._pivot
+        return out
+
+
 class Learner:
     """models: (k,) of the route. mean, deviation: (n_signals,) of the signals over training prompts.
     n_dimensions: of the vectors. prior: the warm start; None: quality 0.75 for all. forget: what a
@@ -242,7 +281,7 @@ class Learner:
 
     def refit(self) -> Fit:
         """The posterior mean, averaged by evidence over the prior widths. Exactly the warm start
-        where nothing was observed. About k x 5 inversions of (p + 1, p + 1) matrices."""
+        where nothing was observed. About k + 5 eigendecompositions of (p, p) matrices."""
         start = np.concatenate([self.prior.intercept[None], self.prior.weights]).T  # (k, p + 1)
         total = float(self._weight.sum())
         if total <= 0.0:
@@ -265,10 +304,13 @@ class Learner:
 
         base = np.ones(moment.shape[1])
         base[1 : 1 + len(self.mean)] = _SIGNALS
+        spectra = [
+            _Spectrum(g, float(n), base) for g, n in zip(self._gram, self.prior.labels, strict=True)
+        ]
         cells: list[tuple[float, float, float, float]] = []  # evidence, own, shared, noise
         means: list[Floats] = []
         for own in _OWN:
-            some, found = self._cells(own, base, moment, square, total)
+            some, found = self._cells(own, spectra, base, moment, square, total)
             cells += some
             means += found
         evidence = np.array([cell[0] for cell in cells])
@@ -282,35 +324,36 @@ class Learner:
         )  # fmt: skip
 
     def _cells(
-        self, own: float, base: Floats, moment: Floats, square: float, total: float
+        self,
+        own: float,
+        spectra: Sequence[_Spectrum],
+        base: Floats,
+        moment: Floats,
+        square: float,
+        total: float,
     ) -> tuple[list[tuple[float, float, float, float]], list[Floats]]:
         """Evidence and posterior means (k, p + 1) for one own width and each shared width.
 
         Given s, the models are independent, so s is solved for with each a integrated out: with
         C = (G + P)^-1, their part of its precision is G - G C G = P - P C P.
         """
-        k, q = moment.shape
-        inverse = np.empty((k, q, q))
+        q = moment.shape[1]
         precision, pull = np.zeros((q, q)), np.zeros(q)
         fitted, logdet = 0.0, 0.0
-        for j in range(k):
-            prior = _UNIT / (base * own)
+        prior = _UNIT / (base * own)
+        for j, spectrum in enumerate(spectra):
             prior[0] = self.prior.labels[j]
-            a = self._gram[j] + np.diag(prior)
-            logdet += float(np.linalg.slogdet(a)[1] - np.log(prior).sum())
-            inverse[j] = np.linalg.inv(a)
-            gain = inverse[j] @ moment[j]
+            logdet += spectrum.logdet(_UNIT / own)
+            gain = spectrum.solve(_UNIT / own, moment[j])
             fitted += float(moment[j] @ gain)
             pull += prior * gain  # m - G C m
-            precision -= prior[:, None] * inverse[j] * prior
+            precision -= prior[:, None] * spectrum.inverse(_UNIT / own) * prior
             precision[np.diag_indices(q)] += prior
+        common = _Spectrum(precision, _UNIT / _SHARED_INTERCEPT, base)
         cells, means = [], []
         for shared in _SHARED:
-            prior = _UNIT / (base * shared)
-            prior[0] = _UNIT / _SHARED_INTERCEPT
-            a = precision + np.diag(prior)
-            s = np.linalg.solve(a, pull)
-            det = logdet + float(np.linalg.slogdet(a)[1] - np.log(prior).sum())
+            s = common.solve(_UNIT / shared, pull)
+            det = logdet + common.logdet(_UNIT / shared)
             left = max(square - fitted - float(pull @ s), 1e-9)
             # The noise has a prior of _PSEUDO_LABELS labels at the scale of the scores.
             noise = (left + _PSEUDO_LABELS * _UNIT) / (total + _PSEUDO_LABELS)
@@ -322,8 +365,9 @@ class Learner:
                 - 0.5 * ((width[1] - _SHARED_LOG10[0]) / _SHARED_LOG10[1]) ** 2
             )
             cells.append((float(evidence), float(width[0]), float(width[1]), float(noise)))
-            rest = moment - np.einsum("kpq,q->kp", self._gram, s)
-            means.append(s + np.einsum("kpq,kq->kp", inverse, rest))
+            rest = moment - self._gram @ s
+            own_means = [x.solve(_UNIT / own, y) for x, y in zip(spectra, rest, strict=True)]
+            means.append(s + np.stack(own_means))
         return cells, means
 
     def with_models(self, models: Sequence[str], prior: Prior) -> Learner:

@@ -12,6 +12,8 @@ from math import expm1, log1p
 
 from ..types import Candidate, Features, Model
 
+SLOPE = 0.1  # what a weaker model lacks grows by this per deviation of log length, at most
+FULL_GAP = 0.25  # gap of mean qualities at which it does
 GRID = 200  # difficulty quantiles are looked at in GRID + 1 steps
 _FLOOR = 0.1  # part of a model's failures that no ease of the query takes away
 _BEND = 3.0  # the rest grows with difficulty to at most this power
@@ -83,6 +85,11 @@ def quality_curves(priors: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
     scale = min(1.0, (room - 1.0) / (top - 1.0)) if top > 1.0 else 1.0
     steps = [1.0 + scale * (_FLOOR + part * x - 1.0) for x in grow]
     return tuple(tuple(1.0 - (1.0 - x) * step for step in steps) for x in p)
+
+
+def slope(gap: float) -> float:
+    """Of a model whose mean quality is `gap` above another's, against it on standardised log length."""
+    return SLOPE * min(0.0, max(-1.0, gap / FULL_GAP))
 
 
 def list_price(m: Model) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from math import exp
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,7 @@ from .traffic import Mix, PredictionSketch, Traffic, cheapest_mix
 Fold = Callable[[NDArray[np.floating]], NDArray[np.float32]]
 Embed = Callable[[Features], NDArray[np.float32]]
 
-_SLOPE = 0.1  # what a weaker model lacks grows by this per deviation of log length, at most
-_FULL_GAP = 0.25  # gap of means at which it does
+_POOLS = 256  # whose solutions are remembered
 _PRIOR_ROWS = 256  # of the training sample, kept beside the route's own traffic
 
 
@@ -61,6 +61,14 @@ class _Learned:
         self.ends: tuple[int, int] | None = None  # the two to mix, where no query differs
 
 
+class _Solved(NamedTuple):
+    """What of a pool does not depend on how fast its models are lately, which changes by the second."""
+
+    models: tuple[Model, ...]
+    lead: list[float]
+    more: _Learned
+
+
 class TrainedPolicy(DecidingPolicy):
     """Serves one artifact.
 
@@ -81,6 +89,7 @@ class TrainedPolicy(DecidingPolicy):
         folded: NDArray[np.float32] | None = None,
     ) -> None:
         super().__init__()
+        self._solved: dict[tuple[tuple[str, ...], Objective], _Solved] = {}
         self.artifact = artifact
         self.fold = fold
         self.embed = embed
@@ -194,6 +203,18 @@ class TrainedPolicy(DecidingPolicy):
     # ── the pool ─────────────────────────────────────────────────────────────────────────────────
 
     def _make_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> Pool:
+        models = tuple([c.model for c in candidates])
+        key = (tuple([m.name for m in models]), objective)
+        solved = self._solved.get(key)
+        if solved is not None and solved.models == models:
+            return Pool(candidates, objective, solved.lead, solved.more)
+        pool = self._solve(candidates, objective)
+        if len(self._solved) >= _POOLS:
+            self._solved.clear()
+        self._solved[key] = _Solved(models, pool.lead, pool.more)
+        return pool
+
+    def _solve(self, candidates: tuple[Candidate, ...], objective: Objective) -> Pool:
         models = self.artifact.card.models
         columns = [column_of(c.model.name, models) for c in candidates]
         means = self.artifact.sample_quality.mean(axis=0)
@@ -240,7 +261,7 @@ class TrainedPolicy(DecidingPolicy):
                 out.append(None)
                 continue
             gap = min(1.0, max(0.0, prior + shift)) - anchor
-            out.append(_Guess(gap, _SLOPE * min(0.0, max(-1.0, gap / _FULL_GAP))))
+            out.append(_Guess(gap, predict.slope(gap)))
         return out
 
     def _price_ratio(self, model: Model, models: Sequence[str]) -> float:

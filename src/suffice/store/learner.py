@@ -3,7 +3,7 @@ feedback, written together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import sqlalchemy as sa
 
@@ -62,12 +62,15 @@ class Learner(Database):
             )
             return done.rowcount == 1
 
-    def learner_state(self, route: str) -> LearnerState:
-        """What was saved last; empty with cursor 0 where nothing was."""
+    def learner_state(self, route: str, names: Collection[str] | None = None) -> LearnerState:
+        """What was saved last; empty with cursor 0 where nothing was. names: read only these, since
+        some are a megabyte; None = all."""
+        of_route = _s.c.route == _c.c.route
+        wanted = of_route if names is None else sa.and_(of_route, _s.c.name.in_(names))
         rows = self._rows(  # one statement: no save comes between cursor and states
             sa.select(_c.c.through_seq, _s.c.name, _s.c.state)
             .select_from(_c)
-            .outerjoin(_s, _s.c.route == _c.c.route)
+            .outerjoin(_s, wanted)
             .where(_c.c.route == route)
         )
         if not rows:

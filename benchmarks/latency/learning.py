@@ -1,0 +1,171 @@
+"""What learning adds to a request: the same traffic through three real gateways, `learning` off,
+shadow and on.
+
+    python benchmarks/latency/learning.py [--rounds 8] [--requests 300] [--per-s 100]
+
+The providers are simulated and answer at once; every answer is scored by the client, so the learner
+takes in labels and refits while it is measured. The gateways are asked in turn, each for a short
+round, in an order that changes, so that what else the machine does falls on all of them alike. The
+figure is the time before the first upstream call, `x-suffice-overhead-ms`, of all rounds together.
+One core each is not to be had everywhere: the machine's load stands beside the figures. Loopback
+only, bounded. Writes learning.json here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from suffice.gateway import BackgroundServer
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "quality"))
+
+import loop_drive  # noqa: E402  lies beside the benchmarks of quality
+import loop_world  # noqa: E402
+from provenance import provenance, write_json  # noqa: E402
+
+MODES = ("off", "shadow", "on")
+AT_ONCE = 4
+HEADERS = (("content-type", "application/json"),)
+
+
+async def played(
+    client: Any, base_url: str, world: Any, stream: list[Any], per_s: float
+) -> list[float]:
+    """Milliseconds before the upstream call of each request, at most `per_s` sent a second; each
+    answer is scored."""
+    gate = asyncio.Semaphore(AT_ONCE)
+    out: list[float] = []
+
+    async def post(path: str, body: dict[str, Any]) -> Any:
+        answer = await client.post(base_url + path, HEADERS, json.dumps(body).encode())
+        if answer.status != 200:
+            raise SystemExit(f"{path}: {answer.status} {bytes(answer.content)[:300]!r}")
+        return answer.headers
+
+    async def one(r: Any) -> None:
+        async with gate:
+            ask = {"model": "auto", "messages": [{"role": "user", "content": r.prompt}]}
+            head = await post("/v1/chat/completions", ask)
+            out.append(float(head["x-suffice-overhead-ms"]))
+            good = world.good(r, loop_world.MODELS.index(head["x-suffice-model"]))
+            label = {"decision_id": head["x-suffice-decision-id"], "score": float(good)}
+            await post("/v1/feedback", label)
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for i, r in enumerate(stream):
+            await asyncio.sleep(max(0.0, began + i / per_s - time.perf_counter()))
+            tasks.create_task(one(r))
+    return out
+
+
+async def measured(
+    urls: dict[str, str], world: Any, rounds: int, n: int, per_s: float
+) -> dict[str, list[list[float]]]:
+    """Mode -> rounds of milliseconds. A first round each, twice as long, is thrown away."""
+    import pyqwest
+
+    stream = loop_world.requests(1, (rounds + 2) * n, missing=0.0)
+    transport = pyqwest.HTTPTransport(follow_redirects=False, pool_max_idle_per_host=AT_ONCE)
+    client = pyqwest.Client(transport)
+    for url in urls.values():
+        await played(client, url, world, stream[: 2 * n], per_s)
+    out: dict[str, list[list[float]]] = {mode: [] for mode in urls}
+    names = list(urls)
+    for i in range(rounds):
+        part = stream[(i + 2) * n : (i + 3) * n]
+        for mode in names[i % len(names) :] + names[: i % len(names)]:
+            out[mode].append(await played(client, urls[mode], world, part, per_s))
+    await transport.aclose()
+    return out
+
+
+def told(rounds: list[list[float]]) -> dict[str, Any]:
+    """Of all requests, and the medians of the rounds' own figures, which one bad moment of the
+    machine does not move."""
+    each = np.array([np.percentile(r, [50, 90, 99]) for r in rounds])
+    p50, p90, p99 = np.percentile(np.concatenate(rounds), [50, 90, 99])
+    names = ("p50_ms", "p90_ms", "p99_ms")
+    typical = dict(zip(names, np.round(np.median(each, axis=0), 3).tolist(), strict=True))
+    return {
+        "requests": sum(map(len, rounds)),
+        "p50_ms": round(float(p50), 3),
+        "p90_ms": round(float(p90), 3),
+        "p99_ms": round(float(p99), 3),
+        "median_round": typical,
+    }
+
+
+def learned(path: Path) -> dict[str, Any]:
+    """How much was explored and refitted, as the gateway's store has it."""
+    import sqlite3
+
+    with sqlite3.connect(path.with_suffix(".db")) as connection:
+        details = [json.loads(d) for (d,) in connection.execute("SELECT detail FROM decisions")]
+        (snapshots,) = connection.execute("SELECT count(*) FROM snapshots").fetchone()
+    connection.close()
+    return {
+        "snapshots": snapshots,
+        "explored_share": round(float(np.mean([bool(d.get("explored")) for d in details])), 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--per-s", type=float, default=100.0)
+    parser.add_argument("--objective", default=f"{{ worth_usd = {loop_world.WORTH_USD} }}")
+    parser.add_argument("--out", type=Path, default=HERE / "learning.json")
+    args = parser.parse_args()
+    world = loop_world.world(1)
+    before = os.getloadavg()
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        fake = stack.enter_context(loop_drive.upstream())
+        paths, urls = {}, {}
+        for mode in MODES:
+            paths[mode] = loop_drive.config(
+                folder, world, fake.base_url, mode, objective=args.objective
+            )
+            urls[mode] = stack.enter_context(BackgroundServer(paths[mode], cwd=folder)).base_url
+        found = asyncio.run(measured(urls, world, args.rounds, args.requests, args.per_s))
+        stack.pop_all().close()  # the stores are whole once their gateways have ended
+        rows = {mode: told(found[mode]) for mode in MODES}
+    results = {
+        **provenance(),
+        "load": {"before": before, "after": os.getloadavg()},
+        "rounds": args.rounds,
+        "requests": args.requests,
+        "per_s": args.per_s,
+        "at_once": AT_ONCE,
+        "objective": args.objective,
+        "took_s": round(time.perf_counter() - began, 1),
+        "learning": rows,
+        "added_ms": {
+            mode: {
+                k: round(rows[mode]["median_round"][k] - rows["off"]["median_round"][k], 3)
+                for k in ("p50_ms", "p90_ms", "p99_ms")
+            }
+            for mode in MODES[1:]
+        },
+    }
+    write_json(args.out, results)
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
