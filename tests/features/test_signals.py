@@ -131,3 +131,9 @@ def test_options_of_an_ask_whose_middle_was_never_read_stay_within_it() -> None:
     ask = Ask("x" * 512 + "\n" + "y A. one B. two".ljust(512), 2_000_000, 0, 0, False)
     assert stem_chars(ask) == 514 + 2_000_000 - len(ask.text)
     assert np.isfinite(log1p(stem_chars(ask)))
+
+
+@pytest.mark.parametrize("ask", ["What is 2 + 2?\n", "Name them:\n- one\n\n- two\n"])
+@pytest.mark.parametrize("noise", ["{}\nAnswer:", "{}\n\nAnswer:\n\nResponse:", "Question:\n\n{}"])
+def test_blank_lines_of_a_template_are_not_structure(ask: str, noise: str) -> None:
+    assert clean(noise.format(ask)) == clean(ask)

@@ -41,7 +41,7 @@ __all__ = [
     "vector_variance",
 ]
 
-SCHEMA = "ask-4"  # changes whenever the same text would give other numbers
+SCHEMA = "ask-5"  # changes whenever the same text would give other numbers
 DIMENSIONS = table.DIMENSIONS
 
 _PROMPT = SIGNAL_NAMES.index("log_prompt_tokens")

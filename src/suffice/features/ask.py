@@ -40,7 +40,7 @@ _TEMPLATE = re.compile(
     r"|^#{2,4}\s*(?:instruction|response|input|human|user|assistant|question|answer)s?\s*:?\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_TAIL = re.compile(r"(?:\s(?:answer|response|assistant|a|output)\s*:)+$", re.IGNORECASE)
+_TAIL = re.compile(r"(?:\s+(?:answer|response|assistant|a|output)\s*:)+$", re.IGNORECASE)
 _FENCE = re.compile(r"```[^\n]{0,40}\n(.{400,16384}?)```", re.DOTALL)
 _LABEL = re.compile(r"^(?:(?:question|user|human|prompt|q)\s*:\s*)+", re.IGNORECASE)
 
@@ -100,12 +100,14 @@ def clean(raw: str) -> Ask:
             text = bare
     # Wrapped lines are one paragraph; a blank line or a list item is structure.
     text = text.strip()
-    lines = text.count("\n\n") + text.count("\n- ") + text.count("\n* ") + text.count("\n1. ")
-    text = " ".join(text.split())
+    # Labels of a template go first: the blank line between them and the ask is theirs.
     if text and text[0] in "QqUuHhPp":
         text = _LABEL.sub("", text)
     if text.endswith(":"):
         text = text[:-80] + _TAIL.sub("", text[-80:])  # the end alone: a search costs by the length
+    text = text.strip()
+    lines = text.count("\n\n") + text.count("\n- ") + text.count("\n* ") + text.count("\n1. ")
+    text = " ".join(text.split())
     chars = len(text)
     if len(raw) > 2 * _SCAN:
         chars += len(raw) - 2 * _SCAN
