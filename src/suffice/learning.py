@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from . import refitting
 from .errors import ArtifactError, StoreError, UsageError
 from .policies import artifact as artifacts
 from .policies.artifact import Artifact, Card
@@ -37,6 +38,7 @@ from .policies.learner import (
     NEW_LABELS,
     PRIOR_LABELS,
     VECTOR_SCALE,
+    Fit,
     Learner,
     Prior,
     Rows,
@@ -336,9 +338,10 @@ class RouteLearner:
         known |= set(self._known())
         self.explorer = Explorer([n for n in self.names if n in known], share=self.share)
 
-    def refit(self, now_s: float) -> Artifact:
-        """The artifact of what is known now. The same state gives the same artifact within a day."""
-        fit = self.learner.refit()
+    def refit(self, now_s: float, fit: Fit | None = None) -> Artifact:
+        """The artifact of what is known now. The same state gives the same artifact within a day.
+        fit: what the learner makes of it; None = worked out here."""
+        fit = self.learner.refit() if fit is None else fit
         f, base = self.facts, self.base
         s, k = len(f.mean), len(self.names)
         e = Linear(
@@ -633,13 +636,15 @@ class Learning:
                 break
         due = mine.due(now_s) and not self._stop.is_set()  # whoever stops the gateway waits
         if (due or self._unsaved(mine, now_s)) and self._save(route, mine, now_s) and due:
-            version = self._publish(route, self._refitted(route, mine, now_s), now_s)
-            mine.published(now_s)
-            done = {**mine.small_states(), "published": version.encode()}
-            if not self._store.save_learner_state(
-                name, done, mine.cursor, expected_cursor=mine.cursor, now_s=now_s
-            ):
-                self._learners.pop(name, None)
+            raw = self._refitted(route, mine, now_s)
+            if raw is not None:
+                version = self._publish(route, raw, now_s)
+                mine.published(now_s)
+                done = {**mine.small_states(), "published": version.encode()}
+                if not self._store.save_learner_state(
+                    name, done, mine.cursor, expected_cursor=mine.cursor, now_s=now_s
+                ):
+                    self._learners.pop(name, None)
         self.beliefs[name] = mine.explorer.belief()
 
     def _take_over(self, route: Route, now_s: float) -> RouteLearner:
@@ -691,9 +696,15 @@ class Learning:
         self._learners.pop(route.name, None)
         return False
 
-    def _refitted(self, route: Route, mine: RouteLearner, now_s: float) -> bytes:
+    def _refitted(self, route: Route, mine: RouteLearner, now_s: float) -> bytes | None:
+        """None: stopped meanwhile. It stays due until a snapshot is published."""
         started = time.perf_counter()
-        raw = artifacts.pack(mine.refit(now_s))
+        fit = None
+        if self._thread is not None:  # there is traffic beside it
+            fit = refitting.refit(mine.learner, self._stop.is_set)
+            if fit is None:
+                return None
+        raw = artifacts.pack(mine.refit(now_s, fit))
         took = time.perf_counter() - started
         _log.info("route %s: refitted through label %d in %.2f s", route.name, mine.cursor, took)
         return raw
