@@ -295,9 +295,9 @@ def test_a_refit_in_its_own_process_is_the_same(
     teach(made, 30)
     learning.step(1010.0)
     learner = learning._learners["auto"].learner
-    here = learner.refit()
+    here, state = learner.refit(), learner.state()
     for fit in (
-        refitting.refit(learner, lambda: False),
+        refitting.refit(learner, state, lambda: False),
         refitting.unpacked(refitting.packed(here)),
     ):
         assert fit is not None
@@ -307,17 +307,17 @@ def test_a_refit_in_its_own_process_is_the_same(
         assert fit[3:] == here[3:]
     assert caplog.text == ""
     monkeypatch.setattr(refitting, "_CHILD", "raise SystemExit('no')")
-    fit = refitting.refit(learner, lambda: False)
+    fit = refitting.refit(learner, state, lambda: False)
     assert fit is not None
     assert (fit.weights == here.weights).all()
     assert "failed in its own process: no" in caplog.text
     monkeypatch.setattr(refitting, "_CHILD", "import time; time.sleep(60)")
-    assert refitting.refit(learner, lambda: True) is None
+    assert refitting.refit(learner, state, lambda: True) is None
     monkeypatch.setattr(refitting, "TIMEOUT_S", 0.2)
-    fit = refitting.refit(learner, lambda: False)
+    fit = refitting.refit(learner, state, lambda: False)
     assert fit is not None
     monkeypatch.setattr(refitting.sys, "executable", "/nowhere/python")
-    fit = refitting.refit(learner, lambda: False)
+    fit = refitting.refit(learner, state, lambda: False)
     assert fit is not None
     assert "in the gateway's own process" in caplog.text
 

@@ -635,8 +635,10 @@ class Learning:
             if len(labels) < _PAGE or self._stop.is_set():
                 break
         due = mine.due(now_s) and not self._stop.is_set()  # whoever stops the gateway waits
-        if (due or self._unsaved(mine, now_s)) and self._save(route, mine, now_s) and due:
-            raw = self._refitted(route, mine, now_s)
+        if due or self._unsaved(mine, now_s):
+            states = mine.states()
+            kept = self._save(route, mine, states, now_s)
+            raw = self._refitted(route, mine, states["learner"], now_s) if kept and due else None
             if raw is not None:
                 version = self._publish(route, raw, now_s)
                 mine.published(now_s)
@@ -685,10 +687,12 @@ class Learning:
         many = new >= _SAVE_LABELS and passed_s >= _SAVE_S
         return many or (new > 0 and passed_s >= _SAVE_AT_LAST_S)
 
-    def _save(self, route: Route, mine: RouteLearner, now_s: float) -> bool:
+    def _save(
+        self, route: Route, mine: RouteLearner, states: Mapping[str, bytes], now_s: float
+    ) -> bool:
         """False: another learner has moved on; what was taken in here is in its state as well."""
         if self._store.save_learner_state(
-            route.name, mine.states(), mine.cursor, expected_cursor=self._saved[route.name][0],
+            route.name, states, mine.cursor, expected_cursor=self._saved[route.name][0],
             now_s=now_s,
         ):  # fmt: skip
             self._saved[route.name] = (mine.cursor, now_s)
@@ -696,12 +700,14 @@ class Learning:
         self._learners.pop(route.name, None)
         return False
 
-    def _refitted(self, route: Route, mine: RouteLearner, now_s: float) -> bytes | None:
-        """None: stopped meanwhile. It stays due until a snapshot is published."""
+    def _refitted(
+        self, route: Route, mine: RouteLearner, state: bytes, now_s: float
+    ) -> bytes | None:
+        """state: the learner's. None: stopped meanwhile. It stays due until a snapshot is published."""
         started = time.perf_counter()
         fit = None
         if self._thread is not None:  # there is traffic beside it
-            fit = refitting.refit(mine.learner, self._stop.is_set)
+            fit = refitting.refit(mine.learner, state, self._stop.is_set)
             if fit is None:
                 return None
         raw = artifacts.pack(mine.refit(now_s, fit))

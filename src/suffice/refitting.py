@@ -65,12 +65,12 @@ def unpacked(raw: bytes) -> Fit:
         raise misfit(SCHEMA, f"no {error}") from None
 
 
-def refit(learner: Learner, stopped: Callable[[], bool]) -> Fit | None:
+def refit(learner: Learner, state: bytes, stopped: Callable[[], bool]) -> Fit | None:
     """`learner.refit()` of a child process; of this one where there is no child to be had, or none
-    that is done in time. None: stopped meanwhile."""
+    that is done in time. state: the learner's. None: stopped meanwhile."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as given:  # a pipe would have to be fed meanwhile
-        given.write(learner.state())
+        given.write(state)
         given.seek(0)
         try:
             child = subprocess.Popen(
