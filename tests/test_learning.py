@@ -10,36 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice import Router, features
+from labelled import CODE, PROSE, decided, router, settings, teach
+from suffice import Router, refitting
 from suffice.config import parse_settings
 from suffice.errors import ArtifactError
 from suffice.learning import Learning
-from suffice.types import Attempt, Decision, Record, Usage
-
-CODE = "write a python function that parses the {} file and returns a list"
-PROSE = "tell me a story about the {} that went to the market"
-
-
-def settings(tmp_path: Path, mode: str = "on") -> dict[str, Any]:
-    return {
-        "store": {"url": f"sqlite:///{(tmp_path / 's.db').as_posix()}"},
-        "providers": {"p": {"dialect": "openai", "base_url": "http://127.0.0.1:9/v1"}},
-        "models": {
-            "p/coder": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0, "quality": 0.7},
-            "p/writer": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0, "quality": 0.7},
-        },
-        "routes": {
-            "auto": {
-                "models": ["p/coder", "p/writer"],
-                "objective": "best",
-                "learning": mode,
-            }
-        },
-    }
-
-
-def router(tmp_path: Path, mode: str = "on") -> Router:
-    return Router(parse_settings(settings(tmp_path, mode)), env={}, seed=1)
+from suffice.policies.explore import Explorer
 
 
 @pytest.fixture
@@ -47,38 +23,6 @@ def made(tmp_path: Path) -> Iterator[Router]:
     r = router(tmp_path)
     yield r
     r.close()
-
-
-def decided(r: Router, text: str, model: str | None = None) -> Decision:
-    """A decision, as it is recorded once the model has answered. model: who did, whatever was
-    decided (as if explored)."""
-    d = r.route(text)
-    if model is not None:
-        d = msgspec.structs.replace(d, model=model)
-    usage = Usage(20, 30)
-    r.store.append(
-        Record(
-            decision=d,
-            attempts=(Attempt(d.model, 1, "ok", 1.0, 0.1, usage=usage),),
-            created_s=1000.0,
-            request_id="r",
-            status=200,
-            model=d.model,
-            usage=usage,
-            cost_usd=1e-4,
-            features=features.extract_text(text),
-        )
-    )
-    return d
-
-
-def teach(r: Router, n: int, start: int = 0) -> None:
-    """Each model is good at one topic and bad at the other."""
-    for i in range(start, start + n):
-        topic, good = ((CODE, "p/coder"), (PROSE, "p/writer"))[i % 2]
-        model = ("p/coder", "p/writer")[(i // 2) % 2]
-        d = decided(r, topic.format(f"thing{i}"), model)
-        r.feedback(d.id, 1.0 if model == good else 0.0, source=f"user{i % 40}")
 
 
 def test_topics_are_learned_from_feedback_alone_and_served(made: Router) -> None:
@@ -97,7 +41,7 @@ def test_topics_are_learned_from_feedback_alone_and_served(made: Router) -> None
 
 
 def test_shadow_changes_no_decision_and_logs_what_it_would_have_been(tmp_path: Path) -> None:
-    r = router(tmp_path, "shadow")
+    r = router(tmp_path, learning="shadow")
     try:
         learning = r.learn(start=False)
         before = [r.route(t.format("x")).model for t in (CODE, PROSE)]
@@ -116,7 +60,7 @@ def test_shadow_changes_no_decision_and_logs_what_it_would_have_been(tmp_path: P
 
 
 def test_off_learns_nothing(tmp_path: Path) -> None:
-    r = router(tmp_path, "off")
+    r = router(tmp_path, learning="off")
     try:
         learning = r.learn(start=False)
         teach(r, 100)
@@ -247,6 +191,135 @@ def test_exploring_is_narrow_says_so_and_logs_its_probability(made: Router) -> N
         {"role": "user", "content": "tell me more about the weather in Norway"},
     ]
     assert not any(made.route(talk).explored for _ in range(500))
+
+
+def test_each_client_wish_and_each_running_conversation_is_decided_for_sure(made: Router) -> None:
+    learning = made.learn(start=False)
+    learning.step(1000.0)
+    teach(made, 60)
+    learning.step(1010.0)
+    assert made.route("hello").propensity < 1.0
+    called = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    asked = {"role": "user", "content": "hello"}
+    loop = [
+        asked,
+        {"role": "assistant", "content": None, "tool_calls": called},
+        {"role": "tool", "tool_call_id": "c", "content": "42"},
+    ]
+    sure = [
+        made.route(loop),
+        made.route("hello", models=["p/writer", "p/coder"]),
+        made.route("hello", objective="cheapest"),
+        made.route("hello", route="p/coder"),
+        made.decide(_asked({"provider": {"order": ["p"]}})),
+    ]
+    for d in sure:
+        assert d.propensity == 1.0
+        assert sorted(p.propensity for p in d.predictions)[-1] == 1.0
+    assert made.decide(_asked({})).propensity < 1.0
+
+
+def _asked(more: dict[str, Any]) -> Any:
+    from suffice.gateway.parse import parse_chat
+
+    body = {"model": "auto", "messages": [{"role": "user", "content": "hello"}], **more}
+    return parse_chat(msgspec.json.encode(body), {})
+
+
+def test_a_route_says_how_much_is_explored(tmp_path: Path) -> None:
+    told = {}
+    for share in (0.004, 0.03):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        r = router(folder, explore=share)
+        learning = r.learn(start=False)
+        learning.step(1000.0)
+        teach(r, 60)
+        learning.step(1010.0)
+        told[share] = 1.0 - max(p.propensity for p in r.route("hello").predictions)
+        r.close()
+        again = router(folder, explore=0.01)  # what was saved does not outlive the setting
+        learning = again.learn(start=False)
+        learning.step(2000.0)
+        assert 1.0 - max(p.propensity for p in again.route("hello").predictions) <= 0.01
+        again.close()
+    assert 0.0 < told[0.004] <= 0.004 < told[0.03] <= 0.03
+
+
+def test_exploring_is_paid_for_by_what_the_route_spends(made: Router) -> None:
+    from suffice.gateway.parse import parse_chat
+
+    learning = made.learn(start=False)
+    learning.step(1000.0)
+    route = made.resolve("auto")
+    plain = made.route("hello")
+    usd = plain.predictions[0].cost_usd
+    assert usd is not None
+    made._spend["auto"] = usd / 1000.0
+    poor = made.route("hello")
+    assert 0.0 < 1.0 - poor.propensity < 0.1 * (1.0 - plain.propensity)
+    body = msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": "hi"}]})
+    for _ in range(2000):
+        made._evaluate(parse_chat(body, {}), route, serves=True)
+    assert made._spend["auto"] == pytest.approx(usd, rel=0.1)
+
+
+def test_what_was_explored_can_be_drawn_again(made: Router) -> None:
+    learning = made.learn(start=False)
+    learning.step(1000.0)
+    teach(made, 30)  # too few for a refit
+    learning.step(1010.0)
+    saved = learning._learners["auto"].explorer.state()
+    decided = [made.route(f"hello {i}") for i in range(300)]
+    belief = Explorer.from_state(saved).belief()
+    for d in decided:
+        told = d.predictions
+        names = [p.model for p in told]
+        chosen = max(range(len(told)), key=lambda i: told[i].propensity)
+        again = belief.draw(
+            names,
+            [p.quality or 0.0 for p in told],
+            [p.cost_usd or 0.0 for p in told],
+            chosen,
+            seed=d.seed,
+        )
+        assert again.propensities == tuple(p.propensity for p in told)
+        assert names[again.action] == d.model
+
+
+def test_a_refit_in_its_own_process_is_the_same(
+    made: Router, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    learning = made.learn(start=False)
+    learning.step(1000.0)
+    teach(made, 30)
+    learning.step(1010.0)
+    learner = learning._learners["auto"].learner
+    here, state = learner.refit(), learner.state()
+    for fit in (
+        refitting.refit(learner, state, lambda: False),
+        refitting.unpacked(refitting.packed(here)),
+    ):
+        assert fit is not None
+        assert (fit.weights == here.weights).all()
+        assert (fit.intercept == here.intercept).all()
+        assert (fit.labels == here.labels).all()
+        assert fit[3:] == here[3:]
+    assert caplog.text == ""
+    monkeypatch.setattr(refitting, "_CHILD", "raise SystemExit('no')")
+    fit = refitting.refit(learner, state, lambda: False)
+    assert fit is not None
+    assert (fit.weights == here.weights).all()
+    assert "failed in its own process: no" in caplog.text
+    monkeypatch.setattr(refitting, "_CHILD", "import time; time.sleep(60)")
+    assert refitting.refit(learner, state, lambda: True) is None
+    monkeypatch.setattr(refitting, "TIMEOUT_S", 0.2)
+    fit = refitting.refit(learner, state, lambda: False)
+    assert fit is not None
+    monkeypatch.setattr(refitting.sys, "executable", "/nowhere/python")
+    fit = refitting.refit(learner, state, lambda: False)
+    assert fit is not None
+    assert "in the gateway's own process" in caplog.text
 
 
 def test_a_model_added_later_is_learned_and_a_removed_one_is_gone(tmp_path: Path) -> None:

@@ -12,31 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from labelled import CODE, record, router, teach
 from suffice import Router, features
-from suffice.config import parse_settings
 from suffice.errors import StoreError
 from suffice.learning import LEASE_S, Learning, RouteLearner, limits_of
 from suffice.policies import artifact as artifacts
 from suffice.store.versions import snapshot
-from suffice.types import Attempt, Decision, Record, Usage
-
-CODE = "write a python function that parses the {} file and returns a list"
-PROSE = "tell me a story about the {} that went to the market"
-MODEL = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0, "quality": 0.7}
-
-
-def router(folder: Path, models: tuple[str, ...] = ("p/coder", "p/writer"), **route: Any) -> Router:
-    plain = {
-        "store": {"url": f"sqlite:///{(folder / 's.db').as_posix()}"},
-        "providers": {
-            p: {"dialect": "openai", "base_url": "http://127.0.0.1:9/v1"} for p in ("p", "q")
-        },
-        "models": dict.fromkeys(models, MODEL),
-        "routes": {
-            "auto": {"models": list(models), "objective": "best", "learning": "on", **route}
-        },
-    }
-    return Router(parse_settings(plain), env={}, seed=1)
 
 
 @pytest.fixture
@@ -44,37 +25,6 @@ def made(tmp_path: Path) -> Iterator[Router]:
     r = router(tmp_path)
     yield r
     r.close()
-
-
-def teach(
-    r: Router, n: int, *, key: str | None = None, source: str = "user", tokens: int = 30
-) -> None:
-    """Each model is good at one topic and bad at the other."""
-    for i in range(n):
-        topic, good = ((CODE, "coder"), (PROSE, "writer"))[i % 2]
-        d = r.route(topic.format(f"thing{i}"))
-        model = d.predictions[(i // 2) % 2].model
-        record(r, msgspec.structs.replace(d, model=model), topic.format(f"thing{i}"), key, tokens)
-        r.feedback(d.id, float(model.endswith(good)), source=source.format(i))
-
-
-def record(r: Router, d: Decision, text: str, key: str | None = None, tokens: int = 30) -> None:
-    x = features.extract_text(text)
-    usage = Usage(x.input_tokens - 1, tokens)
-    r.store.append(
-        Record(
-            decision=d,
-            attempts=(Attempt(d.model, 1, "ok", 1.0, 0.1, usage=usage),),
-            created_s=1000.0,
-            request_id="r",
-            status=200,
-            model=d.model,
-            usage=usage,
-            cost_usd=((x.input_tokens - 1) * 1.0 + tokens * 4.0) / 1e6,
-            features=x,
-            key_id=key,
-        )
-    )
 
 
 def learned(learning: Learning) -> RouteLearner:

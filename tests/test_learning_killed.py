@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-CODE = "write a python function that parses the {} file and returns a list"
-PROSE = "tell me a story about the {} that went to the market"
-CODER, WRITER = "p/coder", "p/writer"
+from labelled import CODE, CODER, PROSE, WRITER, record, router
+
 TURN_S = 100.0  # between the clocks of two workers: a dead one's lease has lapsed by then
 
 # Where a worker kills itself: a method of the store, at its n-th call, before or after it is done.
@@ -44,22 +43,6 @@ _KEPT = ("learner_cursors", "learner_states")
 AT_RANDOM = 6
 
 
-def router(folder: Path) -> Any:
-    from suffice import Router
-    from suffice.config import parse_settings
-
-    model = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0, "quality": 0.7}
-    settings = {
-        "store": {"url": f"sqlite:///{(folder / 's.db').as_posix()}"},
-        "providers": {"p": {"dialect": "openai", "base_url": "http://127.0.0.1:9/v1"}},
-        "models": {CODER: model, WRITER: model},
-        "routes": {
-            "auto": {"models": [CODER, WRITER], "objective": "best", "learning": "on"}
-        },
-    }  # fmt: skip
-    return Router(parse_settings(settings), env={}, seed=1)
-
-
 def often(learning: Any) -> None:
     """Everything that may be cut off happens all the time."""
     learning._SAVE_LABELS, learning._SAVE_S = 7, 0.0
@@ -74,8 +57,7 @@ def work(folder: Path, number: int, ready: int, point: tuple[str, int, str] | No
     byte to `ready`."""
     import msgspec
 
-    from suffice import features, learning
-    from suffice.types import Attempt, Record, Usage
+    from suffice import learning
 
     often(learning)
     r = router(folder)
@@ -91,20 +73,7 @@ def work(folder: Path, number: int, ready: int, point: tuple[str, int, str] | No
         text, good = ((CODE, CODER), (PROSE, WRITER))[rng.randrange(2)]
         text = text.format(f"thing{number}x{i}")
         d = msgspec.structs.replace(r.route(text), model=rng.choice((CODER, WRITER)))
-        usage = Usage(20, 30)
-        r.store.append(
-            Record(
-                decision=d,
-                attempts=(Attempt(d.model, 1, "ok", 1.0, 0.1, usage=usage),),
-                created_s=now_s,
-                request_id="r",
-                status=200,
-                model=d.model,
-                usage=usage,
-                cost_usd=1e-4,
-                features=features.extract_text(text),
-            )
-        )
+        record(r, d, text, at_s=now_s)
         r.feedback(d.id, float(d.model == good), source=f"user{i % 9}")
         os.write(noted, f"{d.id}\n".encode())
         os.write(ready, b"!")

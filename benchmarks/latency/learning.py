@@ -133,18 +133,19 @@ def main() -> None:
     world = loop_world.world(1)
     before = os.getloadavg()
     began = time.perf_counter()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        fake = stack.enter_context(loop_drive.upstream())
+    with tempfile.TemporaryDirectory() as name, loop_drive.upstream() as fake:
+        folder = Path(name)
         paths, urls = {}, {}
-        for mode in MODES:
-            paths[mode] = loop_drive.config(
-                folder, world, fake.base_url, mode, objective=args.objective
-            )
-            urls[mode] = stack.enter_context(BackgroundServer(paths[mode], cwd=folder)).base_url
-        found = asyncio.run(measured(urls, world, args.rounds, args.requests, args.per_s))
-        stack.pop_all().close()  # the stores are whole once their gateways have ended
-        rows = {mode: told(found[mode]) for mode in MODES}
+        with ExitStack() as servers:
+            for mode in MODES:
+                paths[mode] = loop_drive.config(
+                    folder, world, fake.base_url, mode, objective=args.objective
+                )
+                server = servers.enter_context(BackgroundServer(paths[mode], cwd=folder))
+                urls[mode] = server.base_url
+            found = asyncio.run(measured(urls, world, args.rounds, args.requests, args.per_s))
+        # The stores are whole once their gateways have ended.
+        rows = {mode: {**told(found[mode]), **learned(paths[mode])} for mode in MODES}
     results = {
         **provenance(),
         "load": {"before": before, "after": os.getloadavg()},

@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from . import refitting
 from .errors import ArtifactError, StoreError, UsageError
 from .policies import artifact as artifacts
 from .policies.artifact import Artifact, Card
@@ -37,6 +38,7 @@ from .policies.learner import (
     NEW_LABELS,
     PRIOR_LABELS,
     VECTOR_SCALE,
+    Fit,
     Learner,
     Prior,
     Rows,
@@ -336,9 +338,10 @@ class RouteLearner:
         known |= set(self._known())
         self.explorer = Explorer([n for n in self.names if n in known], share=self.share)
 
-    def refit(self, now_s: float) -> Artifact:
-        """The artifact of what is known now. The same state gives the same artifact within a day."""
-        fit = self.learner.refit()
+    def refit(self, now_s: float, fit: Fit | None = None) -> Artifact:
+        """The artifact of what is known now. The same state gives the same artifact within a day.
+        fit: what the learner makes of it; None = worked out here."""
+        fit = self.learner.refit() if fit is None else fit
         f, base = self.facts, self.base
         s, k = len(f.mean), len(self.names)
         e = Linear(
@@ -632,14 +635,18 @@ class Learning:
             if len(labels) < _PAGE or self._stop.is_set():
                 break
         due = mine.due(now_s) and not self._stop.is_set()  # whoever stops the gateway waits
-        if (due or self._unsaved(mine, now_s)) and self._save(route, mine, now_s) and due:
-            version = self._publish(route, self._refitted(route, mine, now_s), now_s)
-            mine.published(now_s)
-            done = {**mine.small_states(), "published": version.encode()}
-            if not self._store.save_learner_state(
-                name, done, mine.cursor, expected_cursor=mine.cursor, now_s=now_s
-            ):
-                self._learners.pop(name, None)
+        if due or self._unsaved(mine, now_s):
+            states = mine.states()
+            kept = self._save(route, mine, states, now_s)
+            raw = self._refitted(route, mine, states["learner"], now_s) if kept and due else None
+            if raw is not None:
+                version = self._publish(route, raw, now_s)
+                mine.published(now_s)
+                done = {**mine.small_states(), "published": version.encode()}
+                if not self._store.save_learner_state(
+                    name, done, mine.cursor, expected_cursor=mine.cursor, now_s=now_s
+                ):
+                    self._learners.pop(name, None)
         self.beliefs[name] = mine.explorer.belief()
 
     def _take_over(self, route: Route, now_s: float) -> RouteLearner:
@@ -680,10 +687,12 @@ class Learning:
         many = new >= _SAVE_LABELS and passed_s >= _SAVE_S
         return many or (new > 0 and passed_s >= _SAVE_AT_LAST_S)
 
-    def _save(self, route: Route, mine: RouteLearner, now_s: float) -> bool:
+    def _save(
+        self, route: Route, mine: RouteLearner, states: Mapping[str, bytes], now_s: float
+    ) -> bool:
         """False: another learner has moved on; what was taken in here is in its state as well."""
         if self._store.save_learner_state(
-            route.name, mine.states(), mine.cursor, expected_cursor=self._saved[route.name][0],
+            route.name, states, mine.cursor, expected_cursor=self._saved[route.name][0],
             now_s=now_s,
         ):  # fmt: skip
             self._saved[route.name] = (mine.cursor, now_s)
@@ -691,9 +700,17 @@ class Learning:
         self._learners.pop(route.name, None)
         return False
 
-    def _refitted(self, route: Route, mine: RouteLearner, now_s: float) -> bytes:
+    def _refitted(
+        self, route: Route, mine: RouteLearner, state: bytes, now_s: float
+    ) -> bytes | None:
+        """state: the learner's. None: stopped meanwhile. It stays due until a snapshot is published."""
         started = time.perf_counter()
-        raw = artifacts.pack(mine.refit(now_s))
+        fit = None
+        if self._thread is not None:  # there is traffic beside it
+            fit = refitting.refit(mine.learner, state, self._stop.is_set)
+            if fit is None:
+                return None
+        raw = artifacts.pack(mine.refit(now_s, fit))
         took = time.perf_counter() - started
         _log.info("route %s: refitted through label %d in %.2f s", route.name, mine.cursor, took)
         return raw

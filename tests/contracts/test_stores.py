@@ -497,6 +497,9 @@ def test_state_and_cursor_move_together_or_not_at_all(store: SqlStore) -> None:
     assert store.save_learner_state("auto", {"head": b"2"}, 9, expected_cursor=5, now_s=3.0)
     found = store.learner_state("auto")
     assert (found.cursor, found.states) == (9, {"head": b"2", "bandit": b"b"})
+    found = store.learner_state("auto", ("head", "nothing"))
+    assert (found.cursor, found.states) == (9, {"head": b"2"})
+    assert store.learner_state("auto", ()).cursor == 9
     assert store.save_learner_state("auto", {}, 11, expected_cursor=9, now_s=4.0)
     assert store.learner_state("auto").cursor == 11
     assert store.learner_state("other").states == {}

@@ -27,7 +27,7 @@ def pack(schema: str, card: Any, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     head = msgspec.json.encode(
         {"schema": schema, "digest": _digest(schema, inner, arrays), "card": msgspec.Raw(inner)}
     )
-    return packed(head, arrays, level=1)
+    return packed(head, arrays, level=0)
 
 
 def unpack(raw: bytes, schema: str, card: type[_T]) -> tuple[_T, dict[str, NDArray[Any]]]:
