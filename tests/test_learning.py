@@ -16,6 +16,7 @@ from suffice.config import parse_settings
 from suffice.errors import ArtifactError
 from suffice.learning import Learning
 from suffice.policies.explore import Explorer
+from suffice.policies.learner import Fit, Learner
 
 
 @pytest.fixture
@@ -287,39 +288,69 @@ def test_what_was_explored_can_be_drawn_again(made: Router) -> None:
         assert names[again.action] == d.model
 
 
-def test_a_refit_in_its_own_process_is_the_same(
-    made: Router, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def learner(made: Router) -> Learner:
     learning = made.learn(start=False)
     learning.step(1000.0)
     teach(made, 30)
     learning.step(1010.0)
-    learner = learning._learners["auto"].learner
-    here, state = learner.refit(), learner.state()
-    for fit in (
-        refitting.refit(learner, state, lambda: False),
-        refitting.unpacked(refitting.packed(here)),
-    ):
-        assert fit is not None
-        assert (fit.weights == here.weights).all()
-        assert (fit.intercept == here.intercept).all()
-        assert (fit.labels == here.labels).all()
-        assert fit[3:] == here[3:]
+    return learning._learners["auto"].learner
+
+
+def same(one: Fit | None, other: Fit) -> bool:
+    assert one is not None
+    arrays = all((a == b).all() for a, b in zip(one[:3], other[:3], strict=True))
+    return arrays and one[3:] == other[3:]
+
+
+def test_a_refit_in_its_own_process_is_the_same_whatever_lies_about(
+    learner: Learner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("numpy", "msgspec", "subprocess"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not me')")
+    monkeypatch.chdir(tmp_path)
+    here = learner.refit()
+    monkeypatch.setattr(Learner, "refit", lambda _: pytest.fail("made in this process"))
+    assert same(refitting.refit(learner, learner.state(), never), here)
+    assert same(refitting.unpacked(refitting.packed(here)), here)
     assert caplog.text == ""
-    monkeypatch.setattr(refitting, "_CHILD", "raise SystemExit('no')")
-    fit = refitting.refit(learner, state, lambda: False)
-    assert fit is not None
-    assert (fit.weights == here.weights).all()
-    assert "failed in its own process: no" in caplog.text
-    monkeypatch.setattr(refitting, "_CHILD", "import time; time.sleep(60)")
-    assert refitting.refit(learner, state, lambda: True) is None
-    monkeypatch.setattr(refitting, "TIMEOUT_S", 0.2)
-    fit = refitting.refit(learner, state, lambda: False)
-    assert fit is not None
-    monkeypatch.setattr(refitting.sys, "executable", "/nowhere/python")
-    fit = refitting.refit(learner, state, lambda: False)
-    assert fit is not None
-    assert "in the gateway's own process" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("child", "said"),
+    [
+        ("raise SystemExit('no')", "failed in its own process: no"),
+        ("print('no fit')", "failed in its own process: fit state"),
+        ("import time; time.sleep(60)", "got no CPU time in 0.2 s"),
+        (None, "in the gateway's own process: "),
+    ],
+    ids=str,
+)
+def test_without_a_child_that_does_it_a_refit_is_made_here_unless_all_ends(
+    learner: Learner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    child: str | None,
+    said: str,
+) -> None:
+    if child is None:
+        monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    else:
+        monkeypatch.setattr(refitting, "_CHILD", child)
+    monkeypatch.setattr(refitting, "TIMEOUT_S", 0.2 if "sleep" in str(child) else 20.0)
+    with caplog.at_level("INFO", "suffice.learning"):
+        assert same(refitting.refit(learner, learner.state(), never), learner.refit())
+    assert said in caplog.text
+    if child is not None:
+        monkeypatch.setattr(Learner, "refit", lambda _: pytest.fail("nobody waits for it"))
+        assert refitting.refit(learner, learner.state(), lambda: True) is None
 
 
 def test_a_model_added_later_is_learned_and_a_removed_one_is_gone(tmp_path: Path) -> None:

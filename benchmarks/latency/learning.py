@@ -3,8 +3,10 @@ shadow and on.
 
     python benchmarks/latency/learning.py [--rounds 8] [--requests 300] [--per-s 100]
 
-The providers are simulated and answer at once; every answer is scored by the client, so the learner
-takes in labels and refits while it is measured. The gateways are asked in turn, each for a short
+The providers are simulated and answer at once. First every answer is scored by the client, so the
+learner takes in labels and refits every few seconds while it is measured: a route's first minutes,
+the worst there is, as a day later there is a refit in ten minutes. Then none is: what is left is what
+learning costs the requests themselves. The gateways are asked in turn, each for a short
 round, in an order that changes, so that what else the machine does falls on all of them alike. The
 figure is the time before the first upstream call, `x-suffice-overhead-ms`, of all rounds together.
 One core each is not to be had everywhere: the machine's load stands beside the figures. Loopback
@@ -37,14 +39,15 @@ from provenance import provenance, write_json  # noqa: E402
 
 MODES = ("off", "shadow", "on")
 AT_ONCE = 4
+SETTLED_S = 5.0  # after the last score, for the last refit
 HEADERS = (("content-type", "application/json"),)
 
 
 async def played(
-    client: Any, base_url: str, world: Any, stream: list[Any], per_s: float
+    client: Any, base_url: str, world: Any, stream: list[Any], per_s: float, scored: bool
 ) -> list[float]:
-    """Milliseconds before the upstream call of each request, at most `per_s` sent a second; each
-    answer is scored."""
+    """Milliseconds before the upstream call of each request, at most `per_s` sent a second. scored:
+    so is each answer."""
     gate = asyncio.Semaphore(AT_ONCE)
     out: list[float] = []
 
@@ -59,6 +62,8 @@ async def played(
             ask = {"model": "auto", "messages": [{"role": "user", "content": r.prompt}]}
             head = await post("/v1/chat/completions", ask)
             out.append(float(head["x-suffice-overhead-ms"]))
+            if not scored:
+                return
             good = world.good(r, loop_world.MODELS.index(head["x-suffice-model"]))
             label = {"decision_id": head["x-suffice-decision-id"], "score": float(good)}
             await post("/v1/feedback", label)
@@ -73,21 +78,30 @@ async def played(
 
 async def measured(
     urls: dict[str, str], world: Any, rounds: int, n: int, per_s: float
-) -> dict[str, list[list[float]]]:
-    """Mode -> rounds of milliseconds. A first round each, twice as long, is thrown away."""
+) -> dict[bool, dict[str, list[list[float]]]]:
+    """Whether answers were scored -> mode -> rounds of milliseconds. A first round each, twice as
+    long, is thrown away."""
     import pyqwest
 
-    stream = loop_world.requests(1, (rounds + 2) * n, missing=0.0)
+    stream = loop_world.requests(1, (2 * rounds + 2) * n, missing=0.0)
     transport = pyqwest.HTTPTransport(follow_redirects=False, pool_max_idle_per_host=AT_ONCE)
     client = pyqwest.Client(transport)
     for url in urls.values():
-        await played(client, url, world, stream[: 2 * n], per_s)
-    out: dict[str, list[list[float]]] = {mode: [] for mode in urls}
+        await played(client, url, world, stream[: 2 * n], per_s, True)
     names = list(urls)
-    for i in range(rounds):
-        part = stream[(i + 2) * n : (i + 3) * n]
-        for mode in names[i % len(names) :] + names[: i % len(names)]:
-            out[mode].append(await played(client, urls[mode], world, part, per_s))
+    out: dict[bool, dict[str, list[list[float]]]] = {}
+    at = 2 * n
+    for scored in (True, False):
+        out[scored] = {mode: [] for mode in names}
+        if not scored:
+            await asyncio.sleep(SETTLED_S)
+        for i in range(rounds):
+            for mode in names[i % len(names) :] + names[: i % len(names)]:
+                part = stream[at : at + n]
+                out[scored][mode].append(
+                    await played(client, urls[mode], world, part, per_s, scored)
+                )
+            at += n
     await transport.aclose()
     return out
 
@@ -105,6 +119,15 @@ def told(rounds: list[list[float]]) -> dict[str, Any]:
         "p90_ms": round(float(p90), 3),
         "p99_ms": round(float(p99), 3),
         "median_round": typical,
+    }
+
+
+def added(rows: dict[str, Any]) -> dict[str, Any]:
+    """What a typical round has more than one with learning off."""
+    off = rows["off"]["median_round"]
+    return {
+        mode: {k: round(v - off[k], 3) for k, v in rows[mode]["median_round"].items()}
+        for mode in MODES[1:]
     }
 
 
@@ -145,7 +168,8 @@ def main() -> None:
                 urls[mode] = server.base_url
             found = asyncio.run(measured(urls, world, args.rounds, args.requests, args.per_s))
         # The stores are whole once their gateways have ended.
-        rows = {mode: {**told(found[mode]), **learned(paths[mode])} for mode in MODES}
+        labelled = {mode: {**told(found[True][mode]), **learned(paths[mode])} for mode in MODES}
+        unlabelled = {mode: told(found[False][mode]) for mode in MODES}
     results = {
         **provenance(),
         "load": {"before": before, "after": os.getloadavg()},
@@ -155,14 +179,10 @@ def main() -> None:
         "at_once": AT_ONCE,
         "objective": args.objective,
         "took_s": round(time.perf_counter() - began, 1),
-        "learning": rows,
-        "added_ms": {
-            mode: {
-                k: round(rows[mode]["median_round"][k] - rows["off"]["median_round"][k], 3)
-                for k in ("p50_ms", "p90_ms", "p99_ms")
-            }
-            for mode in MODES[1:]
-        },
+        "learning": labelled,
+        "added_ms": added(labelled),
+        "learning_without_labels": unlabelled,
+        "added_ms_without_labels": added(unlabelled),
     }
     write_json(args.out, results)
     print(json.dumps(results, indent=1))

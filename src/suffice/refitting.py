@@ -23,16 +23,17 @@ if TYPE_CHECKING:
     from .policies.learner import Fit, Learner
 
 SCHEMA = "fit-1"
-TIMEOUT_S = 15.0  # well within the learner's lease
+TIMEOUT_S = 10.0  # a lease has 15 s left at least, and a refit made here needs some of them
 _LOOK_S = 0.1  # between two looks whether to stop
 
 # First of all it steps back: before NumPy is imported.
 _CHILD = """
 import os
-if hasattr(os, "SCHED_IDLE"):
+try:
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-elif hasattr(os, "nice"):
-    os.nice(19)
+except (AttributeError, OSError):  # not Linux, or forbidden
+    if hasattr(os, "nice"):
+        os.nice(19)
 from suffice.refitting import main
 main()
 """
@@ -68,21 +69,11 @@ def unpacked(raw: bytes) -> Fit:
 def refit(learner: Learner, state: bytes, stopped: Callable[[], bool]) -> Fit | None:
     """`learner.refit()` of a child process; of this one where there is no child to be had, or none
     that is done in time. state: the learner's. None: stopped meanwhile."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile() as given:  # a pipe would have to be fed meanwhile
-        given.write(state)
-        given.seek(0)
-        try:
-            child = subprocess.Popen(
-                [sys.executable, "-c", _CHILD],
-                stdin=given,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=env,
-            )
-        except OSError as error:
-            _log.warning("refits are made in the gateway's own process: %s", error)
-            return learner.refit()
+    try:
+        child = _begun(state)
+    except OSError as error:
+        _log.warning("refits are made in the gateway's own process: %s", error)
+        return learner.refit()
     try:
         for _ in range(int(TIMEOUT_S / _LOOK_S)):
             try:
@@ -102,7 +93,22 @@ def refit(learner: Learner, state: bytes, stopped: Callable[[], bool]) -> Fit | 
     finally:
         child.kill()
         child.communicate()
-    return learner.refit()
+    return None if stopped() else learner.refit()
+
+
+def _begun(state: bytes) -> subprocess.Popen[bytes]:
+    """The child at work. Raises OSError: no program, no memory, nowhere for a temporary file."""
+    with tempfile.TemporaryFile() as given:  # a pipe would have to be fed meanwhile
+        given.write(state)
+        given.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", _CHILD],  # -P: nothing beside the config is imported
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,  # a terminal's Ctrl-C is for the gateway, which ends the child
+        )
 
 
 def main() -> None:

@@ -207,6 +207,22 @@ def test_old_labels_fade_and_late_ones_count_less() -> None:
     assert late.labels[0] == pytest.approx(10 * 0.999**1000, rel=0.01)
 
 
+def test_scores_replaced_after_they_had_faded_do_not_stop_a_refit() -> None:
+    one = learner(forget=0.95)
+    w = world(20, 40)._replace(signals=np.full((20, SIGNALS), 4.0, np.float32))
+    arm = np.zeros(20, np.intp)
+    one.observe(rows(w, arm, 41))
+    one.observe(rows(world(200, 42), np.arange(200) % 2, 43, first=20))
+    all_of_it = np.ones(20)
+    one.observe(rows(w, arm, 44, first=220, replaced=all_of_it, replaced_weights=all_of_it))
+    # More was taken off than was left of them: these are the sums of no set of queries any more.
+    assert np.linalg.eigvalsh(one._gram[0]).min() < -200.0
+    fit = one.refit()
+    assert np.isfinite(fit.weights).all()
+    assert np.isfinite(fit.intercept).all()
+    assert np.isfinite([fit.own, fit.shared, fit.noise]).all()
+
+
 def test_a_drop_is_learned_again() -> None:
     fresh = world(3000, 21)
     w = world(2000, 22)
