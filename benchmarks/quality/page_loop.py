@@ -188,7 +188,8 @@ def loop(r: Results) -> Lines:
         f"{other['verdicts']}, {other['interval_holds_what_it_earned']} of {other['of']} intervals "
         "hold what it then earned.",
         "",
-        f"Overhead of the gateway: {over}.",
+        f"Overhead of the gateway: {over}. Here `off` decides by the default policy and `on` by what "
+        "was learned; `benchmarks/latency/learning.py` measures turn about what learning adds.",
         "",
     ]
 
