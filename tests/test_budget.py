@@ -652,7 +652,7 @@ def test_a_restart_knows_what_today_has_cost_and_how_the_traffic_ran(tmp_path: P
         day = budget.pacer.day
         assert day.known or day.part < 1.0
         assert day.requests == pytest.approx(48, abs=1)
-        assert day.remaining(noon) == pytest.approx(48, rel=0.15)
+        assert day.remaining(noon).expected == pytest.approx(48, rel=0.15)
     with routed(tmp_path, {"usd_per_day": 0.2}, clock=Clock(noon)) as r:
         with pytest.raises(BudgetExceeded, match="midnight"):
             asyncio.run(r.answer(asking()))

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
-from suffice.policies.pacer import Pacer, solve
+from suffice.policies.multiplier import solve
+from suffice.policies.pacer import Pacer
 
 DAY_S = 86400.0
 MODELS = (
@@ -72,6 +73,7 @@ class Outcome(NamedTuple):
     refused: float  # share of requests
     over: bool  # the ceiling was passed
     predicted: float  # mean predicted quality
+    spendable: float = 1.0  # of the budget, what the best predicted model throughout would cost
 
 
 def load(data: Path) -> Pool:
@@ -135,9 +137,10 @@ def ours(pool: Pool, days: list[Day], budget: float, seed: int) -> list[Outcome]
             )  # fmt: skip
             j = paced.action
             call = str(total)
-            if j is None or not pacer.reserve(
+            held = None if j is None else pacer.reserve(
                 call, MODELS[j], float(pool.cost_[row, j]), float(pool.worst[j]), base + t
-            ):
+            )  # fmt: skip
+            if j is None or held is None:
                 refused += 1
                 continue
             cost = float(pool.cost[row, j])
@@ -145,14 +148,17 @@ def ours(pool: Pool, days: list[Day], budget: float, seed: int) -> list[Outcome]
             score += float(pool.score[row, j])
             predicted += float(pool.quality_[row, j])
             heapq.heappush(flying, (base + t + day.took_s[i], call, cost))
-            held = pacer.totals()
-            over |= held.spent_usd + held.reserved_usd > held.ceiling_usd
+            told = pacer.totals()
+            over |= told.spent_usd + told.reserved_usd > told.ceiling_usd
         while flying:
             _, call, cost = heapq.heappop(flying)
             pacer.settle(call, cost)
         n = len(day.at)
         over |= spent > budget
-        out.append(Outcome(spent / budget, score / n, refused / n, over, predicted / n))
+        best = pool.cost[day.at, np.argmax(pool.quality_[day.at], axis=1)].sum() / budget
+        out.append(
+            Outcome(spent / budget, score / n, refused / n, over, predicted / n, min(1.0, best))
+        )
     return out
 
 
@@ -200,7 +206,7 @@ def optimum(pool: Pool, day: Day, budget: float, rng: np.random.Generator) -> Ou
     q = pool.quality_[day.at]
     bias = (pool.cost.sum(axis=0) / pool.cost_.sum(axis=0))[None]
     c = pool.cost_[day.at] * bias
-    low, high, mix = solve(q, c, budget / len(day.at))
+    low, high, mix, _ = solve(q, c, budget / len(day.at))
     lam = np.where(rng.random(len(q)) < mix, low, high)[:, None]
     lam = np.minimum(lam, 1e12)
     j = np.argmax(q - lam * c, axis=1)
@@ -246,6 +252,8 @@ def summary(runs: list[dict[str, list[Outcome]]], day: int) -> dict[str, dict[st
             "ratio_p95": float(np.quantile(ratio, 0.95)),
             "ratio_max": float(ratio.max()),
             "within_2_percent": float((np.abs(ratio - 1.0) <= 0.02).mean()),
+            # A budget above what the best model throughout costs cannot be spent: no miss, but said.
+            "cannot_be_spent": int(np.sum([r["pacer"][day].spendable < 0.98 for r in runs])),
             "ceiling_passed": float(np.mean([r[name][day].over for r in runs])),
             "refused_mean": float(np.mean([r[name][day].refused for r in runs])),
             "refused_max": float(np.max([r[name][day].refused for r in runs])),

@@ -304,5 +304,5 @@ def test_a_changed_or_cut_state_is_refused(data: st.DataObject) -> None:
 def test_another_schema_is_named() -> None:
     from suffice.policies.pacer import Pacer
 
-    with pytest.raises(ArtifactError, match="schema 'pacer-1'"):
+    with pytest.raises(ArtifactError, match="schema 'pacer-2'"):
         Explorer.from_state(Pacer(1.0).state())

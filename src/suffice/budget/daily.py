@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from math import ceil, floor
 
 from ..errors import BudgetExceeded
-from ..policies.day import BINS, DAY_S
-from ..policies.pacer import NANO, Paced, Pacer, Totals, seconds_to_midnight
+from ..policies.account import NANO, Totals
+from ..policies.day import BINS, DAY_S, seconds_to_midnight
+from ..policies.pacer import Paced, Pacer
 from ..types import Store
 from .ledger import Row
 from .worst import dollars
@@ -95,35 +95,31 @@ class Budget:
         """The pacer's word on one request; see `Pacer.decide`. counts False: nothing is changed."""
         now_s = self.clock()
         with self._row as row:
-            pacer = self.pacer if counts else copy.deepcopy(self.pacer)
-            self._sync(pacer, row, now_s, counts)
+            self._sync(row, now_s, counts)
             if counts:
                 row.requests += 1
                 self._heard += 1
-            return pacer.decide(now_s, models, quality, cost_usd, worst_usd, seed=seed)
+            return self.pacer.decide(
+                now_s, models, quality, cost_usd, worst_usd, seed=seed, count=counts
+            )
 
     def note(self) -> None:
         """One request more that the pacer was not asked about."""
         with self._row as row:
-            self._sync(self.pacer, row, self.clock())
+            self._sync(row, self.clock())
             row.requests += 1  # heard of at the next look, like another worker's
 
-    def _sync(self, pacer: Pacer, row: Row, now_s: float, counts: bool = True) -> None:
+    def _sync(self, row: Row, now_s: float, counts: bool = True) -> None:
         """The pacer hears of what the other workers did since it was last asked."""
-        today = int(now_s // DAY_S)
+        pacer, today = self.pacer, int(now_s // DAY_S)
         if counts and row.day < today:
             row.begin(today)
         if counts and pacer.day.number == row.day:
-            others = row.requests - self._heard
-            for _ in range(others):
-                pacer.day.count(now_s)
-            # They are among what the last solution has promised money for.
-            pacer._since += others
-            self._heard += others
+            pacer.note(row.requests - self._heard, now_s)
+            self._heard = row.requests
         elif counts:
             self._heard = 0
-        # What a lowered budget has overspent already must not keep out what costs nothing.
-        spent = min(row.spent, self._ceiling) if row.day == today else 0
+        spent = row.spent if row.day == today else 0
         pacer.sync(spent / NANO, (row.reserved - row.own) / NANO)
 
     def left_usd(self) -> float:
@@ -148,13 +144,10 @@ class Budget:
         """Set a call's worst cost aside before it is made. False: it must not be made."""
         now_s = self.clock()
         with self._row as row:
-            self._sync(self.pacer, row, now_s)
-            before, number = self.pacer.totals().reserved_usd, self.pacer.day.number
-            if not self.pacer.reserve(call, model, cost_usd, worst_usd, now_s):
+            self._sync(row, now_s)
+            held = self.pacer.reserve(call, model, cost_usd, worst_usd, now_s)
+            if held is None:
                 return False
-            if self.pacer.day.number != number:
-                before = 0.0
-            held = round((self.pacer.totals().reserved_usd - before) * NANO)
             if held > 0 and held > self._free(row):
                 self.pacer.settle(call, 0.0)
                 return False

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from ..policies.pacer import affordable_tokens
 from ..types import Features, Model, Query
 
 # Where nothing else bounds an answer, the call is sent with a limit of its own: what two hundredths
@@ -94,6 +93,20 @@ def bound(
             )
         most = min(most, fits)
     return Bound(prompt + most * each / 1e6, most if most < own else None)
+
+
+def affordable_tokens(limit_usd: float, input_usd: float, output_usd_per_mtok: float) -> int:
+    """Output tokens that a call may have so that it cannot cost more than `limit_usd`: what
+    max_tokens must be capped at for a hard limit on a query. 0 where the input alone costs more.
+
+    >>> affordable_tokens(0.01, 0.002, 10.0)
+    800
+    """
+    if input_usd > limit_usd:
+        return 0
+    if output_usd_per_mtok <= 0.0:
+        return 2**31 - 1
+    return int(min((limit_usd - input_usd) / output_usd_per_mtok * 1e6 + 1e-6, 2**31 - 1))
 
 
 def dollars(usd: float) -> str:

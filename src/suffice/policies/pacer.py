@@ -1,43 +1,51 @@
 """Keeping a budget over a day: the multiplier of quality - lambda * cost that spends what is left.
 
 Every few requests lambda is solved for on the last predicted (quality, cost) vectors, such that the
-predicted spend equals what is left for each request still expected today (the dual of the fractional
-knapsack). Between the two lambdas on both sides of the solution each request draws, so that the
-spend is met exactly in expectation. A ceiling stands behind it: before a call its worst cost is
-reserved, after it what it cost is settled, and no reservation may pass the ceiling.
-
-Time comes as an argument, seeds too. Money is held in whole nano-dollars, rounded up, so that no
-order of additions can pass the ceiling by rounding.
+predicted spend equals what is left for each request still expected today (`multiplier`). Between the
+two lambdas on both sides of the solution each request draws, so that the spend is met exactly in
+expectation. A ceiling stands behind it (`account`). Time comes as an argument, seeds too.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from math import ceil, isfinite
+from math import inf, isfinite, nan
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from .day import DAY_S, Day
+from .account import NANO, Account, Totals
+from .day import Day
+from .multiplier import Multiplier, plan
 from .state import misfit, pack, unpack
 
-SCHEMA = "pacer-1"
-NANO = 1_000_000_000
+SCHEMA = "pacer-2"
 MOST_USD = 9e6  # a day, so that sums fit 64 bits
 
 _WINDOW = 256  # vectors that lambda is solved on
 _EVERY = 16  # requests between two solutions
-_AIM = 0.998  # of the ceiling: what is left out keeps the last requests of a day from being refused
-_AHEAD = 0.01  # of the day's aim spent beyond what the last solution promised: then the cheapest
-# By which part the day's remaining traffic may turn out larger than told at its start, with a
-# profile of the days before and without: for so much more the cheapest model is kept affordable.
-_RISK, _RISK_BLIND = 0.5, 1.0
-_BIAS_MEMORY = 0.98  # what a settled request's error is worth after each further one
-_BIAS_REQUESTS = 20.0  # what "costs are as predicted" counts for
+_WORST_MEMORY = 0.9  # what a query's worst cost is worth after each further one
 
-Floats = NDArray[np.float64]
+# Of the ceiling. The rest keeps a day's last requests from being refused; of what is left at any time
+# this part may be spent nevertheless, so that the last of a day are not starved to keep it.
+_AIM, _OF_REST = 0.99, 0.5
+_AHEAD = 0.01  # of the day's aim spent beyond what the last solution promised: then solve afresh
+
+# Of the day's requests, given to cheaper models at its end where only they can spend the last of the
+# money: more of them would cost more quality than what is left over is worth.
+_LATE = 0.05
+
+# For as many requests as may come, so many standard deviations above what is expected, the cheapest
+# model is kept affordable: a refusal costs far more quality than a dearer model brings. Towards
+# midnight less is kept, since it could not be spent any more.
+_RISK, _RISK_LATE = 2.0, 1.0
+
+# Towards midnight fewer requests are planned for than expected, by up to this part: what is short can
+# be made up for by cheaper models, what is left over is lost. Of a day's bursts most probably none
+# comes in an end of the day shorter than `_CALM_END`.
+_FEWER, _CALM_END = 0.4, 0.15
 
 
 class Paced(NamedTuple):
@@ -50,14 +58,6 @@ class Paced(NamedTuple):
     quality_per_usd: float
     usd_left: float
     reason: str
-
-
-class Totals(NamedTuple):
-    """Today's money in USD: spent and settled, reserved by calls in flight, and the ceiling."""
-
-    spent_usd: float
-    reserved_usd: float
-    ceiling_usd: float
 
 
 class Pacer:
@@ -87,23 +87,16 @@ class Pacer:
         self.max_usd_per_query = max_usd_per_query
         self.aim = aim
         self.day = Day(day_starts_s)
-        self._ceiling = None if usd_per_day is None else int(usd_per_day * NANO)
-        self._spent = 0
-        self._reserved = 0
-        self._open: dict[str, _Call] = {}
+        self._money = Account(usd_per_day, max_usd_per_query)
         self._models: dict[str, int] = {}
-        self._worst: dict[str, int] = {}  # nano-dollars, of the last query
+        self._worst: list[float] = []  # what a call of each model had to have free lately
         self._quality = np.full((_WINDOW, 0), np.nan)
         self._cost = np.full((_WINDOW, 0), np.nan)
         self._seen = 0
         self._since = 0  # requests since the last solution, and what was out at it
         self._from = 0
         self._every = _EVERY
-        self._low = self._high = 0.0  # the two lambdas
-        self._mix = 1.0  # probability of the lower
-        self._left = float("inf")
-        self._bias: dict[str, list[float]] = {}  # predicted and settled USD, fading
-        self._overrun = 1.0  # the most that a call cost over its worst
+        self._plan = Multiplier(0.0, 0.0, 1.0, inf)
 
     # ── deciding ─────────────────────────────────────────────────────────────────────────────────
 
@@ -116,61 +109,54 @@ class Pacer:
         worst_usd: Sequence[float],
         *,
         seed: int,
+        count: bool = True,
     ) -> Paced:
         """Which candidate to call for one request, which is counted as today's.
 
         quality, cost_usd, worst_usd: (k,) predicted quality and cost, and the most that a call can
         cost; cost or worst NaN: unknown, never called while there is a limit. Reserve next.
+        count False: only asked what would be; nothing is changed.
         """
-        self._turn(now_s)
-        self.day.count(now_s)
-        q, c = np.asarray(quality, float), np.asarray(cost_usd, float)
-        worst = np.asarray(worst_usd, float) * self._overrun
-        bias = np.array([self._bias_of(m) for m in models])
-        c = c * bias
-        k = len(models)
-        if self._ceiling is not None:
-            self._remember(models, q, c)
-            for m, w in zip(models, worst.tolist(), strict=True):
-                self._worst[m] = _nano(w) if isfinite(w) else 0
-            self._since += 1
-            if self._since >= self._every or self._seen <= _EVERY:
-                self._solve(now_s)
-        able = self._able(c, worst)
-        if not able.any():
-            return Paced(None, (0.0,) * k, float("inf"), self._left, self._refusal())
-        if self._ceiling is None:
-            at = _best(q, c, 0.0, able)
-            return Paced(at, _one(at, k), 0.0, float("inf"), "")
-        if self._ahead():
-            at = _best(q, c, float("inf"), able)
-            return Paced(
-                at, _one(at, k), float("inf"), self._left, "ahead of the budget: the cheapest"
-            )
-        low, high = _best(q, c, self._low, able), _best(q, c, self._high, able)
-        p = np.zeros(k)
-        p[low] += self._mix
-        p[high] += 1.0 - self._mix
-        first = float(np.random.default_rng(seed).random()) < self._mix
-        lam = self._low if first else self._high
-        return Paced(low if first else high, tuple(p.tolist()), lam, self._left, "")
+        money = self._money
+        q = [float(v) for v in quality]
+        c = [float(v) * money.bias_of(m) for m, v in zip(models, cost_usd, strict=True)]
+        worst = [float(v) * money.overrun for v in worst_usd]
+        if count:
+            self._turn(now_s)
+            self.day.count(now_s)
+            if money.ceiling is not None:
+                self._remember(models, q, c, worst)
+                self._since += 1
+                if self._since >= self._every or self._seen <= _EVERY or self._ahead():
+                    self._solve(now_s)
+        limited = money.ceiling is not None or money.most_each is not None
+        able = [
+            i
+            for i in range(len(c))
+            if not limited or (isfinite(c[i]) and worst[i] >= 0.0 and money.covers(worst[i]))
+        ]
+        return self._draw(q, c, able, seed)
 
-    def _able(self, c: Floats, worst: Floats) -> NDArray[np.bool_]:
-        able = np.isfinite(c) & np.isfinite(worst) & (worst >= 0.0)
-        if self.max_usd_per_query is not None:
-            able &= worst <= self.max_usd_per_query
-        elif self._ceiling is None:
-            return np.ones(len(c), bool)
-        if self._ceiling is not None:
-            free = self._ceiling - self._spent - self._reserved
-            able &= np.array([isfinite(w) and _nano(w) <= free for w in worst.tolist()])
-        return able
+    def _draw(self, q: list[float], c: list[float], able: list[int], seed: int) -> Paced:
+        k, left = len(c), self._plan.usd_each
+        if not able:
+            return Paced(None, (0.0,) * k, inf, left, self._refusal())
+        if self._money.ceiling is None:
+            at = _best(q, c, 0.0, able)
+            return Paced(at, _one(at, k), 0.0, inf, "")
+        low, high, mix, _ = self._plan
+        first = random.Random(seed).random() < mix
+        one, other = _best(q, c, low, able), _best(q, c, high, able)
+        p = [0.0] * k
+        p[one] += mix
+        p[other] += 1.0 - mix
+        return Paced(one if first else other, tuple(p), low if first else high, left, "")
 
     def _refusal(self) -> str:
-        if self._ceiling is not None and self._ceiling - self._spent - self._reserved <= 0:
-            return "today's budget is spent or reserved by calls in flight"
-        if self._ceiling is None:
+        if self._money.ceiling is None:
             return "no model's worst cost is under the limit a query"
+        if self._money.free <= 0:
+            return "today's budget is spent or reserved by calls in flight"
         return "no model's worst cost fits what is left of today's budget and the limit a query"
 
     def _ahead(self) -> bool:
@@ -179,50 +165,52 @@ class Pacer:
         Measured against the solution, not against the share of the day that has passed: where the
         traffic is only forecast, each revised forecast would look like overspending.
         """
-        return (
-            self._out() - self._from > self._since * self._left * NANO + _AHEAD * self._aim_nano()
-        )
-
-    def _out(self) -> int:
-        """Spent today, and what calls in flight will probably cost (not what they reserve)."""
-        flying = sum(c.expected for c in self._open.values() if c.day == self.day.number)
-        return self._spent + flying
+        promised = self._since * self._plan.usd_each * NANO
+        return self._money.out - self._from > promised + _AHEAD * self._aim_nano()
 
     def _aim_nano(self) -> float:
+        return self._today_nano() * self.aim
+
+    def _today_nano(self) -> float:
         # Of a day that was joined in the middle only the part that is left is spent.
-        return (self._ceiling or 0) * self.aim * self.day.part
+        return (self._money.ceiling or 0) * self.day.part
 
     def _solve(self, now_s: float) -> None:
         self._since = 0
-        self._from = self._out()
-        expected = self.day.remaining(now_s)
-        # What is left over at midnight is lost, what is short is made up for: rather too few.
-        remaining = max(1.0, expected - expected**0.5)
-        left = max(0.0, self._aim_nano() - self._from) / NANO
+        self._from = self._money.out
+        few, many = self._traffic(now_s)
+        usd = max(self._aim_nano() - self._from, _OF_REST * (self._today_nano() - self._from), 0.0)
+        usd /= NANO
+        spare = max(0.0, ((self._money.ceiling or 0) - self._from) / NANO - usd)
         n = min(self._seen, _WINDOW)
         q, c = self._quality[:n], self._cost[:n]
-        # What cannot be reserved any more today must not be planned with.
-        free = (self._ceiling or 0) - self._spent - self._reserved
-        shut = [i for m, i in self._models.items() if self._worst.get(m, 0) > free]
-        if shut and len(shut) < len(self._models):
-            c = c.copy()
-            c[:, shut] = np.nan
-        # If more requests come than expected, at least the cheapest must still be affordable.
-        known = np.where(np.isfinite(q), c, np.nan)
-        known = known[np.isfinite(known).any(axis=1)]
-        least = float(np.nanmin(known, axis=1).mean()) if len(known) else 0.0
-        risk = _RISK if self.day.known else _RISK_BLIND
-        spare = risk * self.day.left(now_s) * least
-        self._left = max(min(left / remaining, least), left / remaining - spare)
-        self._low, self._high, self._mix = solve(q, c, self._left)
+        cheapest = np.where(np.isfinite(q) & np.isfinite(c), c, inf).min(axis=1, initial=inf)
+        cheapest = cheapest[cheapest < inf]
+        least = float(cheapest.mean()) if len(cheapest) else 0.0
+        late = _LATE * (self.day.requests + many)
+        # If so many requests come, at least the cheapest must still be affordable.
+        kept = min(max(0.0, (many - few) * least - spare), max(0.0, usd - few * least))
+        self._plan = plan(q, c, usd - kept, few, self._worst, spare + kept, late)
         # Towards midnight there are fewer requests than usually pass between two solutions.
-        self._every = max(1, min(_EVERY, int(expected / _EVERY)))
+        self._every = max(1, min(_EVERY, int(few / _EVERY)))
 
-    def _remember(self, models: Sequence[str], q: Floats, c: Floats) -> None:
+    def _traffic(self, now_s: float) -> tuple[float, float]:
+        """Requests to plan today's money for, and to keep the cheapest model affordable for."""
+        ahead, left = self.day.remaining(now_s), self.day.left(now_s)
+        likely = ahead.calm + (ahead.expected - ahead.calm) * left / (left + _CALM_END)
+        late = (1.0 - left) ** 4
+        few = likely - min(ahead.spread, _FEWER * likely) * late
+        risk = _RISK + (_RISK_LATE - _RISK) * late
+        return max(1.0, few), ahead.expected + risk * ahead.spread
+
+    def _remember(
+        self, models: Sequence[str], q: list[float], c: list[float], worst: list[float]
+    ) -> None:
         new = [m for m in models if m not in self._models]
         if new:
             for m in new:
                 self._models[m] = len(self._models)
+                self._worst.append(nan)
             wider = np.full((_WINDOW, len(new)), np.nan)
             self._quality = np.concatenate([self._quality, wider], axis=1)
             self._cost = np.concatenate([self._cost, wider], axis=1)
@@ -232,91 +220,62 @@ class Pacer:
         self._cost[at] = np.nan
         self._quality[at, columns] = q
         self._cost[at, columns] = c
+        for i, w in zip(columns, worst, strict=True):
+            if isfinite(w):
+                old = self._worst[i]
+                self._worst[i] = w if old != old else w + _WORST_MEMORY * (old - w)
         self._seen += 1
+
+    def note(self, n: int, now_s: float) -> None:
+        """`n` requests more today that were not decided here: another worker's, or a wish of the
+        client. They are among what the last solution has promised money for."""
+        self._turn(now_s)
+        for _ in range(n):
+            self.day.count(now_s)
+        self._since += n
 
     # ── money ────────────────────────────────────────────────────────────────────────────────────
 
     def reserve(
         self, call: str, model: str, cost_usd: float, worst_usd: float, now_s: float
-    ) -> bool:
-        """Set the worst cost of a call aside before it is made. False where it does not fit under
-        the limits: then it must not be made. A second attempt of the same request is a call of its
-        own. Raises ValueError for a call that is open already."""
+    ) -> int | None:
+        """Set the worst cost of a call aside before it is made: the nano-dollars held, which may be
+        0. None where it does not fit under the limits: then it must not be made. A second attempt
+        of the same request is a call of its own. Raises ValueError for a call that is open already.
+        """
         self._turn(now_s)
-        if call in self._open:
-            raise ValueError(f"call: {call!r} is reserved already")
-        if self.max_usd_per_query is not None or self._ceiling is not None:
-            if not isfinite(worst_usd) or worst_usd < 0.0:
-                return False
-            if self.max_usd_per_query is not None and worst_usd > self.max_usd_per_query:
-                return False
-        worst = _nano(worst_usd * self._overrun) if isfinite(worst_usd) else 0
-        if self._ceiling is not None and self._spent + self._reserved + worst > self._ceiling:
-            return False
-        known = float(cost_usd) if isfinite(cost_usd) and cost_usd > 0.0 else 0.0
-        expected = known * self._bias_of(model)
-        self._open[call] = _Call(
-            model, self.day.number, worst, min(worst, _nano(expected)), known, float(worst_usd)
-        )
-        self._reserved += worst
-        return True
+        return self._money.reserve(call, model, cost_usd, worst_usd)
 
     def settle(self, call: str, cost_usd: float | None) -> None:
         """What a reserved call cost; None: it is not known, so its whole reservation is spent.
         0 where nothing was billed. A call of an earlier day was that day's. Raises KeyError."""
-        done = self._open.pop(call)
-        today = done.day == self.day.number
-        if today:
-            self._reserved -= done.worst
-        if cost_usd is None or not isfinite(cost_usd):
-            self._spent += done.worst if today else 0
-            return
-        if today:
-            self._spent += _nano(max(0.0, cost_usd))
-        if done.worst_usd > 0.0 and cost_usd > done.worst_usd:
-            # Who says "worst" was wrong; from now on more is set aside.
-            self._overrun = float(min(max(self._overrun, cost_usd / done.worst_usd), 100.0))
-        if done.predicted > 0.0 and cost_usd > 0.0:
-            told = self._bias.setdefault(done.model, [0.0, 0.0])
-            told[0] = told[0] * _BIAS_MEMORY + done.predicted
-            told[1] = told[1] * _BIAS_MEMORY + float(cost_usd)
+        self._money.settle(call, cost_usd)
 
     def totals(self) -> Totals:
-        ceiling = float("inf") if self._ceiling is None else self._ceiling / NANO
-        return Totals(self._spent / NANO, self._reserved / NANO, ceiling)
+        return self._money.totals()
 
     def sync(self, spent_usd: float, reserved_usd: float = 0.0) -> None:
         """Take today's totals from the store, where other workers spend as well: everything settled
         today, and what calls of *other* workers have reserved."""
-        own = sum(c.worst for c in self._open.values() if c.day == self.day.number)
-        self._spent = _nano(spent_usd)
-        self._reserved = own + _nano(reserved_usd)
-
-    def _bias_of(self, model: str) -> float:
-        """Settled over predicted cost of a model, held near 1 while little is settled."""
-        told = self._bias.get(model)
-        if told is None or told[0] <= 0.0:
-            return 1.0
-        requests = 1.0 / (1.0 - _BIAS_MEMORY)
-        prior = told[0] * _BIAS_REQUESTS / requests
-        return min(5.0, max(0.2, (told[1] + prior) / (told[0] + prior)))
+        self._money.sync(spent_usd, reserved_usd)
 
     def _turn(self, now_s: float) -> None:
         if self.day.turn(now_s):
-            self._spent = self._from = 0
+            self._money.turn(self.day.number)
+            self._from = 0
             self._since = self._every  # solve afresh
-            self._reserved = 0  # what is still in flight is the old day's
 
     # ── state ────────────────────────────────────────────────────────────────────────────────────
 
     def state(self) -> bytes:
         """All but the calls in flight: who restarts knows them from its own records, and calls
         `sync`. Until then their reservations count as spent, so the ceiling still holds."""
+        money = self._money
         card = _Card(
             self.usd_per_day, self.max_usd_per_query, self.aim, self.day.card(),
-            self._spent + self._reserved, tuple(self._models), self._seen,
-            self._low, self._high, self._mix, {m: (t[0], t[1]) for m, t in self._bias.items()},
-            self._overrun,
+            money.spent + money.reserved, tuple(self._models), self._seen,
+            [_told(w) for w in self._worst], tuple([_told(v) for v in self._plan]),
+            {m: (t[0], t[1]) for m, t in money.bias.items()}, money.overrun,
         )  # fmt: skip
         return pack(SCHEMA, card, {"quality": self._quality, "cost": self._cost})
 
@@ -328,119 +287,48 @@ class Pacer:
         for name in ("quality", "cost"):
             if name not in arrays or arrays[name].shape != shape:
                 raise misfit(SCHEMA, f"{name} is not {shape}")
+        if len(card.worst) != len(card.models):
+            raise misfit(SCHEMA, "worst is not of as many models")
+        if len(card.plan) != len(Multiplier._fields):
+            raise misfit(SCHEMA, "plan is none")
         try:
             out = cls(card.usd_per_day, max_usd_per_query=card.max_usd_per_query, aim=card.aim)
             out.day = Day.from_card(card.day)
         except ValueError as error:
             raise misfit(SCHEMA, str(error)) from None
-        out._spent = out._from = card.spent
+        money = out._money
+        money.day, money.spent, out._from = out.day.number, card.spent, card.spent
+        money.bias = {m: list(t) for m, t in card.bias.items()}
+        money.overrun = card.overrun
         out._since = _EVERY
         out._models = {m: i for i, m in enumerate(card.models)}
+        out._worst = [nan if w is None else w for w in card.worst]
         out._quality, out._cost = arrays["quality"], arrays["cost"]
         out._seen = card.seen
-        out._low, out._high, out._mix = card.low, card.high, card.mix
-        out._bias = {m: list(t) for m, t in card.bias.items()}
-        out._overrun = card.overrun
+        out._plan = Multiplier(*[inf if v is None else v for v in card.plan])
         return out
 
 
-def solve(quality: Floats, cost: Floats, usd_each: float) -> tuple[float, float, float]:
-    """(low, high, mix): two neighbouring multipliers and the probability of the lower, with which
-    the requests of the window spend `usd_each` on average. Where all of the best costs less: 0, 0;
-    where all of the cheapest costs more: infinity.
-
-    quality, cost: (n, k), NaN where a model was no candidate. Everett 1963: for any lambda the
-    argmax of quality - lambda * cost is the best that its own spend can buy; between two lambdas
-    of neighbouring spends a mixture is the best of the relaxed problem.
-    """
-    usable = np.isfinite(quality) & np.isfinite(cost)
-    rows = usable.any(axis=1)
-    if not rows.any():
-        return 0.0, 0.0, 1.0
-    q = np.where(usable, quality, -np.inf)[rows]
-    c = np.where(usable, cost, np.inf)[rows]
-    at = np.arange(len(q))
-    dear = np.where(np.isfinite(c), c, 0.0)
-
-    def spend(lam: float) -> float:
-        merit = np.where(np.isfinite(c), q - lam * dear, -np.inf)
-        return float(c[at, np.argmax(merit, axis=1)].mean())
-
-    if spend(0.0) <= usd_each:
-        return 0.0, 0.0, 1.0
-    if float(c.min(axis=1).mean()) >= usd_each:
-        return float("inf"), float("inf"), 1.0
-    # A quality of 1 for the smallest difference of costs: above it everything is the cheapest.
-    top = float(np.nanmax(np.where(usable, quality, np.nan)) - np.nanmin(quality)) + 1.0
-    low, high = 0.0, top / 1e-12
-    start = top / max(float(dear.max()), 1e-12)
-    if spend(start) >= usd_each:
-        low = start
-        while low < high and spend(low * 4.0) >= usd_each:
-            low *= 4.0
-        high = low * 4.0
-    else:
-        high = start
-        while high > 1e-9 and spend(high / 4.0) < usd_each:
-            high /= 4.0
-        low = high / 4.0
-    for _ in range(24):
-        middle = (low * high) ** 0.5
-        if spend(middle) >= usd_each:
-            low = middle
-        else:
-            high = middle
-    more, less = spend(low), spend(high)
-    if more <= less:
-        return low, high, 1.0
-    return low, high, min(1.0, max(0.0, (usd_each - less) / (more - less)))
-
-
-def affordable_tokens(limit_usd: float, input_usd: float, output_usd_per_mtok: float) -> int:
-    """Output tokens that a call may have so that it cannot cost more than `limit_usd`: what
-    max_tokens must be capped at for a hard limit on a query. 0 where the input alone costs more.
-
-    >>> affordable_tokens(0.01, 0.002, 10.0)
-    800
-    """
-    if input_usd > limit_usd:
-        return 0
-    if output_usd_per_mtok <= 0.0:
-        return 2**31 - 1
-    return int(min((limit_usd - input_usd) / output_usd_per_mtok * 1e6 + 1e-6, 2**31 - 1))
-
-
-def seconds_to_midnight(now_s: float, day_starts_s: float = 0.0) -> float:
-    """Until the budget's next day begins: the Retry-After of a refusal."""
-    return DAY_S - (now_s - day_starts_s) % DAY_S
-
-
-def _nano(usd: float) -> int:
-    return ceil(usd * NANO)
+def _told(number: float) -> float | None:
+    """As JSON has it, which knows no infinity."""
+    return number if isfinite(number) else None
 
 
 def _one(at: int, k: int) -> tuple[float, ...]:
-    return tuple(float(i == at) for i in range(k))
+    return tuple([float(i == at) for i in range(k)])
 
 
-def _best(q: Floats, c: Floats, lam: float, able: NDArray[np.bool_]) -> int:
-    """Candidate of the highest quality - lam * cost among the able; ties go to the cheaper."""
-    if lam == float("inf"):
-        merit = -c
-    else:
-        merit = q - lam * np.where(np.isfinite(c), c, 0.0)
-    merit = np.where(able, merit, -np.inf)
-    best = np.flatnonzero(merit >= merit.max())
-    return int(best[np.argmin(np.where(np.isfinite(c[best]), c[best], np.inf))])
-
-
-class _Call(NamedTuple):
-    model: str
-    day: int
-    worst: int  # nano-dollars set aside
-    expected: int  # nano-dollars it will probably cost
-    predicted: float  # USD, before our own correction
-    worst_usd: float  # as its caller said
+def _best(q: list[float], c: list[float], lam: float, able: list[int]) -> int:
+    """Candidate of the highest quality - lam * cost among the able; ties go to the cheaper. A cost
+    that is not known counts as nothing, but loses a tie."""
+    best, most = able[0], (-inf, -inf)
+    for i in able:
+        known = isfinite(c[i])
+        merit = -c[i] if lam == inf else q[i] - lam * c[i] if known else q[i]
+        told = (merit, -c[i] if known else -inf)
+        if told > most:
+            best, most = i, told
+    return best
 
 
 class _Card(msgspec.Struct, frozen=True):
@@ -451,8 +339,7 @@ class _Card(msgspec.Struct, frozen=True):
     spent: int
     models: tuple[str, ...]
     seen: int
-    low: float
-    high: float
-    mix: float
+    worst: list[float | None]
+    plan: tuple[float | None, ...]
     bias: dict[str, tuple[float, float]]
     overrun: float
