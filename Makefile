@@ -10,8 +10,9 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 demo: .stamp-demo
 	$(BIN)/suffice demo
 
+# One thread a library: on busy cores threads that wait for each other take several times as long.
 test: .stamp-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # One environment for both: the test stamp implies the demo's.
 $(VENV)/pyvenv.cfg:

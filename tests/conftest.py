@@ -10,13 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-# One thread a library: on two busy cores threads that wait for each other take five times as long.
-# Before anything imports NumPy; child processes inherit it.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
-from suffice.gateway import BackgroundServer  # noqa: E402
-from suffice.providers.fake import FakeUpstream  # noqa: E402
+from suffice.gateway import BackgroundServer
+from suffice.providers.fake import FakeUpstream
 
 # No deadline: the machine is shared, and a slow example is not a wrong one.
 hypothesis_settings.register_profile("suffice", deadline=None)
