@@ -98,7 +98,11 @@ def pacing(r: Results) -> Lines:
             ]
             for k, v in told[day].items()
         ]  # fmt: skip
-        out += [f"**{title}**:", ""]
+        unspent = told[day]["pacer"]["cannot_be_spent"]
+        out += [
+            f"**{title}** (budgets above what the best model throughout costs, which count as misses "
+            f"in this table: {unspent}):", "",
+        ]  # fmt: skip
         out += table(
             ["policy", "spend over budget", "within 2%", "runs past the ceiling", "refused",
              "quality", "below the optimum"], rows,

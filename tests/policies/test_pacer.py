@@ -114,6 +114,70 @@ def test_a_day_spends_its_budget_on_the_queries_that_gain_most(budget: float) ->
     assert quality > everywhere_alike + 0.02
 
 
+def bursts(n: int, seed: int) -> Traffic:
+    """A day with a peak and four crowds of ten minutes each."""
+    rng = np.random.default_rng(seed)
+    crowds = (rng.random((4, n // 16)) * 600.0 + rng.random((4, 1)) * (DAY_S - 600.0)).ravel()
+    calm = (rng.normal(0.6, 0.22, n - len(crowds)) % 1.0) * DAY_S
+    t = Traffic(n, seed)
+    t.times = np.sort(np.concatenate([calm, crowds]))
+    return t
+
+
+@pytest.mark.parametrize("worst", [4.0, 15.0])  # of the strong model: .5 % and 2 % of the day
+def test_a_day_of_bursts_lands_within_two_percent(worst: float) -> None:
+    pacer, budget = Pacer(8.0), 8.0
+    for day in range(3):
+        t = bursts(2000, 20 + day)
+        spent, _, refused = run(pacer, t, day, worst)
+        assert spent <= budget
+        if day:
+            assert spent >= 0.98 * budget
+            assert refused < 0.04 * len(t.times)  # where a crowd comes late
+
+
+@pytest.mark.parametrize("part", [1.0, 0.0])
+def test_the_ceiling_holds_on_a_day_of_bursts_whose_calls_cost_their_worst_or_are_not_known(
+    part: float,
+) -> None:
+    pacer, t, spent = Pacer(4.0), bursts(1000, 30), 0.0
+    flying: list[tuple[str, float]] = []
+    for i, now in enumerate(t.times.tolist()):
+        worst = t.cost[i] * 4.0
+        j = pacer.decide(now, MODELS, t.quality[i], t.cost[i], worst, seed=i).action
+        if j is None:
+            continue
+        assert pacer.reserve(str(i), MODELS[j], t.cost[i, j], worst[j], now) is not None
+        flying.append((str(i), worst[j]))
+        if len(flying) > 20:
+            name, usd = flying.pop(0)
+            pacer.settle(name, usd if part else None)
+            spent += usd
+        told = pacer.totals()
+        assert spent <= told.spent_usd + 1e-9
+        assert told.spent_usd + told.reserved_usd <= told.ceiling_usd
+
+
+def test_a_dry_run_changes_nothing_and_requests_elsewhere_count() -> None:
+    pacer, t = Pacer(8.0), Traffic(100, 12)
+    run(pacer, t)
+    before = pacer.state()
+    for i in range(20):
+        pacer.decide(DAY_S + i, MODELS, (0.5, 0.9), (0.1, 0.2), (0.1, 0.2), seed=i, count=False)
+    assert pacer.state() == before
+    pacer.note(7, t.times[-1])
+    assert pacer.day.requests == 107
+
+
+def test_what_costs_nothing_may_be_called_when_all_is_spent() -> None:
+    pacer = Pacer(1.0)
+    pacer.note(1, 0.0)
+    pacer.sync(2.0)  # the budget was lowered
+    assert pacer.decide(0.0, MODELS, (0.5, 0.9), (0.0, 0.1), (0.0, 0.1), seed=0).action == 0
+    assert pacer.reserve("a", "weak", 0.0, 0.0, 0.0) == 0
+    assert pacer.reserve("b", "strong", 0.1, 0.1, 0.0) is None
+
+
 def test_more_than_enough_takes_the_best_and_too_little_the_cheapest_until_it_is_spent() -> None:
     t = Traffic(500, 3)
     assert run(Pacer(1000.0), t)[1] == pytest.approx(t.quality.max(axis=1).mean())
