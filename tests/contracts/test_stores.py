@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -655,6 +656,20 @@ assert store.health().lost == 0
     opened = open_store(f"sqlite:///{path}")
     assert opened.summary()["requests"] == 600
     opened.close()
+
+
+def test_a_new_file_that_another_worker_is_opening_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        # What a change to a log written ahead holds while it is made.
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("CREATE TABLE theirs (x)")
+        done = threading.Timer(0.3, other.execute, ("COMMIT",))
+        done.start()
+        open_store(f"sqlite:///{path}").close()
+        done.join()
+        other.execute("SELECT x FROM theirs")  # else it tells the mode it knew
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
