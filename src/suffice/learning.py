@@ -44,7 +44,7 @@ from .policies.learner import (
     Rows,
 )
 from .policies.naming import column_of
-from .policies.predict import FULL_GAP, SLOPE, output_tokens, priors
+from .policies.predict import output_tokens, priors, slope
 from .policies.rationing import Limits
 from .policies.state import pack, unpack
 from .policies.trained import Embed, Fold, TrainedPolicy
@@ -143,7 +143,7 @@ class RouteLearner:
         weights = np.zeros((s + f.n_dimensions, k))
         labels = np.full(k, NEW_LABELS)
         gap = quality.max() - quality
-        weights[0] = -SLOPE * np.minimum(1.0, gap / FULL_GAP)
+        weights[0] = [slope(-g) for g in gap.tolist()]
         intercept = quality.copy()
         base = self.base
         if base is None:

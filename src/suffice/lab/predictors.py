@@ -19,7 +19,7 @@ from ..policies import artifact, estimators, learner
 from ..policies.estimators import Estimator
 from ..policies.learner import CLIP, VECTOR_SCALE
 from ..policies.naming import column_of
-from ..policies.predict import FULL_GAP, GRID, SLOPE, Scorer, price_priors, quality_curves
+from ..policies.predict import GRID, SLOPE, Scorer, price_priors, quality_curves, slope
 from .head import NOTHING_ODDS, PSEUDO_LABELS, EvidenceHead
 from .predictor import Batch, Predictor
 from .table import Floats
@@ -189,7 +189,7 @@ class Trained:
         gap = self.mean_ - self.mean_[self.reference_]
         if len(gap) == 2:
             return np.array([0.0 if j == self.reference_ else -SLOPE for j in range(2)])
-        return np.asarray(SLOPE * np.clip(gap / FULL_GAP, -1.0, 0.0))
+        return np.array([slope(g) for g in gap.tolist()])
 
     @staticmethod
     def _regress(

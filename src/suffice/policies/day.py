@@ -16,9 +16,8 @@ _TURN = 2.0  # the most that it is taken to be, from those bins to the next
 _SMOOTH = 4  # bins to both sides over which a profile is averaged
 _AROUND = 8  # bins to both sides whose median tells a burst
 _BURST, _FEW = 2.0, 3.0  # times that median, and requests more, above which it is one
-_BURSTS_S = (
-    6 * 3600.0
-)  # of which nothing is known, before the bursts of a first day say how many come
+# Of which nothing is known, before the bursts of a first day say how many come.
+_BURSTS_S = 6 * 3600.0
 _HALF = 12.0  # bins after which a bin's say in how busy today is has halved
 _ERROR = 0.1  # of the rate of what is left of a day, as a standard deviation, towards its end
 _ERROR_KNOWN, _ERROR_BLIND = 0.3, 0.5  # at its start, with a profile and without
