@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from suffice import features
-from suffice.gateway.parse import parse_chat
-from suffice.policies.predict import Scorer
+from suffice.dialects.openai_request import parse_chat
+from suffice.policies.priors import Scorer
 from suffice.policies.quantiles import table_of
 
 ROOT = Path(__file__).parents[1] / "src" / "suffice"

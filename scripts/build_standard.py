@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from suffice import features
-from suffice.lab.loading import load_table
-from suffice.lab.predictor import batch_of
+from suffice.lab.data.load import load_table
+from suffice.lab.predictors.base import batch_of
 
 OUT = Path(__file__).parents[1] / "src" / "suffice" / "features" / "standard.json"
 

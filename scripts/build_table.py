@@ -73,7 +73,7 @@ def main() -> None:
     given = parser.parse_args()
 
     from suffice.features import asks_of
-    from suffice.features.tokens import shipped
+    from suffice.features.wordpiece import shipped
     from suffice.types import Message
 
     pieces = (

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from suffice import features, policies
-from suffice.features import tokens
-from suffice.lab.table import Table
-from suffice.lab.train import train
-from suffice.policies import artifact as artifacts
+from suffice.artifacts import artifact as artifacts
+from suffice.features import wordpiece
+from suffice.lab.data.table import Table
+from suffice.lab.train.train import train
 from suffice.types import Candidate, Message, Model, Price
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def prompts(data: Path, low: int = 170, high: int = 230, most: int = 1500) -> li
     """Prompts of `low` to `high` tokens from every table but the test-only one."""
     import pyarrow.parquet as pq
 
-    known = tokens.WordPiece(_vocabulary())
+    known = wordpiece.WordPiece(_vocabulary())
     out: list[str] = []
     for folder in sorted(p for p in data.iterdir() if (p / "queries.parquet").exists()):
         if folder.name != "routellm":
@@ -154,8 +154,8 @@ def main() -> None:
     out: dict[str, Any] = {}
     fresh = []
     for _ in range(given.rounds):
-        tokens.shipped.cache_clear()
-        tokens.shipped()
+        wordpiece.shipped.cache_clear()
+        wordpiece.shipped()
         fresh.append(timed(talks, by(policy)))
     out["trained, ten models, 200 tokens, never seen"] = best(fresh)
     for name, chosen, asked in (

@@ -37,19 +37,19 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
-from suffice.lab import certify as bounds
-from suffice.lab.calibrate import exchange_rate, gaps
-from suffice.lab.certify import Kind, certify, quantile_thresholds
-from suffice.lab.loading import load_table
-from suffice.lab.predictor import Batch, batch_of
-from suffice.lab.predictors import Length, Trained
+from suffice.lab.calibrate import risk_control as bounds
+from suffice.lab.calibrate.calibrate import exchange_rate, gaps
+from suffice.lab.calibrate.risk_control import Kind, certify, quantile_thresholds
+from suffice.lab.data.load import load_table
+from suffice.lab.predictors.base import Batch, batch_of
+from suffice.lab.predictors.registry import Length, LinearHead
 
 CONFIDENCE = 0.9
 DELTA = 1 - CONFIDENCE
 SIZES = (200, 500, 2000)
 EPS = (0.02, 0.05, 0.10)
 BARS = {"mean_violation": 0.10, "worst_cell": 0.16, "mmlu_share_500_at_5_percent": 0.25}
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 class Case(NamedTuple):
@@ -59,8 +59,8 @@ class Case(NamedTuple):
     name: str
     x: Batch
     keys: NDArray[np.intp]
-    score: Floats
-    cost: Floats
+    score: FloatArray
+    cost: FloatArray
     priced: bool
     fit: int
     kind: Kind
@@ -133,7 +133,7 @@ def synthetic(kind: Kind, seed: int = 0) -> Case:
 
 
 def walks(
-    loss: Floats, score: Floats, thresholds: Floats, max_loss: float, kind: Kind
+    loss: FloatArray, score: FloatArray, thresholds: FloatArray, max_loss: float, kind: Kind
 ) -> dict[str, float]:
     """Threshold of each rule, -inf where it certifies nothing."""
     shared: dict[str, Any] = {"max_loss": max_loss, "confidence": CONFIDENCE, "kind": kind}
@@ -159,7 +159,7 @@ def one_split(case: Case, seed: int, rows: list[tuple[Any, ...]]) -> None:
     fit = order[: case.fit]
     pool = order[case.fit :]
     pool = pool[~np.isin(case.keys[pool], case.keys[fit])]
-    head = Trained().fit(case.x.rows(fit), case.score[fit], None, case.cost, case.models)
+    head = LinearHead().fit(case.x.rows(fit), case.score[fit], None, case.cost, case.models)
     told = head.expect(case.x)[0]
     rate = {e: exchange_rate(told[fit], case.cost, e) for e in EPS}
     length = Length().fit(case.x, case.score[:0], None, case.cost, case.models).rank(case.x, 0, 1)

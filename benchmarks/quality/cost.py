@@ -35,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pool import even_ranks
 from provenance import provenance, write_json
 
-from suffice.lab.ground import costs, read_prices
-from suffice.lab.loading import load_table
-from suffice.lab.table import Table
+from suffice.lab.data.load import load_table
+from suffice.lab.data.table import Table
+from suffice.lab.evaluate.problem import costs, read_prices
 
 TRAIN_LABELS, TRAIN_MODELS = 1500, 10
 QUERIES = 100_000

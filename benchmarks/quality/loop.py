@@ -48,7 +48,7 @@ AT_ONCE = 8
 PER_S = 50.0
 SERVED = 500
 TOLD = {"claims": "vendors' claims", "means": "their means, roughly"}
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 def blocks(x: NDArray[Any], size: int) -> list[float]:
@@ -57,7 +57,7 @@ def blocks(x: NDArray[Any], size: int) -> list[float]:
     return [round(float(v), 4) for v in x[:n].reshape(-1, size).mean(axis=1)]
 
 
-def measured(sent: Sent, value: Floats, right: NDArray[np.intp], size: int) -> dict[str, Any]:
+def measured(sent: Sent, value: FloatArray, right: NDArray[np.intp], size: int) -> dict[str, Any]:
     n = np.arange(len(right))
     return {
         "right": blocks(sent.model == right, size),
@@ -70,7 +70,7 @@ def measured(sent: Sent, value: Floats, right: NDArray[np.intp], size: int) -> d
     }
 
 
-def oracle(stream: list[Request], value: Floats, right: NDArray[np.intp], good: Any) -> Any:
+def oracle(stream: list[Request], value: FloatArray, right: NDArray[np.intp], good: Any) -> Any:
     """Who knows every chance, and the best single model by them."""
     n = np.arange(len(right))
     single = int(value.mean(axis=0).argmax())
@@ -93,7 +93,7 @@ def overhead(sent: Sent, refits_s: list[float]) -> dict[str, Any]:
     }
 
 
-def _percentiles(x: Floats) -> dict[str, float | None]:
+def _percentiles(x: FloatArray) -> dict[str, float | None]:
     if len(x) == 0:
         return {"n": 0, "p50_ms": None, "p99_ms": None}
     p50, p99 = np.percentile(x, [50, 99])

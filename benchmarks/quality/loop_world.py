@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 WORTH_USD = 0.02  # of a good answer: the route's objective
 # USD per million tokens in and out
@@ -153,7 +153,7 @@ class Request(NamedTuple):
 class World(NamedTuple):
     """chance: (topics, k) of a good answer; guess: (k,) what the operator tells the router."""
 
-    chance: Floats
+    chance: FloatArray
     guess: tuple[float, ...]
 
     def good(self, r: Request, model: int) -> bool:
@@ -214,7 +214,7 @@ def usd(r: Request, model: int, input_tokens: float | None = None) -> float:
     return (told * i + r.output_tokens * o) / 1e6
 
 
-def values(w: World, stream: list[Request]) -> tuple[Floats, NDArray[np.intp]]:
+def values(w: World, stream: list[Request]) -> tuple[FloatArray, NDArray[np.intp]]:
     """((n, k) expected worth of each model's answer less its cost, in units of a good answer;
     (n,) the right model). Costs are those of an answer of mean length: nobody can know more of a
     query before it is answered."""

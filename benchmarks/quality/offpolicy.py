@@ -41,14 +41,14 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
-from suffice.lab import offpolicy
-from suffice.lab.loading import load_table
-from suffice.lab.offpolicy import Log
-from suffice.lab.predictor import batch_of
-from suffice.lab.predictors import Trained
-from suffice.lab.replay import reward_model
+from suffice.lab.data.load import load_table
+from suffice.lab.ope import estimators
+from suffice.lab.ope.estimators import LoggedData
+from suffice.lab.ope.replay import reward_model
+from suffice.lab.predictors.base import batch_of
+from suffice.lab.predictors.registry import LinearHead
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 FOLDS = 5
 USD_WORTH = 5.0  # quality that a dollar buys, for the logging policies that follow the router
 RESAMPLES = 999
@@ -61,8 +61,8 @@ class World(NamedTuple):
     """The whole truth. score, predicted: (n, k); signals (n, s), vectors (n, d): what a log keeps of
     each query; family: (n,) number of its benchmark."""
 
-    score: Floats
-    predicted: Floats
+    score: FloatArray
+    predicted: FloatArray
     signals: NDArray[np.float32]
     vectors: NDArray[np.float32]
     family: NDArray[np.intp]
@@ -75,12 +75,12 @@ class Logging(NamedTuple):
 
     name: str
     what: str
-    p: Floats
+    p: FloatArray
     decisions: int
     sticky: bool = False
 
 
-def world(folder: Path, seed: int) -> tuple[World, Floats]:
+def world(folder: Path, seed: int) -> tuple[World, FloatArray]:
     """(the table as a world, mean cost of each model)."""
     read = load_table(folder)
     read = read.rows(read.complete)
@@ -91,13 +91,13 @@ def world(folder: Path, seed: int) -> tuple[World, Floats]:
     for f in range(FOLDS):
         fit = fold != f
         cost = None if read.cost_usd is None else read.cost_usd[fit]
-        head = Trained().fit(x.rows(fit), read.score[fit], cost, price, read.models)
+        head = LinearHead().fit(x.rows(fit), read.score[fit], cost, price, read.models)
         predicted[~fit] = head.expect(x.rows(~fit))[0]
     family = np.unique(np.array([b or "" for b in read.benchmark or ()]), return_inverse=True)[1]
     return World(read.score, predicted, x.signals, x.vectors, family, read.models), price
 
 
-def loggings(w: World, price: Floats, seed: int) -> list[Logging]:
+def loggings(w: World, price: FloatArray, seed: int) -> list[Logging]:
     n, k = w.score.shape
     even = np.full((n, k), 1 / k)
     good = np.eye(k)[np.argmax(w.predicted - USD_WORTH * price, axis=1)]
@@ -116,7 +116,7 @@ def loggings(w: World, price: Floats, seed: int) -> list[Logging]:
     ]
 
 
-def targets(w: World, log: Logging) -> dict[str, Floats]:
+def targets(w: World, log: Logging) -> dict[str, FloatArray]:
     n, k = w.score.shape
     router = np.eye(k)[np.argmax(w.predicted, axis=1)]
     tilted = log.p**1.5
@@ -127,7 +127,7 @@ def targets(w: World, log: Logging) -> dict[str, Floats]:
     return {"best single": best, "router": router, "near the log": near}
 
 
-def draw(w: World, log: Logging, rng: np.random.Generator) -> tuple[NDArray[np.intp], Log]:
+def draw(w: World, log: Logging, rng: np.random.Generator) -> tuple[NDArray[np.intp], LoggedData]:
     """(queries drawn, what was logged of them)."""
     n, k = w.score.shape
     if log.sticky:
@@ -138,7 +138,7 @@ def draw(w: World, log: Logging, rng: np.random.Generator) -> tuple[NDArray[np.i
     u = rng.random(len(rows))[session] if log.sticky else rng.random(len(rows))
     action = (u[:, None] > p.cumsum(axis=1)).sum(axis=1).clip(0, k - 1)
     at = np.arange(len(rows))
-    return rows, Log(action, p[at, action], w.score[rows, action], p, session)
+    return rows, LoggedData(action, p[at, action], w.score[rows, action], p, session)
 
 
 def conversations(
@@ -159,13 +159,13 @@ def conversations(
     return np.concatenate(rows), np.concatenate(session)
 
 
-def switched(log: Log, pi: Floats, q: Floats) -> offpolicy.Terms:
+def switched(log: LoggedData, pi: FloatArray, q: FloatArray) -> estimators.EstimatorTerms:
     """Switch-DR (Wang, Agarwal and Dudik 2017): the model alone where the weight is large. Not in
     the product: here to show why."""
-    w = offpolicy.weights(log, pi)
+    w = estimators.weights(log, pi)
     at = np.arange(len(log))
     error = np.where(w <= SWITCH, w * (log.reward - q[at, log.action]), 0.0)
-    return offpolicy.Terms((pi * q).sum(axis=1) + error, np.ones(len(log)))
+    return estimators.EstimatorTerms((pi * q).sum(axis=1) + error, np.ones(len(log)))
 
 
 def measure(w: World, log: Logging, runs: int, seed: int) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -179,24 +179,24 @@ def measure(w: World, log: Logging, runs: int, seed: int) -> tuple[list[dict[str
         rng = np.random.default_rng([seed, run])
         rows, made = draw(w, log, rng)
         q = reward_model(made, w.signals[rows], w.vectors[rows].astype(float))
-        simple = Log(made.action, made.propensity, made.reward, made.propensities)
+        simple = LoggedData(made.action, made.propensity, made.reward, made.propensities)
         terms, sizes = {}, {}
         for name, all_pi in aims.items():
             pi = all_pi[rows]
-            terms[name, "ips"] = offpolicy.ips(made, pi)
-            terms[name, "snips"] = offpolicy.snips(made, pi)
-            terms[name, "doubly_robust"] = offpolicy.doubly_robust(made, pi, q)
-            terms[name, "direct"] = offpolicy.direct(made, pi, q)
+            terms[name, "ips"] = estimators.ips(made, pi)
+            terms[name, "snips"] = estimators.snips(made, pi)
+            terms[name, "doubly_robust"] = estimators.doubly_robust(made, pi, q)
+            terms[name, "direct"] = estimators.direct(made, pi, q)
             terms[name, "switch"] = switched(made, pi, q)
-            sizes[name] = offpolicy.effective(offpolicy.weights(made, pi), made.episodes)
+            sizes[name] = estimators.effective(estimators.weights(made, pi), made.episodes)
             if run < 3:
                 samples.append((made, pi, q, {e: terms[name, e].value for e in
                                               ("ips", "snips", "doubly_robust", "direct")}))  # fmt: skip
         named = {"/".join(key): t for key, t in terms.items()}
         kinds = {"resamples": RESAMPLES, "seed": run}
-        boot = offpolicy.estimates(named, made, **kinds)
-        plain = offpolicy.estimates(named, made, method="asymptotic")
-        alone = offpolicy.estimates(named, simple, method="asymptotic")
+        boot = estimators.estimates(named, made, **kinds)
+        plain = estimators.estimates(named, made, method="asymptotic")
+        alone = estimators.estimates(named, simple, method="asymptotic")
         for (name, estimator), _ in terms.items():
             b, a, s = (f[f"{name}/{estimator}"] for f in (boot, plain, alone))
             t, d = truth[name], truth[name] - happened
@@ -218,7 +218,7 @@ def _row(
     log: Logging, key: tuple[str, str], truth: dict[str, float], values: list[tuple[float, ...]]
 ) -> dict[str, Any]:
     v = np.array(values, float)
-    judged = v[:, 6] >= offpolicy.MIN_ESS
+    judged = v[:, 6] >= estimators.MIN_ESS
     # Coverage is of all runs: to look only at those that are judged would select on the draw.
     return {
         "logging": log.name,
@@ -427,7 +427,7 @@ def main() -> None:
             "runs": given.runs,
             "seed": given.seed,
             "resamples": RESAMPLES,
-            "refused_below_ess": offpolicy.MIN_ESS,
+            "refused_below_ess": estimators.MIN_ESS,
             "bar": BAR,
             "lowest_coverage_where_judged": lowest,
             "rows": rows,

@@ -43,9 +43,9 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
-from suffice.policies.explore import Explorer
-from suffice.policies.learner import Learner, Limits, Rows, cold, design
-from suffice.policies.predict import price_priors
+from suffice.learning.exploration import ThompsonSampler
+from suffice.learning.regression import LabelBatch, OnlineRegression, SourceLimits, cold, design
+from suffice.policies.priors import price_priors
 
 LLAMA, MISTRAL, FLASH, PRO = (
     "meta-llama/llama-3.1-8b-instruct",
@@ -56,7 +56,7 @@ LLAMA, MISTRAL, FLASH, PRO = (
 LAMBDAS = (0.0, 5.0)
 CHANGE, BACK = 600, 1200  # queries into the stream
 REFIT = 200
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 class Stream(NamedTuple):
@@ -64,9 +64,9 @@ class Stream(NamedTuple):
 
     signals: NDArray[np.float32]
     vectors: NDArray[np.float32]
-    score: Floats
-    cost: Floats
-    price: Floats
+    score: FloatArray
+    cost: FloatArray
+    price: FloatArray
     models: tuple[str, ...]
 
     def rows(self, at: NDArray[np.intp]) -> Stream:
@@ -86,20 +86,20 @@ class Changes(NamedTuple):
     """score, cost: (n, k) as they are over the stream. price_at: (n, k) as the config has it.
     there: (n, k) whether the model is on the route."""
 
-    score: Floats
-    cost: Floats
-    price_at: Floats
+    score: FloatArray
+    cost: FloatArray
+    price_at: FloatArray
     there: NDArray[np.bool_]
 
 
 class Player(Protocol):
-    def take(self, i: int, price: Floats, there: NDArray[np.bool_]) -> int: ...
+    def take(self, i: int, price: FloatArray, there: NDArray[np.bool_]) -> int: ...
     def learn(self, i: int, j: int, score: float, value: float) -> None: ...
 
 
 def load(data: Path) -> Stream:
-    from suffice.lab.loading import load_table
-    from suffice.lab.predictor import batch_of
+    from suffice.lab.data.load import load_table
+    from suffice.lab.predictors.base import batch_of
 
     table = load_table(data / "paretobandit_val").only((LLAMA, MISTRAL, FLASH, PRO))
     table = table.rows(table.complete)
@@ -128,8 +128,8 @@ class Ours:
         guess = price_priors(stream.price.tolist())
         prior = cold(stream.models, guess, p)
         # The benchmark has one client, whom it trusts.
-        limits = Limits(share=1.0)
-        self.learner = Learner(
+        limits = SourceLimits(share=1.0)
+        self.learner = OnlineRegression(
             stream.models, mean, deviation, stream.vectors.shape[1], prior=prior, limits=limits
         )
         if warm is not None:
@@ -137,14 +137,14 @@ class Ours:
             self.learner.observe(
                 rows_of(warm, np.repeat(np.arange(n), k), np.tile(np.arange(k), n), 0)
             )
-        self.explorer = Explorer(stream.models if warm is not None else (), share=self.share)
+        self.explorer = ThompsonSampler(stream.models if warm is not None else (), share=self.share)
         self.fit = self.learner.refit()
         self.x = design(stream.signals, stream.vectors, mean, deviation)
         self.first = self.learner.cursor + 1
         self.waiting: list[tuple[int, int, float]] = []
         self.spent, self.count = 0.0, 0
 
-    def take(self, i: int, price: Floats, there: NDArray[np.bool_]) -> int:
+    def take(self, i: int, price: FloatArray, there: NDArray[np.bool_]) -> int:
         at = np.flatnonzero(there)
         names = [self.stream.models[j] for j in at]
         offline = (self.fit.intercept + self.x[i] @ self.fit.weights)[at]
@@ -174,16 +174,16 @@ class Ours:
             self.fit = self.learner.refit()
 
 
-def rows_of(s: Stream, at: NDArray[np.intp], arm: NDArray[np.intp], first: int) -> Rows:
+def rows_of(s: Stream, at: NDArray[np.intp], arm: NDArray[np.intp], first: int) -> LabelBatch:
     n = len(at)
-    return Rows(
+    return LabelBatch(
         np.arange(first, first + n), s.signals[at], s.vectors[at],
         [s.models[j] for j in arm], s.score[at, arm], ["user"] * n, np.zeros(n),
     )  # fmt: skip
 
 
-def _scored(rows: Rows, scores: Floats) -> Rows:
-    return Rows(
+def _scored(rows: LabelBatch, scores: FloatArray) -> LabelBatch:
+    return LabelBatch(
         rows.ids, rows.signals, rows.vectors, rows.models, scores, rows.sources, rows.times_s
     )
 
@@ -203,7 +203,7 @@ class Constant:
         self.turns = 20 if explore and warm is None else 0
         self.taken = np.zeros(len(prior))
 
-    def take(self, i: int, price: Floats, there: NDArray[np.bool_]) -> int:
+    def take(self, i: int, price: FloatArray, there: NDArray[np.bool_]) -> int:
         short = there & (self.taken < self.turns)
         value = np.where(there, self.sum / self.n - self.lam * price, -np.inf)
         j = int(np.argmin(np.where(short, self.taken, np.inf)) if short.any() else value.argmax())
@@ -259,7 +259,7 @@ class Pareto:
                 for m, value in zip(stream.models, row.tolist(), strict=True):
                     self.router.update(m, w[i], value, advance_time=False)
 
-    def take(self, i: int, price: Floats, there: NDArray[np.bool_]) -> int:
+    def take(self, i: int, price: FloatArray, there: NDArray[np.bool_]) -> int:
         model, log = self.router.route(self.x[i])
         self.request = log.request_id
         return self.stream.models.index(model)
@@ -279,7 +279,7 @@ class Joining(Pareto):
         self.stream = stream
         self.joined = False
 
-    def take(self, i: int, price: Floats, there: NDArray[np.bool_]) -> int:
+    def take(self, i: int, price: FloatArray, there: NDArray[np.bool_]) -> int:
         if there[-1] and not self.joined:
             self.router.register_model(
                 self.late, input_cost_per_m=self.price * 1e3, output_cost_per_m=self.price * 1e3
@@ -291,7 +291,7 @@ class Joining(Pareto):
 # ── games ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def play(player: Player, world: Changes, lam: float) -> tuple[Floats, NDArray[np.intp]]:
+def play(player: Player, world: Changes, lam: float) -> tuple[FloatArray, NDArray[np.intp]]:
     """(value (n,), model taken (n,))."""
     n = len(world.score)
     value, taken = np.empty(n), np.empty(n, np.intp)
@@ -355,7 +355,7 @@ def players(rival: bool, lam: float) -> dict[str, Factory]:
     return out
 
 
-def regret(value: Floats, world: Changes, lam: float) -> dict[str, float]:
+def regret(value: FloatArray, world: Changes, lam: float) -> dict[str, float]:
     all_ = np.where(world.there, world.score - lam * world.cost, -np.inf)
     whole = world.there.all(axis=0)
     best = float(all_[:, whole].mean(axis=0).max())
@@ -376,7 +376,7 @@ class Played(NamedTuple):
     """What one seed gave: figures by game and player, and curves."""
 
     figures: dict[str, dict[str, dict[str, float]]]
-    curves: dict[str, Floats]
+    curves: dict[str, FloatArray]
 
 
 def settled(data: Stream, seed: int, rival: bool) -> Played:
@@ -447,7 +447,7 @@ def shifting(data: Stream, seed: int, rival: bool) -> Played:
     return out
 
 
-def gather(parts: list[Played]) -> tuple[dict[str, Any], dict[str, Floats]]:
+def gather(parts: list[Played]) -> tuple[dict[str, Any], dict[str, FloatArray]]:
     """Intervals over seeds; mean curves."""
     figures = {
         game: {
@@ -472,7 +472,7 @@ def late(make: Factory) -> Factory:
         if isinstance(player, Ours):
             rows = rows_of(warm, np.repeat(np.arange(n), k - 1), np.tile(np.arange(k - 1), n), 0)
             player.learner.observe(rows)
-            player.explorer = Explorer(s.models[:-1], share=player.share)
+            player.explorer = ThompsonSampler(s.models[:-1], share=player.share)
             player.fit = player.learner.refit()
             player.first = player.learner.cursor + 1
         elif isinstance(player, Constant):
@@ -484,7 +484,7 @@ def late(make: Factory) -> Factory:
     return build
 
 
-def plot(settled_: dict[str, Floats], shifting_: dict[str, Floats], out: Path) -> None:
+def plot(settled_: dict[str, FloatArray], shifting_: dict[str, FloatArray], out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -587,10 +587,14 @@ def refit_seconds() -> dict[str, float]:
     """One refit of ten models, 5,000 labels, 281 numbers a query."""
     rng = np.random.default_rng(0)
     n, names = 5000, [f"m{i}" for i in range(10)]
-    learner = Learner(
-        names, np.zeros(25, np.float32), np.ones(25, np.float32), 256, limits=Limits(share=1.0)
+    learner = OnlineRegression(
+        names,
+        np.zeros(25, np.float32),
+        np.ones(25, np.float32),
+        256,
+        limits=SourceLimits(share=1.0),
     )
-    rows = Rows(
+    rows = LabelBatch(
         np.arange(n), rng.normal(size=(n, 25)).astype(np.float32),
         rng.normal(size=(n, 256)).astype(np.float32) * 0.1,
         [names[i] for i in rng.integers(0, 10, n)], rng.random(n), ["u"] * n, np.zeros(n),

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
-from suffice.policies.multiplier import solve
-from suffice.policies.pacer import Pacer
+from suffice.budgets.lagrange import solve
+from suffice.budgets.pacer import Pacer
 
 DAY_S = 86400.0
 MODELS = (
@@ -46,25 +46,25 @@ MODELS = (
 # Budgets as points between the cheapest and the dearest model's mean cost, on a log scale.
 POINTS = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85)
 REQUESTS = 3000  # of a mean day
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 class Pool(NamedTuple):
     """(n, k) each: true score and cost, predicted quality and cost; worst: (k,) USD."""
 
-    score: Floats
-    cost: Floats
-    quality_: Floats
-    cost_: Floats
-    worst: Floats
+    score: FloatArray
+    cost: FloatArray
+    quality_: FloatArray
+    cost_: FloatArray
+    worst: FloatArray
 
 
 class Day(NamedTuple):
     """times_s: (n,) ascending within the day. at: (n,) rows of the pool. took_s: (n,)."""
 
-    times_s: Floats
+    times_s: FloatArray
     at: NDArray[np.intp]
-    took_s: Floats
+    took_s: FloatArray
 
 
 class Outcome(NamedTuple):
@@ -78,9 +78,9 @@ class Outcome(NamedTuple):
 
 def load(data: Path) -> Pool:
     """The table, cross-fitted: five folds, the trained head, no query predicted by its own label."""
-    from suffice.lab.loading import load_table
-    from suffice.lab.predictor import batch_of
-    from suffice.lab.predictors import make
+    from suffice.lab.data.load import load_table
+    from suffice.lab.predictors.base import batch_of
+    from suffice.lab.predictors.registry import make
 
     table = load_table(data / "paretobandit_val").only(MODELS)
     table = table.rows(table.complete)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from suffice.lab.metrics import wilson
+from suffice.lab.evaluate.metrics import wilson
 
 Results = Mapping[str, Any]  # name of a results file without .json -> what it holds
 MISSING = "not measured yet"

@@ -140,7 +140,7 @@ def _labels(ax: Any, panel: Drawing) -> None:
 
 
 def _pareto(ax: Any, panel: Drawing) -> None:
-    from suffice.lab import metrics
+    from suffice.lab.evaluate import metrics
 
     points = {
         m.rsplit("/", 1)[-1]: (v["usd_per_query"], v["quality"]) for m, v in panel["models"].items()

@@ -36,16 +36,16 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
-from suffice.lab import metrics
-from suffice.lab.folds import folds, together
-from suffice.lab.gain import Gain
-from suffice.lab.ground import Ground, Prices, costs, read_prices, stand
-from suffice.lab.loading import load_table
-from suffice.lab.predictor import Batch, batch_of
-from suffice.lab.predictors import make
-from suffice.lab.sweep import along_hull, by_price_of_quality
-from suffice.lab.table import Floats, Table
-from suffice.lab.train import train
+from suffice.lab.data.load import load_table
+from suffice.lab.data.splits import folds, together
+from suffice.lab.data.table import FloatArray, Table
+from suffice.lab.evaluate import metrics
+from suffice.lab.evaluate.frontier import along_hull, by_price_of_quality
+from suffice.lab.evaluate.gain import Gain
+from suffice.lab.evaluate.problem import EvalSet, Prices, costs, read_prices, stand
+from suffice.lab.predictors.base import Batch, batch_of
+from suffice.lab.predictors.registry import make
+from suffice.lab.train.train import train
 
 FOLDS = 5
 LEARNED = ("trained", "knn", "cluster", "ridge", "constant")
@@ -89,7 +89,7 @@ class World:
     """A table as numbers. score, paid: (n, k) of its complete queries `rows`; cost: as a fit sees
     it, with NaN where unknown."""
 
-    def __init__(self, ground: Ground, prices: Prices | None, draws: int) -> None:
+    def __init__(self, ground: EvalSet, prices: Prices | None, draws: int) -> None:
         self.ground = ground
         self.table = ground.table
         self.models = ground.models
@@ -99,14 +99,14 @@ class World:
         self.cost = costs(self.table, prices)[0]
         self.singles = ground.singles
         self.zero = metrics.area(self.singles, self.singles)
-        self.redraws = metrics.Redraws(self.clusters[self.rows], draws, 0)
+        self.redraws = metrics.ClusterBootstrap(self.clusters[self.rows], draws, 0)
         singles = np.stack(
             [self.redraws.means(self.paid), self.redraws.means(self.score)], axis=2
         )  # (draws, k, 2)
         self.single_draws = singles
         self.zero_draws = np.array([metrics.area(s, s) for s in singles])
 
-    def judge(self, choices: NDArray[np.intp]) -> tuple[Gain, float | None, Floats]:
+    def judge(self, choices: NDArray[np.intp]) -> tuple[Gain, float | None, FloatArray]:
         """(gain over the zero router with its draws, QNC, (t, 2) points). choices: (t, n)."""
         at = np.arange(len(self.score))
         paid, score = self.paid[at, choices].T, self.score[at, choices].T
@@ -151,7 +151,7 @@ class World:
         """The mean gain over seeds with its interval, and what varies between seeds."""
         gains: list[Gain] = []
         qncs: list[float | None] = []
-        curve: Floats | None = None
+        curve: FloatArray | None = None
         for seed in seeds:
             gain, qnc, points = self.judge(self.crossed(name, seed, labels))
             gains.append(gain)

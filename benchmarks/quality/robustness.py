@@ -40,13 +40,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
 from suffice import features, policies
-from suffice.lab.evaluate import evaluate
-from suffice.lab.flips import REWORDING, WHITE_SPACE
-from suffice.lab.ground import read_prices
-from suffice.lab.loading import load_table
-from suffice.lab.metrics import wilson
-from suffice.lab.train import train
-from suffice.policies import artifact as artifacts
+from suffice.artifacts import artifact as artifacts
+from suffice.lab.data.load import load_table
+from suffice.lab.evaluate.evaluate import evaluate
+from suffice.lab.evaluate.metrics import wilson
+from suffice.lab.evaluate.problem import read_prices
+from suffice.lab.evaluate.robustness import REWORDING, WHITE_SPACE
+from suffice.lab.train.train import train
 from suffice.types import Candidate, Message, Model, Policy, Price
 
 FIT = "paretobandit_val"

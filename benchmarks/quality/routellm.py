@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
-from suffice.lab.loading import load_table
-from suffice.lab.metrics import pair
-from suffice.lab.predictor import Batch, batch_of
-from suffice.lab.predictors import make
+from suffice.lab.data.load import load_table
+from suffice.lab.evaluate.metrics import pair
+from suffice.lab.predictors.base import Batch, batch_of
+from suffice.lab.predictors.registry import make
 
 MODELS = ("gpt-4-1106-preview", "mistralai/Mixtral-8x7B-Instruct-v0.1")
 PRICE = np.array([15.0, 0.6])  # USD per million tokens at 3 to 1; they only say which is dear
@@ -59,7 +59,7 @@ BARS = {
     ("gsm8k", 0): 0.58, ("gsm8k", 50): 0.597, ("gsm8k", 300): 0.605, ("gsm8k", 1000): 0.63,
 }  # fmt: skip
 WISH = {"benchmark": "mmlu", "n": 1500, "apgr": 0.66}
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 class Benchmark(NamedTuple):
@@ -67,7 +67,7 @@ class Benchmark(NamedTuple):
 
     name: str
     x: Batch
-    score: Floats
+    score: FloatArray
     prompt: NDArray[np.intp]
 
     def rows(self, index: NDArray[np.intp]) -> Benchmark:
@@ -88,12 +88,12 @@ def benchmarks(data: Path) -> list[Benchmark]:
     return out
 
 
-def ranked(policy: str, train: Benchmark, test: Benchmark) -> Floats:
+def ranked(policy: str, train: Benchmark, test: Benchmark) -> FloatArray:
     fitted = make(policy).fit(train.x, train.score, None, PRICE, MODELS)
     return fitted.rank(test.x, 0, 1)
 
 
-def figures(rank: Floats, score: Floats) -> tuple[float, float, float]:
+def figures(rank: FloatArray, score: FloatArray) -> tuple[float, float, float]:
     """(CPT50, CPT80, APGR); CPT is NaN where no share reaches it."""
     p = pair(rank, score[:, 0], score[:, 1])
     half, most = p.cpt(0.5), p.cpt(0.8)
@@ -104,7 +104,7 @@ def figures(rank: Floats, score: Floats) -> tuple[float, float, float]:
     )
 
 
-def named(value: Sequence[float], spread: Floats) -> dict[str, Any]:
+def named(value: Sequence[float], spread: FloatArray) -> dict[str, Any]:
     """Three figures with their intervals."""
     out: dict[str, Any] = {}
     for i, name in enumerate(("cpt50", "cpt80", "apgr")):

@@ -41,11 +41,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
 from suffice import catalog, features
-from suffice.lab.ground import Prices, read_prices
-from suffice.lab.savings.costs import singles
+from suffice.lab.evaluate.problem import Prices, read_prices
+from suffice.lab.savings.counterfactual_cost import singles
 from suffice.lab.savings.reading import priced
-from suffice.lab.savings.sums import Route
-from suffice.policies import predict
+from suffice.lab.savings.traffic import Route
+from suffice.policies import priors
 from suffice.types import Prediction
 
 CHOSEN_ON = ("arena_bench_v1", "zeroeval", "mmlu_pro")
@@ -55,10 +55,10 @@ MODELS = 4
 QUERIES = 2000
 _CHARS = 4.0  # a token
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
-def load(folder: Path, per: Prices) -> tuple[Floats, Floats, Floats]:
+def load(folder: Path, per: Prices) -> tuple[FloatArray, FloatArray, FloatArray]:
     """(true (n, k) USD, NaN = not answered, predicted (n, k) USD, difficulty (n,)) of the priced
     models that answered nearly everything. per: model -> USD per million tokens in and out."""
     import pyarrow.parquet as pq
@@ -84,11 +84,11 @@ def load(folder: Path, per: Prices) -> tuple[Floats, Floats, Floats]:
     rng = np.random.default_rng(0)
     if len(ids) > QUERIES:
         ids = [ids[i] for i in np.sort(rng.choice(len(ids), QUERIES, replace=False))]
-    scorer = predict.Scorer(features.SIGNAL_NAMES)
+    scorer = priors.Scorer(features.SIGNAL_NAMES)
     found = [features.extract_text(prompts[q]) for q in ids]
     score = np.array([scorer(x) for x in found])
     difficulty = score.argsort(kind="stable").argsort() / len(score)
-    expected = [predict.output_tokens(float(u), None) for u in difficulty]
+    expected = [priors.output_tokens(float(u), None) for u in difficulty]
     true = np.array([[usd[m].get(q, np.nan) for m in models] for q in ids])
     guess = np.array(
         [
@@ -108,8 +108,8 @@ def _listed(model: str) -> tuple[float, float]:
 
 
 def reported(
-    guess: Floats, paid: Floats, action: NDArray[np.intp], difficulty: Floats
-) -> tuple[Floats, Floats]:
+    guess: FloatArray, paid: FloatArray, action: NDArray[np.intp], difficulty: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """((k,) USD of each model alone, (k, 2) its interval) by the product."""
     route = Route()
     names = [str(j) for j in range(guess.shape[1])]
@@ -133,8 +133,8 @@ def reported(
 
 
 def one_draw(
-    rng: np.random.Generator, true: Floats, guess: Floats, difficulty: Floats
-) -> tuple[dict[str, Floats], Floats]:
+    rng: np.random.Generator, true: FloatArray, guess: FloatArray, difficulty: FloatArray
+) -> tuple[dict[str, FloatArray], FloatArray]:
     """(way -> (k,) log errors, (k,) whether the report's interval holds the truth)."""
     pick = rng.choice(true.shape[1], min(MODELS, true.shape[1]), replace=False)
     pick = pick[np.argsort(guess[:, pick].mean(axis=0))]
@@ -179,7 +179,7 @@ def main() -> None:
     for name in TABLES:
         true, guess, difficulty = load(args.data / name, prices)
         rng = np.random.default_rng(1)
-        errors: dict[str, list[Floats]] = {}
+        errors: dict[str, list[FloatArray]] = {}
         held = []
         for _ in range(args.draws):
             found, holds = one_draw(rng, true, guess, difficulty)
@@ -246,7 +246,7 @@ def shown(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _figures(errors: Floats, seed: int) -> dict[str, Any]:
+def _figures(errors: FloatArray, seed: int) -> dict[str, Any]:
     """Of log errors (draws, k): root mean square with its 95 % bootstrap interval over draws."""
     rng = np.random.default_rng(seed)
     square = (errors**2).mean(axis=1)

@@ -36,11 +36,11 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
-from suffice.lab.certify import binomial_cdf, clopper_pearson
-from suffice.lab.loading import load_table
-from suffice.lab.predictor import batch_of
-from suffice.lab.predictors import Trained
-from suffice.policies import watch
+from suffice.lab.calibrate.risk_control import binomial_cdf, clopper_pearson
+from suffice.lab.data.load import load_table
+from suffice.lab.predictors.base import batch_of
+from suffice.lab.predictors.registry import LinearHead
+from suffice.monitoring import sequential_test
 
 ALPHA = 0.05
 QUIET = 5000  # labels without drift
@@ -49,7 +49,7 @@ DROP = 0.05
 CERTIFIED = 0.05
 TRUE_LOSS = 0.045  # of the streams from tables
 BEFORE = (0, 1000)
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 class Source(NamedTuple):
@@ -57,15 +57,15 @@ class Source(NamedTuple):
 
     name: str
     max_loss: float
-    now: Floats
-    dropped: Floats
+    now: FloatArray
+    dropped: FloatArray
     share: float
 
 
 def made_up(max_loss: float, mean: float) -> Source:
     n = 100_000
 
-    def losses(p: float) -> Floats:
+    def losses(p: float) -> FloatArray:
         return (np.arange(n) < round(p * n)).astype(float)
 
     return Source(
@@ -81,7 +81,7 @@ def from_table(folder: Path, models: tuple[str, str], fit: int, seed: int = 0) -
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(table))
     x = batch_of(table)
-    head = Trained().fit(
+    head = LinearHead().fit(
         x.rows(order[:fit]), table.score[order[:fit]], None, np.array([2.0, 1.0]), models
     )
     rest = order[fit:]
@@ -126,8 +126,8 @@ def invented() -> list[Source]:
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def first_alarm(losses: Floats, max_loss: float) -> int | None:
-    w = watch.begin(max_loss, ALPHA)
+def first_alarm(losses: FloatArray, max_loss: float) -> int | None:
+    w = sequential_test.begin(max_loss, ALPHA)
     for x in losses.tolist():
         w = w.update(x)
         if w.alarm_at is not None:
@@ -135,7 +135,7 @@ def first_alarm(losses: Floats, max_loss: float) -> int | None:
     return None
 
 
-def looks(losses: Floats, max_loss: float, window: int = 500, every: int = 100) -> int | None:
+def looks(losses: FloatArray, max_loss: float, window: int = 500, every: int = 100) -> int | None:
     """The label at which a repeated fixed-size test first rejects."""
     total = np.concatenate([[0.0], losses.cumsum()])
     for at in range(window, len(losses) + 1, every):

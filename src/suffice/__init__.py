@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import AsyncClient, Client
-    from .config import Settings
-    from .errors import ConfigError, SufficeError
-    from .router import Router
-    from .types import Decision, Features, Feedback, Objective, Policy, Prediction
+    from suffice.client import AsyncClient, Client
+    from suffice.config import Settings
+    from suffice.errors import ConfigError, SufficeError
+    from suffice.router import Router
+    from suffice.types import Decision, Features, Feedback, Objective, Policy, Prediction
 
 __version__ = "0.1.0"
 

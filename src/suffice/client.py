@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import UsageError
+from suffice.errors import UsageError
 
 try:
     import httpx2 as httpx  # what the official client itself speaks
@@ -26,9 +26,9 @@ except ModuleNotFoundError as error:  # the official client is an extra: serving
     ) from None
 
 if TYPE_CHECKING:
-    from .config import Settings
-    from .gateway.app import App
-    from .router import Router
+    from suffice.config import Settings
+    from suffice.gateway.app import App
+    from suffice.router import Router
 
 T = TypeVar("T")
 _END = None
@@ -187,8 +187,8 @@ class AppTransport(httpx.BaseTransport):
 
 
 def _app(config: str | Path | Settings | Router | None) -> App:
-    from .gateway.app import create_app
-    from .router import Router
+    from suffice.gateway.app import create_app
+    from suffice.router import Router
 
     if isinstance(config, Router):
         return create_app(config)

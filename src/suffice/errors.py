@@ -32,7 +32,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from .types import Attempt, Decision
+    from suffice.types import Attempt, Decision
 
 UpstreamKind = Literal[
     "connect",  # no connection could be made
@@ -135,28 +135,28 @@ class RequestError(SufficeError):
         self.retry_after_s = retry_after_s
 
 
-class BadRequest(RequestError):
+class BadRequestError(RequestError):
     status = 400
 
 
-class Unauthorized(RequestError):
+class UnauthorizedError(RequestError):
     status = 401
     type = "authentication_error"
     default_code = "invalid_api_key"
 
 
-class Forbidden(RequestError):
+class ForbiddenError(RequestError):
     status = 403
     type = "permission_error"
     default_code = "forbidden"
 
 
-class NotFound(RequestError):
+class NotFoundError(RequestError):
     status = 404
     default_code = "not_found"
 
 
-class ModelNotFound(NotFound):
+class ModelNotFoundError(NotFoundError):
     default_code = "model_not_found"
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
@@ -170,28 +170,28 @@ class ModelNotFound(NotFound):
         self.nearest = close
 
 
-class MethodNotAllowed(RequestError):
+class MethodNotAllowedError(RequestError):
     status = 405
     default_code = "method_not_allowed"
 
 
-class PayloadTooLarge(RequestError):
+class PayloadTooLargeError(RequestError):
     status = 413
     default_code = "request_too_large"
 
 
-class Unprocessable(RequestError):
+class UnprocessableError(RequestError):
     status = 422
     default_code = "out_of_range"
 
 
-class RateLimited(RequestError):
+class RateLimitedError(RequestError):
     status = 429
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
 
 
-class BudgetExceeded(RateLimited):
+class BudgetExceededError(RateLimitedError):
     """What is left of a route's budget covers no model. `final`: it is spent until its next day
     begins; else only reserved by calls in flight."""
 
@@ -202,7 +202,7 @@ class BudgetExceeded(RateLimited):
         self.final = final
 
 
-class NoCandidate(SufficeError):
+class NoEligibleModelError(SufficeError):
     """No model of the route can take this query.
 
     `reasons` maps each model to why it was left out. `permanent` is true when waiting would not
@@ -251,7 +251,7 @@ class UpstreamError(SufficeError):
         self.code = code
 
 
-class PlanExhausted(SufficeError):
+class AllAttemptsFailedError(SufficeError):
     """Every attempt of the plan failed. `last` is the error to show, `attempts` what was tried.
 
     `decision` and `overhead_ms` are filled in by the router, so that a failure explains itself too.

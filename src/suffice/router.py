@@ -21,43 +21,54 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import audit, budget, catalog, execution, features, learning, policies, providers, telemetry
-from .errors import (
-    BadRequest,
+from suffice import (
+    budgets,
+    catalog,
+    dialects,
+    execution,
+    features,
+    learning,
+    monitoring,
+    policies,
+    telemetry,
+)
+from suffice.artifacts import certificate
+from suffice.errors import (
+    AllAttemptsFailedError,
+    BadRequestError,
     ConfigError,
-    ModelNotFound,
-    NoCandidate,
-    NotFound,
-    PlanExhausted,
+    ModelNotFoundError,
+    NoEligibleModelError,
+    NotFoundError,
     UpstreamError,
 )
-from .policies import certificate
-from .store.given import checked, checked_batch
-from .types import (
+from suffice.feedback import implicit
+from suffice.feedback.validation import checked, checked_batch
+from suffice.types import (
     Attempt,
     Decision,
-    Excluded,
+    Deployment,
+    ExcludedModel,
     Features,
     Feedback,
     Message,
     Model,
     Objective,
+    PlanStep,
     Policy,
     Prediction,
     Query,
-    Record,
-    Retries,
+    RequestRecord,
+    RetryPolicy,
+    RoutingOptions,
     Session,
-    Steering,
-    Step,
     Store,
-    Target,
     Timeouts,
     Usage,
 )
 
 if TYPE_CHECKING:
-    from .config import Resolved, Settings
+    from suffice.config import ResolvedConfig, Settings
 
 _CACHE_S = 300.0  # how long a provider is assumed to keep a prompt's prefix (5 minutes to an hour)
 _SESSION_S = 3600.0  # how long an idle conversation is remembered
@@ -75,14 +86,14 @@ class Route(msgspec.Struct, frozen=True):
     fallbacks: tuple[Model, ...] = ()
     fallback_max_usd_per_query: float | None = None
     timeouts: Timeouts = Timeouts()
-    retries: Retries = Retries()
+    retries: RetryPolicy = RetryPolicy()
     bypass: bool = False
     snapshot: str | None = None  # of the learned policy that decides
     explores: bool = False
     implicit: Mapping[str, float] = {}
 
 
-class _Sessions:
+class SessionStore:
     """What is remembered of conversations: bounded in number and in idle time."""
 
     def __init__(self) -> None:
@@ -113,7 +124,7 @@ class _Sessions:
             known.popitem(last=False)
 
 
-class Answer:
+class RoutedResponse:
     """What `Router.answer` gives back. Exactly one Record comes of it, whatever happens."""
 
     __slots__ = (
@@ -137,7 +148,7 @@ class Answer:
         x: Features,
         decision: Decision,
         started: float,
-        purse: budget.Purse | None = None,
+        purse: budgets.Reservation | None = None,
     ) -> None:
         self._router = router
         self._purse = purse
@@ -231,12 +242,12 @@ class Answer:
         self._router._record(self, status, error, attempts)
 
 
-class _Call:
+class UpstreamCaller:
     """Adapts one query to execution's Caller: dialect and transport of whichever model is tried."""
 
     __slots__ = ("_purse", "_query", "_router")
 
-    def __init__(self, router: Router, query: Query, purse: budget.Purse | None) -> None:
+    def __init__(self, router: Router, query: Query, purse: budgets.Reservation | None) -> None:
         self._router = router
         self._query = query
         self._purse = purse
@@ -255,7 +266,7 @@ class _Call:
         response = await self._router._transport.send(
             url, headers, body, stream=query.stream, timeouts=timeouts
         )
-        return await providers.opened(dialect, response, target, stream=query.stream)
+        return await dialects.opened(dialect, response, target, stream=query.stream)
 
 
 class Router:
@@ -268,18 +279,20 @@ class Router:
 
     def __init__(
         self,
-        settings: Settings | Resolved,
+        settings: Settings | ResolvedConfig,
         *,
         env: Mapping[str, str] | None = None,
         seed: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """clock: unix seconds, by which budgets go."""
-        from . import config
+        from suffice import config
 
         env = os.environ if env is None else env
         resolved = (
-            settings if isinstance(settings, config.Resolved) else config.resolve(settings, env)
+            settings
+            if isinstance(settings, config.ResolvedConfig)
+            else config.resolve(settings, env)
         )
         own = resolved.settings
         self._resolved = resolved
@@ -289,24 +302,26 @@ class Router:
         self.max_body_bytes = own.server.max_body_bytes
         self._keep_prompts = own.store.keep_prompts
         self._catalog = catalog.Catalog(resolved.models)
-        self._targets = {m.name: Target(m, resolved.providers[m.provider]) for m in resolved.models}
+        self._targets = {
+            m.name: Deployment(m, resolved.providers[m.provider]) for m in resolved.models
+        }
         self._specs = dict(resolved.routes)
-        self._budgets = budget.Budgets(
+        self._budgets = budgets.Budgets(
             {name: spec.objective for name, spec in self._specs.items()},
             lambda name: self._targets[name].model,
             clock,
-            ledger=env.get(budget.LEDGER_ENV),
+            ledger=env.get(budgets.LEDGER_ENV),
             source=own.source,
         )
         self._configured = {name: self._make_policy(spec) for name, spec in self._specs.items()}
         self._policies = dict(self._configured)
         self._snapshots: dict[str, str] = {}  # route -> the learned policy that decides
-        self._learning: learning.Learning | None = None
-        self._audit: audit.Audit | None = None
+        self._learning: learning.LearningWorker | None = None
+        self._audit: monitoring.CertificateMonitor | None = None
         self._implicit = {
             name: spec.implicit for name, spec in self._specs.items() if spec.implicit
         }
-        self._repeats = execution.Repeats()
+        self._repeats = implicit.RegenerationDetector()
         self._shadowed: dict[tuple[str, ...], tuple[Model, ...]] = {}
         # A policy that solves its objective over traffic says what it wants to remember of it.
         self._sketches = {
@@ -316,15 +331,15 @@ class Router:
         }
         self._spend: dict[str, float] = {}  # route that explores -> mean USD a query
         self._pools: dict[tuple[str, ...], tuple[Model, ...]] = {}
-        self._breaker = execution.Breaker(execution.BreakerSettings(), time.monotonic)
-        self._health = execution.Health(time.monotonic)
+        self._breaker = execution.CircuitBreaker(execution.CircuitBreakerSettings(), time.monotonic)
+        self._health = execution.LatencyTracker(time.monotonic)
         self._engine = execution.Engine(self._breaker, self._health)
-        self._dialects = {name: make() for name, make in providers.DIALECTS.items()}
+        self._dialects = {name: make() for name, make in dialects.DIALECTS.items()}
         self._transport_: Any = None
         self._store_: Any = None
         self._metrics = telemetry.Metrics()
         self._telemetry = telemetry.Telemetry([self._metrics])
-        self._sessions = _Sessions()
+        self._sessions = SessionStore()
         self._random = random.Random(os.urandom(16) if seed is None else seed)
 
     @classmethod
@@ -341,7 +356,7 @@ class Router:
 
         host, port, store_url override the file. Raises ConfigError or StoreError.
         """
-        from . import config
+        from suffice import config
 
         env = os.environ if env is None else env
         settings = config.load_settings(path, env)
@@ -366,7 +381,7 @@ class Router:
     ) -> Router:
         """A router that can decide but need not be able to call: keys are not asked for. With no
         config and nothing in the environment it routes over an example pool of catalog models."""
-        from . import config
+        from suffice import config
 
         env = os.environ if env is None else env
         try:
@@ -385,7 +400,7 @@ class Router:
 
     # ── the straight line ────────────────────────────────────────────────────────────────────────
 
-    async def answer(self, query: Query, started: float | None = None) -> Answer:
+    async def answer(self, query: Query, started: float | None = None) -> RoutedResponse:
         """One query through the whole house. started: `perf_counter()` when it came in.
 
         Raises RequestError, NoCandidate, or PlanExhausted when every attempt failed.
@@ -400,11 +415,11 @@ class Router:
         if purse is not None:
             decision = purse.begin(decision, tried, affordable)
             affordable = purse.guard(affordable)
-        answer = Answer(self, query, x, decision, started, purse)
+        answer = RoutedResponse(self, query, x, decision, started, purse)
         try:
             answer.reply = await self._engine.run(
                 decision.plan,
-                _Call(self, query, purse),
+                UpstreamCaller(self, query, purse),
                 stream=query.stream,
                 timeouts=route.timeouts,
                 retries=route.retries,
@@ -415,7 +430,7 @@ class Router:
                 affordable=affordable,
                 attempts=tried,
             )
-        except PlanExhausted as error:
+        except AllAttemptsFailedError as error:
             error.decision, error.overhead_ms = decision, answer.overhead_ms
             answer.record(_status_of(error.last), str(error), attempts=error.attempts)
             raise
@@ -432,7 +447,7 @@ class Router:
 
     def _evaluate(
         self, query: Query, route: Route, *, serves: bool = False
-    ) -> tuple[Features, Decision, budget.Purse | None]:
+    ) -> tuple[Features, Decision, budgets.Reservation | None]:
         """Features, candidates within the hard limits, and the policy's decision, with the money that
         it may spend. Calls nothing. serves: the decision will be carried out."""
         x = features.extract(query.messages, extra_tokens=_schema_tokens(query.fields))
@@ -496,7 +511,7 @@ class Router:
         query: Query,
         route: Route,
         x: Features,
-        excluded: tuple[Excluded, ...],
+        excluded: tuple[ExcludedModel, ...],
         models: tuple[Model, ...],
     ) -> Decision:
         """The decision with the route's own part: fallbacks, client's wishes, what was left out."""
@@ -509,7 +524,7 @@ class Router:
                 route.fallbacks, needs=query.needs, input_tokens=x.input_tokens
             )
             planned = {s.model for s in plan}
-            plan += tuple(Step(m.name, "fallback") for m in fit if m.name not in planned)
+            plan += tuple(PlanStep(m.name, "fallback") for m in fit if m.name not in planned)
         return msgspec.structs.replace(
             decision,
             route=route.name,
@@ -532,8 +547,8 @@ class Router:
             return route
         try:
             model = self._catalog.get(name)
-        except ModelNotFound:
-            raise ModelNotFound(name, [*self._specs, *self._catalog.names()]) from None
+        except ModelNotFoundError:
+            raise ModelNotFoundError(name, [*self._specs, *self._catalog.names()]) from None
         spec = next(iter(self._specs.values()))
         return Route(
             model.name,
@@ -545,7 +560,7 @@ class Router:
             bypass=True,
         )
 
-    def _pool(self, steering: Steering, route: Route) -> tuple[Model, ...]:
+    def _pool(self, steering: RoutingOptions, route: Route) -> tuple[Model, ...]:
         """The route's models, or those the client asked for in this call."""
         names = steering.models
         if names is None:
@@ -561,11 +576,11 @@ class Router:
     def _named(self, name: str) -> tuple[Model, ...]:
         try:
             return self.resolve(name).models
-        except ModelNotFound as error:
+        except ModelNotFoundError as error:
             error.param = "models"
             raise
 
-    def _objective(self, steering: Steering, route: Route) -> Objective:
+    def _objective(self, steering: RoutingOptions, route: Route) -> Objective:
         if steering.objective is None:
             if steering.sort is not None:
                 return Objective(kind="cheapest" if steering.sort == "price" else "fastest")
@@ -575,7 +590,9 @@ class Router:
             if asked.kind == "usd_per_day":
                 raise ValueError("objective.usd_per_day: a budget is the route's, not a request's")
         except ValueError as error:
-            raise BadRequest(f"{error}.", param="suffice.objective", code="invalid_value") from None
+            raise BadRequestError(
+                f"{error}.", param="suffice.objective", code="invalid_value"
+            ) from None
         return asked
 
     def _learn_traffic(self, route: Route, decision: Decision) -> None:
@@ -625,11 +642,11 @@ class Router:
             return msgspec.structs.replace(decision, predictions=predictions, propensity=propensity)
         model = names[drawn.action]
         first = [s for s in decision.plan if s.model == model]
-        rest = [Step(s.model, "failover") for s in decision.plan if s.model != model]
+        rest = [PlanStep(s.model, "failover") for s in decision.plan if s.model != model]
         return msgspec.structs.replace(
             decision,
             model=model,
-            plan=tuple([Step(s.model, "choice") for s in first] + rest),
+            plan=tuple([PlanStep(s.model, "choice") for s in first] + rest),
             predictions=predictions,
             propensity=propensity,
             reason=f"{model}: explored (one of {propensity:.2%} of new conversations) instead of "
@@ -645,7 +662,7 @@ class Router:
             mean = self._spend.get(route.name, usd)
             self._spend[route.name] = mean + _SPEND_NEW * (usd - mean)
 
-    def _draw(self, decision: Decision, x: Features, query: Query) -> audit.Drawn | None:
+    def _draw(self, decision: Decision, x: Features, query: Query) -> monitoring.AuditSample | None:
         """The decision, where it is among the share that is audited."""
         return None if self._audit is None else self._audit.draw(decision, x, query)
 
@@ -664,7 +681,7 @@ class Router:
             ceiling = max(known, default=None)
         output = 80 + int(700 * (decision.difficulty or 0.5))
 
-        def check(step: Step) -> str | None:
+        def check(step: PlanStep) -> str | None:
             if step.role != "fallback" or ceiling is None:
                 return None
             usage = Usage(input_tokens=x.input_tokens, output_tokens=output)
@@ -677,13 +694,15 @@ class Router:
 
         return check
 
-    def _record(self, answer: Answer, status: int, error: str | None, attempts: Any) -> None:
+    def _record(
+        self, answer: RoutedResponse, status: int, error: str | None, attempts: Any
+    ) -> None:
         reply, query = answer.reply, answer.query
         tries: tuple[Attempt, ...] = tuple(attempts if reply is None else reply.attempts)
         if attempts is None and reply is None:
             tries = ()
         now_s = time.time()
-        record = Record(
+        record = RequestRecord(
             decision=answer.decision,
             attempts=tries,
             created_s=now_s,
@@ -714,7 +733,9 @@ class Router:
         if answer.drawn is not None and self._audit is not None:
             self._audit.take(answer.drawn, record, reply.body if reply is not None else b"")
 
-    def _heard(self, answer: Answer, record: Record, enabled: Mapping[str, float]) -> None:
+    def _heard(
+        self, answer: RoutedResponse, record: RequestRecord, enabled: Mapping[str, float]
+    ) -> None:
         """Scores that the reply gives itself: a broken schema, a refusal, asked again, ..."""
         query = answer.query
         asked_s = record.created_s - record.latency_s
@@ -723,7 +744,7 @@ class Router:
             repeats = self._repeats.note(
                 record.decision.id, query, asked_s=asked_s, answered_s=record.created_s
             )
-        found = execution.implicit_feedback(
+        found = implicit.implicit_feedback(
             record.decision,
             query.fields,
             record.attempts,
@@ -780,10 +801,10 @@ class Router:
             return certificate.beside(self._beside_config(spec.policy))
         return None
 
-    def _serving(self, route: str) -> audit.Serving:
+    def _serving(self, route: str) -> monitoring.ServedCertificate:
         policy: Any = self._policies[route]
         told = getattr(self._configured[route], "certificate", None)
-        return audit.Serving(told, getattr(policy, "alarm", ""))
+        return monitoring.ServedCertificate(told, getattr(policy, "alarm", ""))
 
     def _rely(self, route: str, told: certificate.Certificate | None, alarm: str) -> None:
         """Serve a route under another certificate, or under an alarm, from the next request on."""
@@ -855,7 +876,7 @@ class Router:
     def store(self) -> Store:
         """The store; opened at its first use, so that explaining a decision touches no disk."""
         if self._store_ is None:
-            from . import store
+            from suffice import store
 
             own = self._resolved.settings.store
             self._store_ = store.open_store(
@@ -870,7 +891,7 @@ class Router:
     @property
     def _transport(self) -> Any:
         if self._transport_ is None:
-            from .providers.transport import PyqwestTransport
+            from suffice.providers.transport import PyqwestTransport
 
             self._transport_ = PyqwestTransport()
         return self._transport_
@@ -897,7 +918,7 @@ class Router:
         messages: a prompt, or messages in OpenAI's shape. Raises BadRequest, ModelNotFound,
         NoCandidate.
         """
-        from .gateway.parse import parse_chat
+        from suffice.dialects.openai_request import parse_chat
 
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
@@ -954,7 +975,7 @@ class Router:
         }
         given = checked(fields, time.time())
         if not self.store.add_feedback(given, key_id=key_id):
-            raise NotFound(f"There is no decision {decision_id!r}.", param="decision_id")
+            raise NotFoundError(f"There is no decision {decision_id!r}.", param="decision_id")
         self._telemetry.scored(given)
         return given
 
@@ -1018,7 +1039,7 @@ class Router:
         x = features.extract((Message("user", "warm up"),))
         policy.decide(x, self._health.candidates(models), self._specs[route].objective)
 
-    def learn(self, *, start: bool = True) -> learning.Learning:
+    def learn(self, *, start: bool = True) -> learning.LearningWorker:
         """The learning of this process, begun where it was not: a background thread that follows
         promotions and, where it holds the route's lease, learns from feedback. start False: no
         thread; the caller calls `step`."""
@@ -1034,21 +1055,21 @@ class Router:
                 for name, spec in self._specs.items()
             ]
             owner = f"{os.getpid()}-{os.urandom(8).hex()}"
-            self._learning = learning.Learning(
+            self._learning = learning.LearningWorker(
                 routes, self.store, _facts, self._swap, owner=owner, clients=len(self.api_keys)
             )
         if start:
             self._learning.start()
         return self._learning
 
-    def watch(self, *, start: bool = True) -> audit.Audit | None:
+    def watch(self, *, start: bool = True) -> monitoring.CertificateMonitor | None:
         """The audits and the watch over certificates of this process, begun where they were not;
         None where no route has them. start False: no thread; the caller calls `step`."""
         watched = {n: s.audit for n, s in self._specs.items() if s.audit is not None}
         if self._audit is None and watched:
-            calls = audit.Calls(
+            calls = monitoring.MonitorDependencies(
                 engine=self._engine,
-                caller=lambda query: _Call(self, query, None),
+                caller=lambda query: UpstreamCaller(self, query, None),
                 cost_of=self._cost_of,
                 spend=self.store.spend,
                 record=self._aside,
@@ -1058,12 +1079,12 @@ class Router:
             )
             routes = {
                 n: (
-                    audit.Audited(n, own, self._specs[n].timeouts),
-                    audit.Watched(n, own, self._certificate_file(self._specs[n])),
+                    monitoring.AuditedRoute(n, own, self._specs[n].timeouts),
+                    monitoring.WatchedRoute(n, own, self._certificate_file(self._specs[n])),
                 )
                 for n, own in watched.items()
             }
-            self._audit = audit.Audit(
+            self._audit = monitoring.CertificateMonitor(
                 routes,
                 self.store,
                 calls,
@@ -1077,7 +1098,7 @@ class Router:
             self._audit.start()
         return self._audit
 
-    def _aside(self, record: Record) -> None:
+    def _aside(self, record: RequestRecord) -> None:
         """A call that no client asked for."""
         self.store.append(record)
         self._telemetry.emit(record)
@@ -1089,7 +1110,7 @@ class Router:
     def _new_id(self) -> str:
         return f"dec_{int(time.time() * 1000):011x}{self._random.getrandbits(64):016x}"
 
-    def _shadow(self, record: Record) -> dict[str, Any] | None:
+    def _shadow(self, record: RequestRecord) -> dict[str, Any] | None:
         """What the learned policy would have decided, where it only looks on. Asked on the store's
         thread. A conversation counts as begun by the model that it has."""
         decision, x = record.decision, record.features
@@ -1160,7 +1181,7 @@ class Router:
 
 
 EXAMPLE_POOL = "an example pool (no config, no keys)"
-_NO_STEERING = Steering()
+_NO_STEERING = RoutingOptions()
 
 
 def _score_version(policy: Any) -> str:
@@ -1169,9 +1190,9 @@ def _score_version(policy: Any) -> str:
     return own or certificate.prior_version(policy.name, features.SCHEMA)
 
 
-def _facts() -> learning.Facts:
+def _facts() -> learning.FeatureSpec:
     mean, deviation = features.standard()
-    return learning.Facts(
+    return learning.FeatureSpec(
         features.SCHEMA,
         features.table_version(),
         features.DIMENSIONS,
@@ -1201,10 +1222,10 @@ def _schema_tokens(fields: Mapping[str, msgspec.Raw]) -> int:
     return total
 
 
-def _no_candidate(route: Route, excluded: tuple[Excluded, ...]) -> NoCandidate:
+def _no_candidate(route: Route, excluded: tuple[ExcludedModel, ...]) -> NoEligibleModelError:
     reasons = {e.model: e.why for e in excluded}
     listed = "; ".join(f"{m}: {why}" for m, why in reasons.items()) or "its pool is empty"
-    return NoCandidate(
+    return NoEligibleModelError(
         f"No model of {route.name!r} can take this query. {listed}.",
         reasons=reasons,
         permanent=all(e.permanent for e in excluded),
@@ -1216,7 +1237,7 @@ def _bypass(model: Model, x: Features, limit: int | None, decision_id: str) -> D
     return Decision(
         id=decision_id,
         model=model.name,
-        plan=(Step(model.name),),
+        plan=(PlanStep(model.name),),
         predictions=(Prediction(model.name, None, None, None, 1.0),),
         reason=f"{model.name} was asked for by name: recorded, not routed.",
         policy="bypass",
@@ -1227,11 +1248,13 @@ def _bypass(model: Model, x: Features, limit: int | None, decision_id: str) -> D
 
 
 def _wished(
-    plan: tuple[Step, ...], steering: Steering, models: Mapping[str, Model]
-) -> tuple[Step, ...]:
+    plan: tuple[PlanStep, ...], steering: RoutingOptions, models: Mapping[str, Model]
+) -> tuple[PlanStep, ...]:
     """The plan by the client's own order of providers, and without failover where it said so."""
     if steering.order:
         rank = {p: i for i, p in enumerate(steering.order)}
         order = sorted(plan, key=lambda s: rank.get(models[s.model].provider, len(rank)))
-        plan = tuple(Step(s.model, "choice" if i == 0 else "failover") for i, s in enumerate(order))
+        plan = tuple(
+            PlanStep(s.model, "choice" if i == 0 else "failover") for i, s in enumerate(order)
+        )
     return plan if steering.allow_fallbacks else plan[:1]

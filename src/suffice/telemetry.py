@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any, Protocol, runtime_checkable
 
-from .types import Feedback, Record, TelemetryHook
+from suffice.types import Feedback, RequestRecord, TelemetryHook
 
 _log = logging.getLogger("suffice.telemetry")
 
@@ -32,7 +32,7 @@ class Telemetry:
         self._feedback_hooks: list[FeedbackHook] | None = None
         self._told: set[int] = set()
 
-    def emit(self, record: Record) -> None:
+    def emit(self, record: RequestRecord) -> None:
         for hook in self._hooks:
             self._hand(hook, hook, record)
 
@@ -142,7 +142,7 @@ class Metrics:
         self._first_chunk = _Histogram(_BUCKETS_S)
         self._overhead = _Histogram(_OVERHEAD_S)
 
-    def __call__(self, r: Record) -> None:
+    def __call__(self, r: RequestRecord) -> None:
         model = r.model or "none"
         self._requests[r.decision.route, model, str(r.status)] += 1
         for a in r.attempts:

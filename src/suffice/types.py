@@ -70,7 +70,7 @@ class Candidate(msgspec.Struct, frozen=True):
     output_tokens_per_s: float | None = None
 
 
-class Excluded(msgspec.Struct, frozen=True):
+class ExcludedModel(msgspec.Struct, frozen=True):
     """A model of the route that a hard limit ruled out, and which limit."""
 
     model: str
@@ -97,7 +97,7 @@ class Message(msgspec.Struct, frozen=True):
     is_tool_result: bool = False
 
 
-class Steering(msgspec.Struct, frozen=True):
+class RoutingOptions(msgspec.Struct, frozen=True):
     """What a client asked of the router itself (body fields and headers of GATEWAY.md)."""
 
     objective: Any = None  # a string or a mapping, parsed by policies.objectives
@@ -130,7 +130,7 @@ class Query(msgspec.Struct, frozen=True):
     wants_usage: bool = False  # stream_options.include_usage as the client sent it
     needs: frozenset[str] = frozenset()  # capabilities without which it cannot be answered
     max_output_tokens: int | None = None
-    steering: Steering = Steering()
+    steering: RoutingOptions = RoutingOptions()
     session: str | None = None  # explicit key, or the hash of first system + first user message
     request_id: str = ""
     headers: tuple[tuple[str, str], ...] = ()  # extra headers to pass upstream (traceparent)
@@ -208,7 +208,7 @@ class Prediction(msgspec.Struct, frozen=True):
     switch_usd: float = 0.0  # price of leaving the incumbent's cached prefix, counted in the choice
 
 
-class Step(msgspec.Struct, frozen=True):
+class PlanStep(msgspec.Struct, frozen=True):
     """One model of a plan, in the order of trying."""
 
     model: str
@@ -220,7 +220,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     model: str  # plan[0].model
-    plan: tuple[Step, ...]
+    plan: tuple[PlanStep, ...]
     predictions: tuple[Prediction, ...]  # one per candidate
     reason: str  # one sentence
     policy: str
@@ -231,7 +231,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     difficulty: float | None = None  # share of traffic that is easier, in [0, 1]
     score: float | None = None  # the policy's own difficulty score before it became a quantile
     features: tuple[tuple[str, float], ...] = ()  # the signals that mattered, strongest first
-    excluded: tuple[Excluded, ...] = ()
+    excluded: tuple[ExcludedModel, ...] = ()
     route: str = ""
     seed: int = 0
     snapshot: str | None = None  # version of the learned policy that decided; None = as configured
@@ -277,7 +277,7 @@ class Timeouts(msgspec.Struct, frozen=True):
     first_reply_s: float | None = None
 
 
-class Retries(msgspec.Struct, frozen=True):
+class RetryPolicy(msgspec.Struct, frozen=True):
     """per_model: retries of the same model after a retryable error. max_attempts bounds the whole
     plan. A Retry-After longer than max_wait_s moves on to the next model instead of waiting."""
 
@@ -319,7 +319,7 @@ class Provider(msgspec.Struct, frozen=True):
         return f"Provider({self.name!r}, {self.dialect!r}, {self.base_url!r})"
 
 
-class Target(msgspec.Struct, frozen=True):
+class Deployment(msgspec.Struct, frozen=True):
     """A model with the provider that serves it: all that execution needs to call it."""
 
     model: Model
@@ -329,7 +329,7 @@ class Target(msgspec.Struct, frozen=True):
 # ── records ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One request as it goes to the store and to telemetry."""
 
     decision: Decision
@@ -371,7 +371,7 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["explicit", "implicit"] = "explicit"
 
 
-class Label(msgspec.Struct, frozen=True, kw_only=True):
+class FeedbackEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One change of a decision's score, with the decision as it was made. What a learner reads.
 
     seq: rises by the order in which changes were stored, never reused; gaps are normal. Whoever
@@ -415,7 +415,7 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
     previous_weight: float | None = None
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+class PolicySnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable state of a policy. version: hash of route, kind and content, so that what was
     stored under a name can never be another; `suffice.store.snapshot` makes one.
 
@@ -482,7 +482,7 @@ class Store(Protocol):
     """Where decisions, attempts, feedback and what was learned are kept. The `append`s never block
     and never raise; all else may raise StoreError."""
 
-    def append(self, record: Record) -> None: ...
+    def append(self, record: RequestRecord) -> None: ...
     def append_feedback(self, feedback: Sequence[Feedback]) -> None: ...
     def flush(self, timeout_s: float = 10.0) -> bool: ...
     def close(self) -> None: ...
@@ -499,12 +499,12 @@ class Store(Protocol):
     def feedback(self, decision_id: str) -> Sequence[dict[str, Any]]: ...
     def feedback_since(
         self, seq: int, limit: int = 1000, *, route: str | None = None
-    ) -> Sequence[Label]: ...
+    ) -> Sequence[FeedbackEvent]: ...
     def summary(self, *, since_s: float | None = None) -> dict[str, Any]: ...
     def spend(self, route: str, since_s: float, until_s: float | None = None) -> Spend: ...
 
-    def put_snapshot(self, snapshot: Snapshot) -> bool: ...  # False: it was there already
-    def get_snapshot(self, version: str) -> Snapshot: ...
+    def put_snapshot(self, snapshot: PolicySnapshot) -> bool: ...  # False: it was there already
+    def get_snapshot(self, version: str) -> PolicySnapshot: ...
     def snapshots(self, route: str | None = None) -> Sequence[dict[str, Any]]: ...
     def current(self, route: str) -> str | None: ...
     def promotions(self, route: str, limit: int = 100) -> Sequence[Promotion]: ...
@@ -566,4 +566,4 @@ class Transport(Protocol):
     async def aclose(self) -> None: ...
 
 
-TelemetryHook = Callable[[Record], None]
+TelemetryHook = Callable[[RequestRecord], None]

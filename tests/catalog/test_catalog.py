@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.catalog import Catalog, builtin_models, lookup, merged, price_usd
-from suffice.errors import ModelNotFound
-from suffice.types import Model, Price, Steering, Usage
+from suffice.errors import ModelNotFoundError
+from suffice.types import Model, Price, RoutingOptions, Usage
 
 RATE = st.none() | st.floats(0, 100)
 COUNT = st.integers(0, 10**6)
@@ -90,16 +90,16 @@ def test_hard_limits() -> None:
     assert names(input_tokens=2000) == ["q/big", "r/odd"]
     assert names(input_tokens=900, max_output_tokens=200) == ["q/big", "r/odd"]
     assert names(needs=frozenset({"vision"})) == ["q/big", "r/odd"]
-    strict = Steering(require_parameters=True)
+    strict = RoutingOptions(require_parameters=True)
     assert names(needs=frozenset({"vision"}), steering=strict) == ["q/big"]
-    assert names(steering=Steering(only=("p",))) == ["p/small"]
-    assert names(steering=Steering(ignore=("p",))) == ["q/big", "r/odd"]
-    assert names(steering=Steering(max_input_usd_per_mtok=2)) == ["p/small"]
-    assert names(steering=Steering(order=("r", "q"))) == ["r/odd", "q/big", "p/small"]
+    assert names(steering=RoutingOptions(only=("p",))) == ["p/small"]
+    assert names(steering=RoutingOptions(ignore=("p",))) == ["q/big", "r/odd"]
+    assert names(steering=RoutingOptions(max_input_usd_per_mtok=2)) == ["p/small"]
+    assert names(steering=RoutingOptions(order=("r", "q"))) == ["r/odd", "q/big", "p/small"]
 
 
 def test_an_unknown_name_offers_the_nearest() -> None:
-    with pytest.raises(ModelNotFound) as caught:
+    with pytest.raises(ModelNotFoundError) as caught:
         Catalog(POOL).get("q/bigg")
     assert caught.value.nearest[0] == "q/big"
     assert Catalog(POOL).get("odd").name == "r/odd"

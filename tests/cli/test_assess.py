@@ -112,19 +112,19 @@ def test_prices_come_from_a_config(
 
 def test_a_store_is_read_by_url_and_by_path(suffice: Run, tmp_path: Path) -> None:
     from suffice.store import open_store
-    from suffice.types import Attempt, Decision, Feedback, Objective, Record, Step, Usage
+    from suffice.types import Attempt, Decision, Feedback, Objective, PlanStep, RequestRecord, Usage
 
     url = f"sqlite:///{(tmp_path / 's.db').as_posix()}"
     store = open_store(url, keep_prompts=True)
     for i in range(30):
         prompt = json.dumps([{"role": "user", "content": f"{TEXTS[i % 4]} ({i})"}]).encode()
         decision = Decision(
-            id=f"dec_{i:011x}", model="p/a", plan=(Step("p/a"),), predictions=(), reason="p/a: so.",
+            id=f"dec_{i:011x}", model="p/a", plan=(PlanStep("p/a"),), predictions=(), reason="p/a: so.",
             policy="default", policy_version="default-1", objective=Objective(kind="best"),
             basis="prior", route="auto",
         )  # fmt: skip
         store.append(
-            Record(
+            RequestRecord(
                 decision=decision, attempts=(Attempt("p/a", 1, "ok", 1000.0, 0.2, cost_usd=0.01),),
                 created_s=1000.0 + i, request_id=f"r{i}", status=200, model="p/a",
                 usage=Usage(10, 5), cost_usd=0.01, prompt=prompt,

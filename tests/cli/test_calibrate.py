@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from suffice.artifacts import certificate as certificates
 from suffice.cli import main
-from suffice.policies import certificate as certificates
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import openai
 import pytest
+from tests.support.common import EASY, PROOF
 
-from conftest import EASY, PROOF
 from suffice.gateway import BackgroundServer
 from suffice.providers.fake import FakeUpstream
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from suffice.lab.loading import load_table
+from suffice.lab.data.load import load_table
 from suffice.providers.fake import FakeModel, FakeUpstream
 
 # No key of the machine's own may change what a test sees.

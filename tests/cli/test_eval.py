@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tables import table, write_folder, write_jsonl
+from tests.support.tables import table, write_folder, write_jsonl
 
 from suffice.cli import main
 

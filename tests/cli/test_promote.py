@@ -12,16 +12,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from traffic import STRONG, WEAK, House, decided
-from trained_artifacts import artifact
+from tests.support.logged_traffic import STRONG, WEAK, House, decided
+from tests.support.trained_artifacts import artifact
 
 from suffice import features
+from suffice.artifacts import artifact as artifacts
+from suffice.artifacts.artifact import Artifact
+from suffice.artifacts.estimators import Constant
 from suffice.errors import ArtifactError
-from suffice.lab import promoting
-from suffice.lab.replay import Replay, Verdict
-from suffice.policies import artifact as artifacts
-from suffice.policies.artifact import Artifact
-from suffice.policies.estimators import Constant
+from suffice.lab.ope import promotion
+from suffice.lab.ope.replay import Replay, Verdict
 from suffice.store import open_store, snapshot
 from suffice.types import Feedback
 
@@ -71,7 +71,7 @@ def test_a_better_policy_is_promoted_seen_and_rolled_back(house: House) -> None:
     assert (told["route"], told["previous"], told["generation"]) == ("auto", None, 1)
     assert told["reason"].startswith("Better")
     assert told["evidence"]["replay"]["verdict"]["lower_bound"] > 0.1
-    assert told["evidence"]["rule"] == promoting.RULE
+    assert told["evidence"]["rule"] == promotion.RULE
 
     store = open_store(house.url)
     assert store.current("auto") == version
@@ -262,27 +262,27 @@ def replayed(low: float | None, high: float | None, cost: float | None, word: st
     ],
 )
 def test_the_rule(low: float, high: float, cost: float | None, passes: bool) -> None:
-    ruling = promoting.decide(replayed(low, high, cost))
+    ruling = promotion.decide(replayed(low, high, cost))
     assert ruling.passed is passes
     assert f"{low:+.4f}" in ruling.reason
 
 
 def test_the_rule_takes_no_verdict_for_none() -> None:
-    assert not promoting.decide(replayed(0.5, 0.6, 0.1, "cannot judge")).passed
-    assert not promoting.decide(replayed(None, None, 0.1)).passed
-    assert promoting.decide(replayed(-0.05, 0.1, 0.9), margin=0.05).passed
-    assert not promoting.decide(replayed(-0.05, 0.1, 0.9), margin=0.04).passed
+    assert not promotion.decide(replayed(0.5, 0.6, 0.1, "cannot judge")).passed
+    assert not promotion.decide(replayed(None, None, 0.1)).passed
+    assert promotion.decide(replayed(-0.05, 0.1, 0.9), margin=0.05).passed
+    assert not promotion.decide(replayed(-0.05, 0.1, 0.9), margin=0.04).passed
 
 
 def test_a_snapshot_of_another_features_schema_is_refused_too(tmp_path: Path) -> None:
     from suffice.config import load_settings
-    from suffice.lab import keeping
+    from suffice.store import reader
 
     house = House(tmp_path)
     made = leaning(0.3, 0.95)
     old = msgspec.structs.replace(made, card=msgspec.structs.replace(made.card, features="0"))
-    with keeping.snapshots(house.url, make=True) as store:
+    with reader.snapshots(house.url, make=True) as store:
         s = snapshot(route="auto", kind="brain", content=artifacts.pack(old), created_s=1.0)
         store.put_snapshot(s)
         with pytest.raises(ArtifactError, match=f"this version makes {features.SCHEMA!r}"):
-            promoting.candidate(s.version, store, None, load_settings(house.config, {}), 2.0)
+            promotion.candidate(s.version, store, None, load_settings(house.config, {}), 2.0)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.common import toml
 
-from conftest import toml
 from suffice import features
 from suffice.cli.replay import moment
 from suffice.errors import UsageError
 from suffice.store import open_store
-from suffice.types import Decision, Feedback, Objective, Prediction, Record, Step
+from suffice.types import Decision, Feedback, Objective, PlanStep, Prediction, RequestRecord
 
 CLEAN = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
 NOW_S = 1_790_000_000.0
@@ -49,7 +49,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
         decision = Decision(
             id=f"dec_{n:011x}",
             model=chosen,
-            plan=(Step(chosen), Step(other, "failover")),
+            plan=(PlanStep(chosen), PlanStep(other, "failover")),
             predictions=tuple(Prediction(m, 0.7, u, None, 0.5) for m, u in usd.items()),
             reason="drawn.",
             policy="random",
@@ -60,7 +60,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
             route="auto",
         )
         store.append(
-            Record(
+            RequestRecord(
                 decision=decision,
                 attempts=(),
                 created_s=NOW_S + n,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import openai
 import pytest
-from traffic import STRONG, WEAK, House, decided
+from tests.support.common import EASY, PROOF
+from tests.support.logged_traffic import STRONG, WEAK, House, decided
 
-from conftest import EASY, PROOF
 from suffice.gateway import BackgroundServer
 
 CLEAN = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}

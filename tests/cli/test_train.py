@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from tables import table, write_folder, write_jsonl
+from tests.support.tables import table, write_folder, write_jsonl
 
 from suffice.cli import main
 from suffice.gateway import BackgroundServer

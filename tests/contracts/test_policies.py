@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trained_artifacts import KINDS, artifact
+from tests.support.trained_artifacts import KINDS, artifact
 
 from suffice import features, policies
 from suffice.policies.default import cheapest_mix
-from suffice.policies.predict import GRID, quality_curves
+from suffice.policies.priors import GRID, quality_curves
 from suffice.types import Candidate, Model, Objective, Policy, Price, Session
 
 OBJECTIVES = [

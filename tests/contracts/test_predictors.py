@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from suffice import features
 from suffice.errors import UsageError
-from suffice.lab.predictor import Batch, Predictor
-from suffice.lab.predictors import BUILT_IN, FEW, make
+from suffice.lab.predictors.base import Batch, Predictor
+from suffice.lab.predictors.registry import BUILT_IN, FEW, make
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 LEARNED = ("trained", "knn", "cluster", "ridge")
 
 
 class Labels(NamedTuple):
     x: Batch
-    score: Floats
-    cost_usd: Floats | None
-    price: Floats
+    score: FloatArray
+    cost_usd: FloatArray | None
+    price: FloatArray
     models: tuple[str, ...]
 
 

@@ -18,31 +18,32 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from tests.support.common import require
 
-from conftest import require
 from suffice import features
 from suffice.errors import ArtifactError, StoreError, UsageError
-from suffice.store import open_store, opening, schema, scores, snapshot, sql
+from suffice.store import engine as opening
+from suffice.store import feedback, open_store, schema, snapshot, sql
 from suffice.store.sql import SqlStore
 from suffice.types import (
     Attempt,
     Decision,
     Feedback,
     Objective,
+    PlanStep,
+    PolicySnapshot,
     Prediction,
-    Record,
-    Snapshot,
-    Step,
+    RequestRecord,
     Store,
     Usage,
 )
 
 
-def record(n: int, **more: object) -> Record:
+def record(n: int, **more: object) -> RequestRecord:
     decision = Decision(
         id=f"dec_{n:011x}",
         model="p/a",
-        plan=(Step("p/a"), Step("p/b", "failover")),
+        plan=(PlanStep("p/a"), PlanStep("p/b", "failover")),
         predictions=(Prediction("p/a", 0.7, 0.001, 0.5, 1.0),),
         reason="p/a: because.",
         policy="default",
@@ -63,7 +64,7 @@ def record(n: int, **more: object) -> Record:
         "features": features.extract_text("hello there"),
         "prompt": b'[{"role":"user","content":"a secret"}]',
     }
-    return Record(decision=decision, **{**fields, **more})  # type: ignore[arg-type]
+    return RequestRecord(decision=decision, **{**fields, **more})  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +151,7 @@ def score(n: int, value: float, **more: Any) -> Feedback:
     return Feedback(decision_id=f"dec_{n:011x}", score=value, created_s=2000.0, **more)
 
 
-def vectors(n: int) -> Record:
+def vectors(n: int) -> RequestRecord:
     x = features.extract_text("hello there")
     point = np.linspace(-2, 2, 256, dtype=np.float32)
     return record(n, features=msgspec.structs.replace(x, embedding=point), session="s", key_id="k")
@@ -268,7 +269,7 @@ def test_scores_noticed_by_the_gateway_follow_their_decisions(store: SqlStore) -
 
 def test_a_failed_first_attempt_is_judged_for_the_model_that_failed(store: SqlStore) -> None:
     store.append(record(1, model="p/b"))
-    store.add_feedback(score(1, 0.0, source=scores.UPSTREAM_ERROR, kind="implicit"))
+    store.add_feedback(score(1, 0.0, source=feedback.UPSTREAM_ERROR, kind="implicit"))
     store.add_feedback(score(1, 1.0))
     assert [x.judged for x in store.feedback_since(0)] == ["p/a", "p/b"]
 
@@ -276,7 +277,9 @@ def test_a_failed_first_attempt_is_judged_for_the_model_that_failed(store: SqlSt
 def test_training_rows_with_and_without_labels(
     store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scores, "_PAGE", 3)  # several scores of a decision on both sides of a page
+    monkeypatch.setattr(
+        feedback, "_PAGE", 3
+    )  # several scores of a decision on both sides of a page
     for n in range(5):
         store.append(vectors(n))
     for n in (1, 3):
@@ -353,7 +356,7 @@ def test_writers_side_by_side_lose_nothing_and_readers_miss_nothing(store: SqlSt
 # ── snapshots ────────────────────────────────────────────────────────────────────────────────────
 
 
-def snap(content: bytes, route: str = "auto", **more: Any) -> Snapshot:
+def snap(content: bytes, route: str = "auto", **more: Any) -> PolicySnapshot:
     return snapshot(route=route, kind="brain", content=content, created_s=1.0, **more)
 
 

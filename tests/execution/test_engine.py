@@ -8,19 +8,29 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_calls import DONE, HELLO, Kitchen, Script, Upstreams, content, drain, fault, virtual
+from tests.support.scripted_calls import (
+    DONE,
+    HELLO,
+    EngineHarness,
+    Script,
+    Upstreams,
+    content,
+    drain,
+    fault,
+    virtual,
+)
 
-from suffice.errors import PlanExhausted, UpstreamError
+from suffice.errors import AllAttemptsFailedError, UpstreamError
 from suffice.execution import total_usd
-from suffice.types import Retries, Step, Timeouts, Usage
+from suffice.types import PlanStep, RetryPolicy, Timeouts, Usage
 
 
-def outcomes(kitchen: Kitchen) -> list[tuple[str, str]]:
+def outcomes(kitchen: EngineHarness) -> list[tuple[str, str]]:
     return [(a.model, a.outcome) for a in kitchen.attempts]
 
 
 def test_the_first_choice_answers() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(body=b"hello", delay_s=1.5))
 
     async def main() -> None:
@@ -37,7 +47,7 @@ def test_the_first_choice_answers() -> None:
 
 
 def test_failover_tells_every_attempt_and_sums_their_cost() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(error=fault("server", status=500)), b=Script())
 
     async def main() -> None:
@@ -52,7 +62,7 @@ def test_failover_tells_every_attempt_and_sums_their_cost() -> None:
 
 
 def test_the_last_one_standing_is_waited_for_as_long_as_it_asked() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     busy = Script(error=fault("rate_limit", status=429, retry_after_s=4.0))
     calls = Upstreams(a=[busy, Script()])
 
@@ -65,14 +75,14 @@ def test_the_last_one_standing_is_waited_for_as_long_as_it_asked() -> None:
 
 
 def test_a_spent_plan_carries_its_attempts_and_the_most_telling_error() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(
         a=Script(error=fault("rate_limit", status=429, retry_after_s=33.0)),
         b=Script(error=fault("auth", status=401)),
     )
 
     async def main() -> None:
-        with pytest.raises(PlanExhausted) as caught:
+        with pytest.raises(AllAttemptsFailedError) as caught:
             await kitchen.run("ab", calls)
         assert [a.model for a in caught.value.attempts] == ["a", "b"]
         assert caught.value.last.kind == "rate_limit"
@@ -86,8 +96,8 @@ def test_a_request_at_fault_is_not_sent_around() -> None:
     calls = Upstreams(a=Script(error=fault("bad_request", status=400)), b=Script())
 
     async def main() -> None:
-        with pytest.raises(PlanExhausted) as caught:
-            await Kitchen().run("ab", calls)
+        with pytest.raises(AllAttemptsFailedError) as caught:
+            await EngineHarness().run("ab", calls)
         assert str(caught.value) == "it was bad_request"
 
     virtual(main)
@@ -99,8 +109,8 @@ def test_all_attempts_share_one_total() -> None:
     calls = Upstreams(a=slow, b=slow, c=slow)
 
     async def main() -> None:
-        with pytest.raises(PlanExhausted):
-            await Kitchen().run("abc", calls, timeouts=Timeouts(total_s=60.0))
+        with pytest.raises(AllAttemptsFailedError):
+            await EngineHarness().run("abc", calls, timeouts=Timeouts(total_s=60.0))
 
     virtual(main)
     assert [round(t.total_s) for t in calls.timeouts] == [60, 35, 10]
@@ -111,18 +121,18 @@ def test_a_bound_on_whole_replies_leaves_time_for_the_next_model() -> None:
     timeouts = Timeouts(total_s=60.0, first_reply_s=8.0)
 
     async def main() -> None:
-        assert (await Kitchen().run("ab", calls, timeouts=timeouts)).model == "b"
+        assert (await EngineHarness().run("ab", calls, timeouts=timeouts)).model == "b"
 
     virtual(main)
     assert [t.total_s for t in calls.timeouts] == [8.0, 8.0]
 
 
 def test_a_step_above_the_ceiling_is_not_called_and_said_so() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(error=fault("server")), b=Script(), c=Script())
     asked: list[str] = []
 
-    def affordable(step: Step) -> str | None:
+    def affordable(step: PlanStep) -> str | None:
         asked.append(step.model)
         return "too dear" if step.model == "b" else None
 
@@ -132,7 +142,7 @@ def test_a_step_above_the_ceiling_is_not_called_and_said_so() -> None:
         assert [(e.model, e.why) for e in reply.skipped] == [("b", "too dear")]
         assert [a.number for a in reply.attempts] == [1, 2]
         calls.scripts["c"] = [Script(error=fault("auth"))]
-        with pytest.raises(PlanExhausted, match=r"Not called: b: too dear\."):
+        with pytest.raises(AllAttemptsFailedError, match=r"Not called: b: too dear\."):
             await kitchen.run("abc", calls, affordable=affordable, attempts=None)
 
     virtual(main)
@@ -142,7 +152,7 @@ def test_a_step_above_the_ceiling_is_not_called_and_said_so() -> None:
 
 
 def test_a_model_that_cools_down_is_tried_after_the_others() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(error=fault("server")), b=Script(), c=Script())
 
     async def main() -> None:
@@ -156,7 +166,7 @@ def test_a_model_that_cools_down_is_tried_after_the_others() -> None:
 
 
 def test_a_client_that_leaves_during_a_whole_reply() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(error=fault("server")), b=Script(delay_s=10.0))
 
     async def main() -> None:
@@ -175,7 +185,7 @@ def test_a_client_that_leaves_during_a_whole_reply() -> None:
 
 
 def test_a_client_that_leaves_while_we_wait() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(error=fault("rate_limit", retry_after_s=4.0)))
 
     async def main() -> None:
@@ -191,7 +201,7 @@ def test_a_client_that_leaves_while_we_wait() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_fault_of_our_own_is_seen_and_no_probe_hangs_on_it(stream: bool) -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(error=ZeroDivisionError("oops")))
 
     async def main() -> None:
@@ -210,7 +220,7 @@ def test_an_unknown_price_is_not_a_number() -> None:
     calls = Upstreams(a=Script())
 
     async def main() -> None:
-        reply = await Kitchen().run("a", calls, cost_of=lambda m, u: None)
+        reply = await EngineHarness().run("a", calls, cost_of=lambda m, u: None)
         assert reply.cost_usd is None
         assert total_usd([*reply.attempts, *reply.attempts]) is None
 
@@ -255,18 +265,20 @@ def test_whatever_happens_everything_is_closed_and_told(
     calls = Upstreams(
         **{m: [script_of(n) for n in names] for m, names in zip(models, scripts, strict=True)}
     )
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     words: list[str] = []
 
     async def client() -> None:
         reply: Any = None
         try:
-            reply = await kitchen.run(models, calls, stream=True, retries=Retries(max_attempts=5))
+            reply = await kitchen.run(
+                models, calls, stream=True, retries=RetryPolicy(max_attempts=5)
+            )
             async for event in reply.events:
                 words.append(event.raw.decode())
                 if breaks_off:
                     break
-        except PlanExhausted:
+        except AllAttemptsFailedError:
             assert not words
         except UpstreamError:
             assert words, "an error is only shown once something was"
@@ -292,7 +304,7 @@ def test_whatever_happens_everything_is_closed_and_told(
 
 
 def test_every_attempt_of_a_stream_is_priced() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(
         a=Script(stream=[[HELLO], fault("cut")]), b=Script(stream=[content("x", "y"), [DONE]])
     )

@@ -7,11 +7,11 @@ import gc
 from typing import Any
 
 import pytest
-from scripted_calls import (
+from tests.support.scripted_calls import (
     DONE,
     HELLO,
+    EngineHarness,
     Event,
-    Kitchen,
     Script,
     Upstreams,
     content,
@@ -20,9 +20,9 @@ from scripted_calls import (
     virtual,
 )
 
-from suffice.errors import PlanExhausted, UpstreamError
-from suffice.execution import Breaker, BreakerSettings, Engine, Health
-from suffice.types import Retries, Step, Timeouts, Usage
+from suffice.errors import AllAttemptsFailedError, UpstreamError
+from suffice.execution import CircuitBreaker, CircuitBreakerSettings, Engine, LatencyTracker
+from suffice.types import PlanStep, RetryPolicy, Timeouts, Usage
 
 GOOD = Script(stream=[[HELLO], content("x"), content("y"), [Event(b"u", "usage")], [DONE]])
 
@@ -32,7 +32,7 @@ def now_s() -> float:
 
 
 def test_a_stream_from_its_first_event_to_its_last() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(delay_s=0.5, stream=[[HELLO], 1.0, *GOOD.stream[1:]]))
 
     async def main() -> None:
@@ -63,7 +63,7 @@ def test_a_stream_from_its_first_event_to_its_last() -> None:
     ],
 )
 def test_before_the_first_content_a_failure_is_invisible(script: Script, kind: str) -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=script, b=GOOD)
 
     async def main() -> None:
@@ -92,7 +92,7 @@ def test_before_the_first_content_a_failure_is_invisible(script: Script, kind: s
 def test_after_the_first_content_a_failure_ends_the_stream_with_its_error(
     rest: list[Any], kind: str, after_s: float
 ) -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(stream=[content("x"), *rest]), b=GOOD)
 
     async def main() -> None:
@@ -122,7 +122,7 @@ def test_what_arrived_with_the_failure_still_reaches_the_client() -> None:
     calls = Upstreams(a=Script(stream=[[*content("x", "y"), Event(b"", "error")], fault("server")]))
 
     async def main() -> None:
-        reply = await Kitchen().run("a", calls, stream=True)
+        reply = await EngineHarness().run("a", calls, stream=True)
         got = []
         with pytest.raises(UpstreamError):
             async for event in reply.events:
@@ -136,7 +136,7 @@ def test_a_slow_client_is_not_a_silent_upstream() -> None:
     calls = Upstreams(a=GOOD)
 
     async def main() -> None:
-        reply = await Kitchen().run("a", calls, stream=True)
+        reply = await EngineHarness().run("a", calls, stream=True)
         got = []
         async for event in reply.events:
             got.append(event.raw)
@@ -150,7 +150,7 @@ def test_a_client_that_takes_longer_than_the_total() -> None:
     calls = Upstreams(a=GOOD)
 
     async def main() -> None:
-        reply = await Kitchen().run("a", calls, stream=True)
+        reply = await EngineHarness().run("a", calls, stream=True)
         with pytest.raises(UpstreamError) as caught:
             async for _ in reply.events:
                 await asyncio.sleep(45.0)
@@ -165,9 +165,9 @@ def test_a_shorter_silence_is_allowed_after_the_first_chunk_than_before() -> Non
     timeouts = Timeouts(first_chunk_s=30.0, idle_s=2.0, total_s=60.0)
 
     async def main() -> None:
-        reply = await Kitchen().run("a", calls, stream=True, timeouts=timeouts)
+        reply = await EngineHarness().run("a", calls, stream=True, timeouts=timeouts)
         assert await drain(reply) == ["x", "[DONE]"]
-        reply = await Kitchen().run("a", stuck, stream=True, timeouts=timeouts)
+        reply = await EngineHarness().run("a", stuck, stream=True, timeouts=timeouts)
         began_s = now_s()
         with pytest.raises(UpstreamError, match="no further chunk within 2 s"):
             await drain(reply)
@@ -181,7 +181,7 @@ def test_a_stream_without_usage_is_estimated_and_says_so() -> None:
     calls = Upstreams(a=Script(usage=None, stream=[content("x"), [joined], [DONE]]))
 
     async def main() -> None:
-        reply = await Kitchen().run("a", calls, stream=True)
+        reply = await EngineHarness().run("a", calls, stream=True)
         await drain(reply)
         assert reply.usage == Usage(input_tokens=10, output_tokens=4, estimated=True)
 
@@ -190,7 +190,7 @@ def test_a_stream_without_usage_is_estimated_and_says_so() -> None:
 
 @pytest.mark.parametrize("how", ["aclose", "cancel"])
 def test_a_client_that_leaves_in_the_middle(how: str) -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(usage=None, stream=[content("x", "y"), *[1.0, content("z")] * 9]))
 
     async def client(left: asyncio.Event) -> None:
@@ -226,7 +226,7 @@ def test_a_client_that_leaves_in_the_middle(how: str) -> None:
 
 
 def test_a_client_that_leaves_before_the_first_content() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(stream=[[HELLO], 99.0]), b=GOOD)
 
     async def main() -> None:
@@ -243,7 +243,7 @@ def test_a_client_that_leaves_before_the_first_content() -> None:
 
 def test_a_client_that_leaves_just_as_the_timer_fires_has_left() -> None:
     """Both cancel the task in the same turn of the loop; the client's word is kept."""
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(stream=[99.0]), b=GOOD)
 
     async def main() -> None:
@@ -259,7 +259,7 @@ def test_a_client_that_leaves_just_as_the_timer_fires_has_left() -> None:
 
 def test_a_reply_that_nobody_reads_leaves_no_timer_for_ever() -> None:
     async def main() -> None:
-        reply = await Kitchen().run("a", Upstreams(a=GOOD), stream=True)
+        reply = await EngineHarness().run("a", Upstreams(a=GOOD), stream=True)
         del reply
         gc.collect()
         await asyncio.sleep(61.0)
@@ -268,7 +268,7 @@ def test_a_reply_that_nobody_reads_leaves_no_timer_for_ever() -> None:
 
 
 def test_a_fault_in_the_reading_is_no_verdict_on_the_model() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(stream=[content("x"), ZeroDivisionError("oops")]))
 
     async def main() -> None:
@@ -283,7 +283,7 @@ def test_a_fault_in_the_reading_is_no_verdict_on_the_model() -> None:
 
 def test_our_deadlines_live_in_peace_with_those_around_us() -> None:
     """An outer asyncio.timeout fires during a stream: it is the client's leaving, not our timer."""
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
     calls = Upstreams(a=Script(stream=[content("x"), *[1.0, content("y")] * 50]))
 
     async def main() -> None:
@@ -304,7 +304,9 @@ def test_in_real_time_too() -> None:
     import time
 
     engine = Engine(
-        Breaker(BreakerSettings(), time.monotonic), Health(time.monotonic), clock=time.monotonic
+        CircuitBreaker(CircuitBreakerSettings(), time.monotonic),
+        LatencyTracker(time.monotonic),
+        clock=time.monotonic,
     )
     calls = Upstreams(
         a=Script(stream=[[HELLO], 30.0]), b=Script(stream=[content("x"), 0.05, content("y"), 30.0])
@@ -313,11 +315,11 @@ def test_in_real_time_too() -> None:
 
     async def main() -> None:
         reply = await engine.run(
-            (Step("a"), Step("b")),
+            (PlanStep("a"), PlanStep("b")),
             calls,
             stream=True,
             timeouts=timeouts,
-            retries=Retries(),
+            retries=RetryPolicy(),
             cost_of=lambda m, u: 0.0,
         )
         got = []
@@ -336,10 +338,10 @@ def test_in_real_time_too() -> None:
 
 
 def test_nobody_answers() -> None:
-    kitchen = Kitchen()
+    kitchen = EngineHarness()
 
     async def main() -> None:
-        with pytest.raises(PlanExhausted) as caught:
+        with pytest.raises(AllAttemptsFailedError) as caught:
             await kitchen.run(
                 "ab", Upstreams(a=Script(stream=[99.0]), b=Script(stream=[99.0])), stream=True
             )

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from suffice import features
 from suffice.features import SIGNAL_NAMES, extract_text
-from suffice.features.ask import Ask, clean
 from suffice.features.signals import stem_chars
+from suffice.features.user_message import Ask, clean
 
 STEM = "Which gas do plants take up when they make sugar?"
 

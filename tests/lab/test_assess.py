@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import UsageError
-from suffice.lab.assessing import assess, naming
-from suffice.lab.assessing.clustering import find
-from suffice.lab.assessing.compared import compare, ground, reach, worth
-from suffice.lab.assessing.costs import costs_of, price_of
-from suffice.lab.assessing.means import adjusted
-from suffice.lab.assessing.mix import difficulty, scripts
-from suffice.lab.assessing.pools import Line, line_of
-from suffice.lab.metrics import Redraws
-from suffice.lab.predictor import batch_of
-from suffice.lab.table import Table
+from suffice.lab.assess import assess, cluster_names
+from suffice.lab.assess.adjusted_means import adjusted
+from suffice.lab.assess.clustering import find
+from suffice.lab.assess.comparison import compare, ground, reach, worth
+from suffice.lab.assess.costs import costs_of, price_of
+from suffice.lab.assess.pools import PoolResult, line_of
+from suffice.lab.assess.traffic_profile import difficulty, scripts
+from suffice.lab.data.table import Table
+from suffice.lab.evaluate.metrics import ClusterBootstrap
+from suffice.lab.predictors.base import batch_of
 from suffice.types import Message, Model, Price
 
 # Four topics, each in varied words, so that a cluster is a topic and a name can be checked.
@@ -191,12 +191,12 @@ def test_the_mix_counts_what_is_there() -> None:
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=30), st.integers(1, 5))
 def test_any_text_can_be_named(texts: list[str], k: int) -> None:
     labels = np.arange(len(texts)) % k
-    words = naming.names(texts, labels, k)
-    names = naming.unique(words, ["none"] * k)
+    words = cluster_names.names(texts, labels, k)
+    names = cluster_names.unique(words, ["none"] * k)
     assert len(set(names)) == k
     for terms in words:
-        assert len(terms) <= naming.MOST_WORDS
-        assert not any(t.isdigit() or t in naming.stop_words() for t in terms)
+        assert len(terms) <= cluster_names.MOST_WORDS
+        assert not any(t.isdigit() or t in cluster_names.stop_words() for t in terms)
 
 
 def test_the_number_of_clusters_can_be_given() -> None:
@@ -368,12 +368,12 @@ def test_means_are_adjusted_for_what_each_model_was_asked() -> None:
     n = 2000
     ease = rng.normal(0.5, 0.2, (n, 1))
     score = ease + np.array([0.0, 0.05, 0.1]) + rng.normal(0, 0.05, (n, 3))
-    whole, _ = adjusted(score, Redraws(np.arange(n), 50, 0))
+    whole, _ = adjusted(score, ClusterBootstrap(np.arange(n), 50, 0))
     assert whole == pytest.approx(score.mean(axis=0))
     gaps = score.copy()
     gaps[ease[:, 0] > 0.5, 0] = np.nan  # model 0 was asked the hard half only
     gaps[rng.random((n, 3)) < 0.2] = np.nan
-    mean, draws = adjusted(gaps, Redraws(np.arange(n), 200, 0))
+    mean, draws = adjusted(gaps, ClusterBootstrap(np.arange(n), 200, 0))
     assert np.nanmean(gaps, axis=0)[1] - np.nanmean(gaps, axis=0)[0] > 0.15, "plain means mislead"
     assert mean - mean[0] == pytest.approx([0.0, 0.05, 0.1], abs=0.01)
     assert draws.mean(axis=0) == pytest.approx(mean, abs=0.005)
@@ -425,7 +425,7 @@ def test_a_router_without_signal_is_not_said_to_pay() -> None:
         texts = [p for _, p in prompts(300, seed=seed)]
         made = table(texts, answers(300, 0.6, 0.8, seed=seed), "ab", [1.0, 9.0])
         c = compare(made, batch_of(made), made.cost_usd, [0, 1], np.arange(300))
-        e = line_of(c, Line((0, 1), worth(c, (0, 1)))).routing_gain
+        e = line_of(c, PoolResult((0, 1), worth(c, (0, 1)))).routing_gain
         assert e is not None and e.ci is not None
         paid += e.ci[0] > 0
     assert paid <= 2

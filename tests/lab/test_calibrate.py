@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tables import table
+from tests.support.tables import table
 
 from suffice import features
+from suffice.artifacts import artifact as artifacts
+from suffice.artifacts import certificate as certificates
+from suffice.artifacts.certificate import Certificate
 from suffice.errors import TableError, UsageError
-from suffice.lab.calibrate import Calibration, calibrate, exchange_rate, gaps
-from suffice.lab.predictor import batch_of
-from suffice.lab.table import Table
-from suffice.lab.train import train
-from suffice.policies import artifact as artifacts
-from suffice.policies import certificate as certificates
-from suffice.policies.certificate import Certificate
+from suffice.lab.calibrate.calibrate import Calibration, calibrate, exchange_rate, gaps
+from suffice.lab.data.table import Table
+from suffice.lab.predictors.base import batch_of
+from suffice.lab.train.train import train
 from suffice.policies.trained import TrainedPolicy
 from suffice.types import Candidate, Model, Objective, Price
 

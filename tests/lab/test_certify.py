@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binom
 
-from suffice.lab import certify as c
-from suffice.lab.certify import Kind, Verdict, certify
+from suffice.lab.calibrate import risk_control as c
+from suffice.lab.calibrate.risk_control import Kind, RiskControlResult, certify
 
 DELTA = 0.1
 SIMULATIONS = 400
@@ -97,7 +97,7 @@ def population(kind: Kind, rng: np.random.Generator, size: int = 20_000) -> tupl
     return loss, score
 
 
-def violated(loss: np.ndarray, score: np.ndarray, v: Verdict, max_loss: float) -> bool:
+def violated(loss: np.ndarray, score: np.ndarray, v: RiskControlResult, max_loss: float) -> bool:
     return (
         v.threshold is not None and float(loss[score <= v.threshold].sum()) / len(loss) > max_loss
     )
@@ -159,7 +159,7 @@ ROWS = st.lists(
 )
 
 
-def of(rows: list[tuple[float, float]], **more: object) -> Verdict:
+def of(rows: list[tuple[float, float]], **more: object) -> RiskControlResult:
     loss, score = (np.array(x, float) for x in zip(*rows, strict=True))
     given_: dict[str, object] = {"max_loss": 0.1, "confidence": 0.9, "kind": "binary", **more}
     return certify(loss, score, **given_)  # type: ignore[arg-type]

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from suffice.errors import TableError, UsageError
 from suffice.features import SIGNAL_NAMES
-from suffice.lab.collecting import judge, sampling
-from suffice.lab.collecting.budget import Budget, Hold, worst_usd
-from suffice.lab.collecting.ledger import Answer, Failed, Intent, Ledger, Pass, key_of
-from suffice.lab.collecting.queries import read_pool
-from suffice.lab.predictor import Batch
+from suffice.lab.collect import judge, sampling
+from suffice.lab.collect.budget import Budget, Hold, worst_usd
+from suffice.lab.collect.journal import Answer, CallStarted, Failed, Ledger, SamplingRound, key_of
+from suffice.lab.collect.queries import read_pool
+from suffice.lab.predictors.base import Batch
 from suffice.types import Message, Model, Price
 
 # ── judge ────────────────────────────────────────────────────────────────────────────────────────
@@ -61,8 +61,8 @@ def test_the_scale() -> None:
     assert judge.judged("A", "A").verdicts == ("win", "loss")
     assert not judge.judged("tie", "A").contradicts
     assert judge.judged(None, "A").score is None
-    assert judge.plain("x", "  X. ") == judge.Judged(1.0)
-    assert judge.plain(" ", "x") == judge.Judged(0.0)
+    assert judge.plain("x", "  X. ") == judge.PairwiseScore(1.0)
+    assert judge.plain(" ", "x") == judge.PairwiseScore(0.0)
     assert judge.plain("x", "").score is None  # type: ignore[union-attr]
     assert judge.plain("x", "y") is None
 
@@ -165,7 +165,7 @@ def test_labels_draw_the_next_pass_to_where_models_differ() -> None:
 @given(st.integers(0, 10**6))
 def test_weights_sum_to_the_pool(seed: int) -> None:
     x = batch(40, seed)
-    passes: list[Pass] = []
+    passes: list[SamplingRound] = []
     for size in (8, 15, 23):
         passes.append(sampling.choose(x, size, passes, seed))
         w = sampling.weights(passes, 40)
@@ -187,7 +187,7 @@ def test_means_over_the_pool_stay_estimable() -> None:
     for seed in range(400):
         rng = np.random.default_rng(seed)
         first = rng.choice(300, 20, replace=False)
-        passes = [Pass(sorted(first[:14].tolist()), sorted(first[14:].tolist()))]
+        passes = [SamplingRound(sorted(first[:14].tolist()), sorted(first[14:].tolist()))]
         passes.append(sampling.choose(x, 60, passes, seed, interest=x.signals[:, 0].astype(float)))
         w = sampling.weights(passes, 300)
         estimates.append(sum(w[i] * y[i] for i in w) / 300)
@@ -207,7 +207,7 @@ def answer(key: str, usd: float | None = 0.5) -> Answer:
 def test_a_ledger_is_what_was_written_to_it(tmp_path: Path) -> None:
     path = tmp_path / "t" / "ledger.jsonl"
     ledger = Ledger(path).open()
-    ledger.note(Intent("a", "p/m", 2.0, 1.0))
+    ledger.note(CallStarted("a", "p/m", 2.0, 1.0))
     asyncio.run(ledger.keep(answer("a")))
     ledger.note(Failed("b", "p/m", "server", "500", 0.0, 1.0))
     ledger.close()
@@ -225,7 +225,7 @@ def test_a_torn_last_line_is_dropped_and_what_was_under_way_is_counted(
     path = tmp_path_factory.mktemp("l") / "ledger.jsonl"
     ledger = Ledger(path).open()
     ledger.note(answer("a"))
-    ledger.note(Intent("b", "p/m", 2.0, 1.0))
+    ledger.note(CallStarted("b", "p/m", 2.0, 1.0))
     before = path.stat().st_size
     ledger.note(answer("b"))
     ledger.close()

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.errors import TableError, UsageError
-from suffice.lab.collecting import schema as json_schema
-from suffice.lab.collecting import scorers
+from suffice.lab.collect import schema as json_schema
+from suffice.lab.collect import scorers
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError, JobError, UsageError
-from suffice.lab.collecting import Forecast, Options, Summary, collect
-from suffice.lab.loading import load_table
+from suffice.lab.collect import Forecast, Options, Summary, collect
+from suffice.lab.data.load import load_table
 from suffice.providers.fake import FakeModel, FakeUpstream
 from suffice.providers.fake.server import Seen
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tables import table
+from tests.support.tables import table
 
 from suffice.errors import UsageError
-from suffice.lab import report
-from suffice.lab.evaluate import evaluate
-from suffice.lab.verdict import verdict
+from suffice.lab.evaluate.evaluate import evaluate
+from suffice.lab.report import evaluation
+from suffice.lab.report.verdict import verdict
 
 NASTY = "<script>alert('x')</script> & co"
 
@@ -49,7 +49,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path, result: dict[str, Any]) -> None:
-    paths = report.write(result, tmp_path / "out")
+    paths = evaluation.write(result, tmp_path / "out")
     assert {p.name for p in paths} == {
         "results.json", "curves.png", "closeup.png", "gains.png", "report.html",
     }  # fmt: skip
@@ -73,7 +73,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path, result: dict[str, Any]) -> 
 
 
 def test_results_are_the_object(tmp_path: Path, result: dict[str, Any]) -> None:
-    report.write(result, tmp_path)
+    evaluation.write(result, tmp_path)
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["policies"]["knn"]["area"] == pytest.approx(result["policies"]["knn"]["area"])
     assert set(read) == set(result)
@@ -82,11 +82,11 @@ def test_results_are_the_object(tmp_path: Path, result: dict[str, Any]) -> None:
 @pytest.mark.parametrize("pair", [True, False])
 def test_figures_are_pictures(pair: bool) -> None:
     models = ("a", "b") if pair else tuple(f"model-{j}" for j in range(12))
-    found = report.figures(evaluate(table(60, models, costs=not pair), draws=100))
+    found = evaluation.figures(evaluate(table(60, models, costs=not pair), draws=100))
     for data in found.values():
         assert data.startswith(b"\x89PNG")
         assert len(data) > 5000
-    again = report.figures(evaluate(table(60, models, costs=not pair), draws=100))
+    again = evaluation.figures(evaluate(table(60, models, costs=not pair), draws=100))
     assert found == again
 
 
@@ -102,14 +102,14 @@ def test_nothing_is_left_half_written(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UsageError, match="No space left"):
-        report.write(result, tmp_path / "out")
+        evaluation.write(result, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path, result: dict[str, Any]) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UsageError, match="there is a file of that name"):
-        report.write(result, tmp_path / "out")
+        evaluation.write(result, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
 

@@ -9,17 +9,18 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
-from tables import prompts, table
+from tests.support.tables import prompts, table
 
 from suffice.errors import TableError, UsageError
-from suffice.lab import metrics, predictors
-from suffice.lab.evaluate import BASELINES, evaluate
-from suffice.lab.flips import REWORDING, WHITE_SPACE, reworded
-from suffice.lab.folds import folds, together
-from suffice.lab.ground import read_prices
-from suffice.lab.predictor import Batch, batch_of
-from suffice.lab.sweep import along_hull, by_price_of_quality, by_threshold
-from suffice.lab.table import Floats, Table
+from suffice.lab.data.splits import folds, together
+from suffice.lab.data.table import FloatArray, Table
+from suffice.lab.evaluate import metrics
+from suffice.lab.evaluate.evaluate import BASELINES, evaluate
+from suffice.lab.evaluate.frontier import along_hull, by_price_of_quality, by_threshold
+from suffice.lab.evaluate.problem import read_prices
+from suffice.lab.evaluate.robustness import REWORDING, WHITE_SPACE, reworded
+from suffice.lab.predictors import registry
+from suffice.lab.predictors.base import Batch, batch_of
 from suffice.types import Message
 
 FAST: dict[str, Any] = {"draws": 100}
@@ -83,7 +84,7 @@ def test_baselines_are_what_their_names_say() -> None:
 def test_pair_metrics_are_those_of_the_protocol() -> None:
     made = table(300, costs=False)
     result = evaluate(made, **FAST)
-    score = predictors.make("length")
+    score = registry.make("length")
     x = batch_of(made)
     score.fit(x.rows([]), np.empty((0, 2)), None, np.array([0.0, 1.0]), made.models)
     p = metrics.pair(score.rank(x, 1, 0), made.score[:, 1], made.score[:, 0])
@@ -117,7 +118,12 @@ class Spy:
     seen: list[int] = []  # noqa: RUF012  (the test reads it)
 
     def fit(
-        self, x: Batch, score: Floats, cost_usd: Floats | None, price: Floats, models: Sequence[str]
+        self,
+        x: Batch,
+        score: FloatArray,
+        cost_usd: FloatArray | None,
+        price: FloatArray,
+        models: Sequence[str],
     ) -> Self:
         Spy.seen.append(len(score))
         self.k = len(models)
@@ -129,19 +135,19 @@ class Spy:
     def marks(x: Batch) -> list[bytes]:
         return [v.tobytes() for v in np.round(x.vectors, 4)]
 
-    def expect(self, x: Batch) -> tuple[Floats, Floats]:
+    def expect(self, x: Batch) -> tuple[FloatArray, FloatArray]:
         blank = np.full(self.k, 0.5)
         quality = np.array([self.known.get(m, blank) for m in self.marks(x)])
         return quality, np.broadcast_to(self.price, quality.shape)
 
-    def rank(self, x: Batch, strong: int, weak: int) -> Floats:
+    def rank(self, x: Batch, strong: int, weak: int) -> FloatArray:
         quality, _ = self.expect(x)
         return np.asarray(quality[:, strong] - quality[:, weak])
 
 
 @pytest.fixture
 def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
-    monkeypatch.setitem(predictors.BUILT_IN, "spy", Spy)
+    monkeypatch.setitem(registry.BUILT_IN, "spy", Spy)
     Spy.seen = []
     return Spy
 
@@ -387,12 +393,12 @@ def test_bad_policies_are_named() -> None:
 class Broken(Spy):
     name = "broken"
 
-    def expect(self, x: Batch) -> tuple[Floats, Floats]:
+    def expect(self, x: Batch) -> tuple[FloatArray, FloatArray]:
         return np.full((len(x), self.k), np.nan), np.zeros((len(x), self.k))
 
 
 def test_a_policy_that_says_nan_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(predictors.BUILT_IN, "broken", Broken)
+    monkeypatch.setitem(registry.BUILT_IN, "broken", Broken)
     with pytest.raises(UsageError, match=r"broken.*NaN"):
         evaluate(table(50), ["broken"], **FAST)
 
@@ -408,14 +414,14 @@ def test_many_models_and_equal_prices() -> None:
 
 
 def test_an_artifact_judged_on_its_own_lessons_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from suffice.lab.train import key_hashes
+    from suffice.lab.train.train import key_hashes
 
     made = table(60)
 
     class Remembers(Spy):
         training_keys_ = key_hashes(made.rows(range(25)))
 
-    monkeypatch.setitem(predictors.BUILT_IN, "remembers", Remembers)
+    monkeypatch.setitem(registry.BUILT_IN, "remembers", Remembers)
     result = evaluate(made, ["remembers"], **FAST)
     assert said(result, "remembers was trained on 25 of the 60 queries")
 
@@ -481,12 +487,12 @@ class Jumpy(Spy):
 
     name = "jumpy"
 
-    def rank(self, x: Batch, strong: int, weak: int) -> Floats:
+    def rank(self, x: Batch, strong: int, weak: int) -> FloatArray:
         return np.asarray(x.signals[:, 1] * 1e6 % 7.0, float)
 
 
 def test_a_jumpy_policy_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(predictors.BUILT_IN, "jumpy", Jumpy)
+    monkeypatch.setitem(registry.BUILT_IN, "jumpy", Jumpy)
     rng = np.random.default_rng(0)
     texts, _ = prompts(80, rng)
     made = replace(table(80), messages=tuple((Message("user", t),) for t in texts))

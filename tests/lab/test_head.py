@@ -8,21 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from suffice.lab.head import (
+from suffice.lab.predictors.bayes import (
     NOTHING_ODDS,
     PSEUDO_LABELS,
     WIDTHS,
-    EvidenceHead,
+    BayesianModelAveragingRegression,
     _by_columns,
     _by_rows,
 )
 
 S, D = 3, 12  # signals beside the length, dimensions
 P = 1 + S + D
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
-def data(n: int, seed: int, slope: float = 0.0, strength: float = 0.0) -> tuple[Floats, Floats]:
+def data(
+    n: int, seed: int, slope: float = 0.0, strength: float = 0.0
+) -> tuple[FloatArray, FloatArray]:
     """A design (n, P) and one target (n, 1): noise of deviation 0.5, plus what is asked for."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, P))
@@ -30,10 +32,12 @@ def data(n: int, seed: int, slope: float = 0.0, strength: float = 0.0) -> tuple[
     return x, y[:, None]
 
 
-def head(x: Floats, y: Floats, odds: float = NOTHING_ODDS, **more: Floats) -> EvidenceHead:
+def head(
+    x: FloatArray, y: FloatArray, odds: float = NOTHING_ODDS, **more: FloatArray
+) -> BayesianModelAveragingRegression:
     h = y.shape[1]
     weight = more.pop("weight", None)
-    made = EvidenceHead(S, nothing_odds=odds, **more)
+    made = BayesianModelAveragingRegression(S, nothing_odds=odds, **more)
     return made.fit(x, y, np.full(h, 0.2), np.full(h, 0.1), np.full(h, 0.3), weight)
 
 
@@ -64,7 +68,7 @@ def test_the_average_is_the_literal_one(n: int) -> None:
     full = np.concatenate([np.ones((n, 1)), x], axis=1)
     start = np.array([0.2, 0.1] + [0.0] * (P - 1))
     r = y[:, 0] - full @ start
-    members: list[tuple[float, Floats]] = []
+    members: list[tuple[float, FloatArray]] = []
     for t1 in WIDTHS:
         for t2 in WIDTHS:
             v = np.concatenate([[0.3 / PSEUDO_LABELS, 0.002], np.full(S, t1), t2 * spread])

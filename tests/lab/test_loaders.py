@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from suffice.errors import TableError
-from suffice.lab.loading import load_table
+from suffice.lab.data.load import load_table
 
 
 def write_csv(path: Path, head: list[str], rows: list[list[Any]]) -> Path:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tables import table, write_folder, write_jsonl
+from tests.support.tables import table, write_folder, write_jsonl
 
 from suffice.errors import TableError
-from suffice.lab import reading
-from suffice.lab.loading import load_table
+from suffice.lab.data import readers
+from suffice.lab.data.load import load_table
 
 ROW = {"query_id": "a", "prompt": "What is 2 + 2?", "model": "m", "score": 1.0}
 
@@ -177,8 +177,8 @@ def test_a_file_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (tmp_path / name).write_bytes(b"x" * 2000)
-    monkeypatch.setattr(reading, "MAX_TEXT_BYTES", 1000)
-    monkeypatch.setattr(reading, "MAX_PARQUET_BYTES", 1000)
+    monkeypatch.setattr(readers, "MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr(readers, "MAX_PARQUET_BYTES", 1000)
     with pytest.raises(TableError, match="the limit is"):
         load_table(tmp_path / name)
 

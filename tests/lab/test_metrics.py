@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.lab import metrics
+from suffice.lab.evaluate import metrics
 
 
 def literal_pair(
@@ -174,7 +174,7 @@ def test_apgr_draws_weigh_queries_as_redrawn() -> None:
     n = 60
     score, weak = rng.normal(size=n), (rng.random(n) < 0.4).astype(float)
     strong = (rng.random(n) < 0.9).astype(float)
-    redraws = metrics.Redraws(np.arange(n), 5, seed=1)
+    redraws = metrics.ClusterBootstrap(np.arange(n), 5, seed=1)
     drawn = metrics.apgr_draws(score, strong, weak, redraws)
     edges = metrics.bin_edges(score)
     chosen = metrics.strong_at(score, edges)
@@ -190,7 +190,7 @@ def test_apgr_draws_weigh_queries_as_redrawn() -> None:
 def test_redraws_take_whole_clusters() -> None:
     clusters = np.array([0, 0, 0, 1, 1, 2])
     values = np.array([[1.0], [1.0], [1.0], [5.0], [5.0], [9.0]])
-    drawn = metrics.Redraws(clusters, 400, seed=0).means(values)[:, 0]
+    drawn = metrics.ClusterBootstrap(clusters, 400, seed=0).means(values)[:, 0]
     # Three clusters with replacement: ten multisets, so at most ten means.
     assert len(set(np.round(drawn, 9))) <= 10
     assert {1.0, 5.0, 9.0} <= set(np.round(drawn, 9))
@@ -199,7 +199,7 @@ def test_redraws_take_whole_clusters() -> None:
 def test_redraws_of_many_clusters_keep_the_variance() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30_000, 1))
-    drawn = metrics.Redraws(np.arange(30_000), 600, seed=0, buckets=500).means(x)
+    drawn = metrics.ClusterBootstrap(np.arange(30_000), 600, seed=0, buckets=500).means(x)
     assert drawn.std() == pytest.approx(1 / math.sqrt(30_000), rel=0.15)
 
 
@@ -208,7 +208,7 @@ def test_interval_covers_a_mean_at_its_level() -> None:
     hits = 0
     for _ in range(200):
         x = rng.exponential(size=(80, 1))
-        drawn = metrics.Redraws(np.arange(80), 200, seed=0).means(x)[:, 0]
+        drawn = metrics.ClusterBootstrap(np.arange(80), 200, seed=0).means(x)[:, 0]
         low, high = metrics.basic(drawn, float(x.mean())) or (0.0, 0.0)
         hits += low <= 1.0 <= high
     assert 0.86 <= hits / 200 <= 0.99

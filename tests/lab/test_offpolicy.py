@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.lab import offpolicy
-from suffice.lab.offpolicy import Log
+from suffice.lab.ope import estimators
+from suffice.lab.ope.estimators import LoggedData
 
 
-def random_log(seed: int, n: int = 60, k: int = 3, unlabelled: float = 0.2) -> tuple[Log, Any, Any]:
+def random_log(
+    seed: int, n: int = 60, k: int = 3, unlabelled: float = 0.2
+) -> tuple[LoggedData, Any, Any]:
     """(log, pi, q): n decisions over k models, some unlabelled, in sessions of random size."""
     rng = np.random.default_rng(seed)
     p = rng.dirichlet(np.full(k, 0.7), n) * 0.9 + 0.1 / k
@@ -25,11 +27,11 @@ def random_log(seed: int, n: int = 60, k: int = 3, unlabelled: float = 0.2) -> t
     reward = np.where(rng.random(n) < unlabelled, np.nan, rng.random(n))
     reward[:2] = 0.5
     session = rng.integers(0, max(2, n // 3), n)
-    log = Log(action, p[np.arange(n), action], reward, p, session)
+    log = LoggedData(action, p[np.arange(n), action], reward, p, session)
     return log, rng.dirichlet(np.ones(k), n), rng.random((n, k))
 
 
-def literally(log: Log, pi: Any, q: Any) -> dict[str, float]:
+def literally(log: LoggedData, pi: Any, q: Any) -> dict[str, float]:
     """The definitions, one decision after another."""
     ips = snips = dr = dm = total = 0.0
     m = 0
@@ -54,10 +56,10 @@ def test_the_estimators_are_their_definitions(seed: int, n: int, k: int) -> None
     log, pi, q = random_log(seed, n, k)
     want = literally(log, pi, q)
     got = {
-        "ips": offpolicy.ips(log, pi).value,
-        "snips": offpolicy.snips(log, pi).value,
-        "dr": offpolicy.doubly_robust(log, pi, q).value,
-        "dm": offpolicy.direct(log, pi, q).value,
+        "ips": estimators.ips(log, pi).value,
+        "snips": estimators.snips(log, pi).value,
+        "dr": estimators.doubly_robust(log, pi, q).value,
+        "dm": estimators.direct(log, pi, q).value,
     }
     assert got == pytest.approx(want, abs=1e-9)
 
@@ -74,10 +76,10 @@ def test_unbiased_by_exact_enumeration() -> None:
     for actions in product(range(3), repeat=3):
         a = np.array(actions)
         chance = float(p[at, a].prod())
-        log = Log(a, p[at, a], truth[at, a], p)
-        mean["ips"] += chance * offpolicy.ips(log, pi).value
-        mean["dr"] += chance * offpolicy.doubly_robust(log, pi, q).value
-        mean["dm"] += chance * offpolicy.direct(log, pi, q).value
+        log = LoggedData(a, p[at, a], truth[at, a], p)
+        mean["ips"] += chance * estimators.ips(log, pi).value
+        mean["dr"] += chance * estimators.doubly_robust(log, pi, q).value
+        mean["dm"] += chance * estimators.direct(log, pi, q).value
     value = float((pi * truth).sum(axis=1).mean())
     assert mean["ips"] == pytest.approx(value, abs=1e-12)
     assert mean["dr"] == pytest.approx(value, abs=1e-12)
@@ -87,15 +89,15 @@ def test_unbiased_by_exact_enumeration() -> None:
 def test_the_logs_own_policy_is_what_happened() -> None:
     log, _, q = random_log(3)
     assert log.propensities is not None
-    base = offpolicy.observed(log).value
-    assert offpolicy.ips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
-    assert offpolicy.snips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
-    for terms in (offpolicy.ips, offpolicy.snips):
-        found = offpolicy.estimate(terms(log, log.propensities), log)
+    base = estimators.observed(log).value
+    assert estimators.ips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
+    assert estimators.snips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
+    for terms in (estimators.ips, estimators.snips):
+        found = estimators.estimate(terms(log, log.propensities), log)
         width = found.difference_high - found.difference_low
         assert abs(found.difference) < 1e-9 and width < 1e-6, "paired: nothing is left to vary"
     perfect = np.where(np.isnan(log.reward), 0.0, log.reward)[:, None] * np.ones(3)
-    found = offpolicy.estimate(offpolicy.doubly_robust(log, log.propensities, perfect), log)
+    found = estimators.estimate(estimators.doubly_robust(log, log.propensities, perfect), log)
     assert found.value == pytest.approx(base, abs=1e-12)
     assert q.shape == perfect.shape
 
@@ -104,36 +106,36 @@ def test_missing_feedback_is_not_negative() -> None:
     log, pi, q = random_log(5, n=200, unlabelled=0.5)
     seen = log.labelled
     assert log.propensities is not None and log.session is not None
-    only = Log(
+    only = LoggedData(
         log.action[seen], log.propensity[seen], log.reward[seen], log.propensities[seen],
         log.session[seen],
     )  # fmt: skip
-    a = offpolicy.estimate(offpolicy.doubly_robust(log, pi, q), log)
-    b = offpolicy.estimate(offpolicy.doubly_robust(only, pi[seen], q[seen]), only)
+    a = estimators.estimate(estimators.doubly_robust(log, pi, q), log)
+    b = estimators.estimate(estimators.doubly_robust(only, pi[seen], q[seen]), only)
     assert a.value == pytest.approx(b.value, abs=1e-12)
     assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=0.02)
-    nothing = Log(log.action, log.propensity, np.full(200, np.nan), log.propensities)
-    assert np.isnan(offpolicy.ips(nothing, pi).value)
-    assert np.isnan(offpolicy.estimate(offpolicy.snips(nothing, pi), nothing).low)
+    nothing = LoggedData(log.action, log.propensity, np.full(200, np.nan), log.propensities)
+    assert np.isnan(estimators.ips(nothing, pi).value)
+    assert np.isnan(estimators.estimate(estimators.snips(nothing, pi), nothing).low)
 
 
 def test_effective_size_counts_units() -> None:
     w = np.array([1.0, 1.0, 1.0, 1.0])
-    assert offpolicy.effective(w) == pytest.approx(4.0)
-    assert offpolicy.effective(w, np.array([0, 0, 1, 1])) == pytest.approx(2.0)
-    assert offpolicy.effective(np.array([40.0, 0, 0, 0])) == pytest.approx(1.0)
-    assert offpolicy.effective(np.zeros(4)) == 0.0
+    assert estimators.effective(w) == pytest.approx(4.0)
+    assert estimators.effective(w, np.array([0, 0, 1, 1])) == pytest.approx(2.0)
+    assert estimators.effective(np.array([40.0, 0, 0, 0])) == pytest.approx(1.0)
+    assert estimators.effective(np.zeros(4)) == 0.0
 
 
 def test_support_is_what_the_log_could_have_done() -> None:
     p = np.array([[1.0, 0.0], [0.5, 0.5]])
     pi = np.array([[0.25, 0.75], [0.0, 1.0]])
-    assert offpolicy.support(p, pi) == pytest.approx([0.25, 1.0])
+    assert estimators.support(p, pi) == pytest.approx([0.25, 1.0])
 
 
 def sticky(
     rng: np.random.Generator, sessions: int, turns: int
-) -> tuple[Log, np.ndarray, np.ndarray]:
+) -> tuple[LoggedData, np.ndarray, np.ndarray]:
     """Conversations that keep the model of their first turn, of one difficulty each."""
     hard = np.repeat(rng.random(sessions), turns)
     first = rng.integers(0, 2, sessions)
@@ -141,7 +143,7 @@ def sticky(
     n = sessions * turns
     score = np.stack([1 - hard, 1 - 0.5 * hard], axis=1)
     reward = (rng.random(n) < score[np.arange(n), action]).astype(float)
-    log = Log(
+    log = LoggedData(
         action, np.full(n, 0.5), reward, np.full((n, 2), 0.5), np.repeat(np.arange(sessions), turns)
     )
     return log, np.tile([0.0, 1.0], (n, 1)), score
@@ -149,10 +151,10 @@ def sticky(
 
 def test_intervals_know_that_turns_of_a_session_are_alike() -> None:
     log, pi, _ = sticky(np.random.default_rng(0), 150, 10)
-    alone = Log(log.action, log.propensity, log.reward, log.propensities)
+    alone = LoggedData(log.action, log.propensity, log.reward, log.propensities)
     for method in ("bootstrap", "asymptotic"):
-        wide = offpolicy.estimate(offpolicy.ips(log, pi), log, method=method)
-        narrow = offpolicy.estimate(offpolicy.ips(alone, pi), alone, method=method)
+        wide = estimators.estimate(estimators.ips(log, pi), log, method=method)
+        narrow = estimators.estimate(estimators.ips(alone, pi), alone, method=method)
         assert wide.value == narrow.value
         assert wide.high - wide.low > 1.8 * (narrow.high - narrow.low)
 
@@ -163,10 +165,10 @@ def test_clustered_intervals_hold_where_simple_ones_fail(method: Any) -> None:
     runs = 150
     for run in range(runs):
         log, pi, _ = sticky(np.random.default_rng(run), 80, 8)
-        alone = Log(log.action, log.propensity, log.reward, log.propensities)
+        alone = LoggedData(log.action, log.propensity, log.reward, log.propensities)
         for name, given_ in (("clustered", log), ("simple", alone)):
-            e = offpolicy.estimate(
-                offpolicy.ips(given_, pi), given_, method=method, resamples=300, seed=run
+            e = estimators.estimate(
+                estimators.ips(given_, pi), given_, method=method, resamples=300, seed=run
             )
             inside[name] += e.low <= 0.75 <= e.high  # 1 - 0.5 x mean difficulty
     assert inside["clustered"] >= 0.88 * runs
@@ -175,22 +177,22 @@ def test_clustered_intervals_hold_where_simple_ones_fail(method: Any) -> None:
 
 def test_the_seed_decides_the_interval() -> None:
     log, pi, _ = random_log(9, n=120)
-    terms = offpolicy.snips(log, pi)
-    assert offpolicy.estimate(terms, log, seed=4) == offpolicy.estimate(terms, log, seed=4)
-    assert offpolicy.estimate(terms, log, seed=4) != offpolicy.estimate(terms, log, seed=5)
+    terms = estimators.snips(log, pi)
+    assert estimators.estimate(terms, log, seed=4) == estimators.estimate(terms, log, seed=4)
+    assert estimators.estimate(terms, log, seed=4) != estimators.estimate(terms, log, seed=5)
 
 
 def test_what_was_never_seen_widens() -> None:
-    e = offpolicy.Estimate(0.5, 0.4, 0.6, 0.1, 0.05, 0.15)
-    wide = offpolicy.widened(e, 0.03)
+    e = estimators.Estimate(0.5, 0.4, 0.6, 0.1, 0.05, 0.15)
+    wide = estimators.widened(e, 0.03)
     assert (wide.low, wide.high) == pytest.approx((0.37, 0.63))
     assert (wide.difference_low, wide.difference_high) == pytest.approx((0.02, 0.18))
-    assert offpolicy.widened(e, 0.0) == e
+    assert estimators.widened(e, 0.0) == e
 
 
 def test_students_quantiles() -> None:
     for df, want in ((5, 2.5706), (10, 2.2281), (30, 2.0423), (1000, 1.9623)):
-        assert offpolicy.student(0.975, df) == pytest.approx(want, abs=3e-3)
+        assert estimators.student(0.975, df) == pytest.approx(want, abs=3e-3)
 
 
 # ── cost ─────────────────────────────────────────────────────────────────────────────────────────
@@ -208,27 +210,27 @@ def test_cost_comes_from_the_token_model_scaled_by_what_was_paid() -> None:
     p = np.tile([0.7, 0.3], (n, 1))
     paid = real[np.arange(n), action] * rng.lognormal(-0.02, 0.2, n)
     paid[:50] = np.nan
-    log = Log(action, p[np.arange(n), action], np.full(n, np.nan), p)
+    log = LoggedData(action, p[np.arange(n), action], np.full(n, np.nan), p)
     pi = np.tile([0.0, 1.0], (n, 1))
-    found = offpolicy.cost(log, pi, predicted, paid)
+    found = estimators.cost(log, pi, predicted, paid)
     assert found.counted == n - 50
     assert found.low < real[:, 1].mean() < found.high
     assert found.ratio == pytest.approx([2.0, 0.5], rel=0.05)
     assert found.paid == pytest.approx(np.nanmean(paid))
     assert found.difference == pytest.approx(found.value - found.paid)
     # Weights do not enter: the propensities may be anything.
-    other = Log(action, np.full(n, 0.01), log.reward)
-    assert offpolicy.cost(other, pi, predicted, paid).value == found.value
+    other = LoggedData(action, np.full(n, 0.01), log.reward)
+    assert estimators.cost(other, pi, predicted, paid).value == found.value
 
 
 def test_unknown_costs_are_left_out_and_never_zero() -> None:
     p = np.tile([0.5, 0.5], (4, 1))
-    log = Log(np.array([0, 1, 0, 1]), np.full(4, 0.5), np.full(4, np.nan), p)
+    log = LoggedData(np.array([0, 1, 0, 1]), np.full(4, 0.5), np.full(4, np.nan), p)
     predicted = np.array([[1.0, np.nan]] * 4)
     paid = np.array([1.0, 2.0, 1.0, np.nan])
-    first = offpolicy.cost(log, np.tile([1.0, 0.0], (4, 1)), predicted, paid)
+    first = estimators.cost(log, np.tile([1.0, 0.0], (4, 1)), predicted, paid)
     assert (first.value, first.counted) == (pytest.approx(1.0), 2)
-    second = offpolicy.cost(log, np.tile([0.0, 1.0], (4, 1)), predicted, paid)
+    second = estimators.cost(log, np.tile([0.0, 1.0], (4, 1)), predicted, paid)
     assert np.isnan(second.value) and second.counted == 0
 
 
@@ -239,20 +241,20 @@ def test_propensities_that_were_not_drawn_from_are_seen() -> None:
     rng = np.random.default_rng(0)
     p = np.tile([0.9, 0.1], (2000, 1))
     honest = (rng.random(2000) > 0.9).astype(np.intp)
-    assert np.abs(offpolicy.misfit(honest, p)).max() < 4
+    assert np.abs(estimators.misfit(honest, p)).max() < 4
     liar = (rng.random(2000) > 0.7).astype(np.intp)
-    assert np.abs(offpolicy.misfit(liar, p)).max() > 10
+    assert np.abs(estimators.misfit(liar, p)).max() > 10
     certain = np.tile([1.0, 0.0], (5, 1))
-    assert offpolicy.misfit(np.zeros(5, np.intp), certain) == pytest.approx([0.0, 0.0])
-    assert np.abs(offpolicy.misfit(np.array([0, 1, 0, 0, 0]), certain)).min() > 10
+    assert estimators.misfit(np.zeros(5, np.intp), certain) == pytest.approx([0.0, 0.0])
+    assert np.abs(estimators.misfit(np.array([0, 1, 0, 0, 0]), certain)).min() > 10
 
 
 def test_labels_that_depend_on_the_model_are_seen() -> None:
     rng = np.random.default_rng(0)
     action = rng.integers(0, 2, 1000)
-    assert not offpolicy.uneven(action, rng.random(1000) < 0.5, 2)
-    assert offpolicy.uneven(action, rng.random(1000) < np.where(action == 0, 0.3, 0.7), 2)
-    assert not offpolicy.uneven(action, np.zeros(1000, bool), 2)
+    assert not estimators.uneven(action, rng.random(1000) < 0.5, 2)
+    assert estimators.uneven(action, rng.random(1000) < np.where(action == 0, 0.3, 0.7), 2)
+    assert not estimators.uneven(action, np.zeros(1000, bool), 2)
 
 
 @pytest.mark.parametrize(
@@ -274,16 +276,16 @@ def test_bad_input_names_its_field(change: dict[str, Any], named: str) -> None:
         "reward": np.array([0.5, np.nan]),
     }
     with pytest.raises(ValueError, match=f"^{named}"):
-        Log(**{**fields, **change})
+        LoggedData(**{**fields, **change})
 
 
 @pytest.mark.parametrize(
     "pi", [np.ones((2, 2)), np.array([[1.5, -0.5], [1.0, 0.0]]), np.array([[1.0, 0.0]])]
 )
 def test_a_policy_that_is_no_distribution_is_refused(pi: Any) -> None:
-    log = Log(np.array([0, 1]), np.array([0.5, 0.5]), np.array([0.5, 1.0]))
+    log = LoggedData(np.array([0, 1]), np.array([0.5, 0.5]), np.array([0.5, 1.0]))
     with pytest.raises(ValueError, match=r"^pi"):
-        offpolicy.ips(log, pi)
+        estimators.ips(log, pi)
 
 
 def test_the_page_says_what_the_results_say() -> None:

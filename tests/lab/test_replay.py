@@ -14,10 +14,10 @@ import pytest
 from suffice import features
 from suffice.errors import ConfigError, JobError, StoreError, UsageError
 from suffice.gateway import BackgroundServer
-from suffice.lab import replay
-from suffice.lab.courses import courses
-from suffice.lab.offpolicy import Estimate
-from suffice.lab.recorded import read
+from suffice.lab.data.decisions import read
+from suffice.lab.ope import replay
+from suffice.lab.ope.estimators import Estimate
+from suffice.lab.ope.rollout import courses
 from suffice.providers.fake import FakeUpstream
 from suffice.store import open_store
 from suffice.types import (
@@ -26,9 +26,9 @@ from suffice.types import (
     Feedback,
     Message,
     Objective,
+    PlanStep,
     Prediction,
-    Record,
-    Step,
+    RequestRecord,
 )
 
 WEAK, STRONG = "p/weak", "p/strong"
@@ -59,7 +59,7 @@ def decided(
     shares: Mapping[str, float],
     x: Features | None = None,
     **more: Any,
-) -> Record:
+) -> RequestRecord:
     """Decision number n, a second after the one before, which took `chosen` with these
     propensities."""
     usd = {WEAK: 0.0001, STRONG: 0.002}
@@ -67,7 +67,7 @@ def decided(
     decision = Decision(
         id=f"dec_{n:011x}",
         model=chosen,
-        plan=tuple(Step(m) for m in order),
+        plan=tuple(PlanStep(m) for m in order),
         predictions=tuple(
             Prediction(m, 0.7, usd.get(m), None, share) for m, share in shares.items()
         ),
@@ -88,7 +88,7 @@ def decided(
         "cost_usd": 2 * usd.get(chosen, 0.001),
         "features": features.extract_text("Say hello.") if x is None else x,
     }
-    return Record(decision=decision, **{**fields, **more})
+    return RequestRecord(decision=decision, **{**fields, **more})
 
 
 def asked(*texts: str) -> Features:
@@ -109,7 +109,7 @@ class House:
         self.toml = folder / "suffice.toml"
         self.toml.write_text(CONFIG.format(url=self.url))
 
-    def add(self, record: Record, score: float | None = None, source: str = "user") -> None:
+    def add(self, record: RequestRecord, score: float | None = None, source: str = "user") -> None:
         self.store.append(record)
         if score is not None:
             self.scores = getattr(self, "scores", [])
@@ -125,7 +125,7 @@ class House:
         with sqlite3.connect(self.file) as connection:
             connection.execute(statement, values)
 
-    def setting(self, policy: str, objective: Any = None) -> replay.Setting:
+    def setting(self, policy: str, objective: Any = None) -> replay.EvaluationPolicySetup:
         from suffice.config import load_settings
 
         return replay.setting(load_settings(self.toml, {}), policy, {}, objective)
@@ -307,7 +307,9 @@ def test_a_mixed_policy_keeps_its_mix_through_a_conversation(house: House) -> No
             shares = {c.model.name: 0.5 if on is None else float(c.model.name == on) for c in pool}
             return decided(0, WEAK, shares).decision
 
-    half = replay.Setting({"auto": Half()}, setting.objectives, setting.catalog, {}, Half)
+    half = replay.EvaluationPolicySetup(
+        {"auto": Half()}, setting.objectives, setting.catalog, {}, Half
+    )
     found = courses(read(house.url).rows, half)
     assert found.pi == pytest.approx(np.full((2, 2), 0.5))
     liar = Half()
@@ -319,7 +321,9 @@ def test_a_mixed_policy_keeps_its_mix_through_a_conversation(house: House) -> No
     with pytest.raises(JobError, match="sum to 1"):
         courses(
             read(house.url).rows,
-            replay.Setting({"auto": liar}, setting.objectives, setting.catalog, {}, Half),
+            replay.EvaluationPolicySetup(
+                {"auto": liar}, setting.objectives, setting.catalog, {}, Half
+            ),
         )
 
 
@@ -455,7 +459,9 @@ def test_what_the_policy_cannot_be_asked_is_left_out(house: House) -> None:
             decision: Decision = best.decide(x, *args, id=id, **more)
             return decision
 
-    picky = replay.Setting({"auto": Picky()}, setting.objectives, setting.catalog, {}, Picky)
+    picky = replay.EvaluationPolicySetup(
+        {"auto": Picky()}, setting.objectives, setting.catalog, {}, Picky
+    )
     found = replay.run(house.url, picky, "picky")
     assert found.decisions == 200
     ((why, n),) = found.left_out.items()

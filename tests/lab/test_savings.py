@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from traffic import GUESS, NOW_S, STRONG, WEAK, House, X, called, decided
+from tests.support.logged_traffic import GUESS, NOW_S, STRONG, WEAK, House, X, called, decided
 
 from suffice.errors import JobError, StoreError, UsageError
 from suffice.lab import savings
-from suffice.lab.savings import page, quality, sums
-from suffice.lab.savings.words import percent, usd
-from suffice.types import Feedback, Record
+from suffice.lab.report import savings as page
+from suffice.lab.savings import quality, traffic
+from suffice.lab.savings.headline import percent, usd
+from suffice.types import Feedback, RequestRecord
 
 CERTAIN_WEAK = {WEAK: 1.0, STRONG: 0.0}
 CERTAIN_STRONG = {WEAK: 0.0, STRONG: 1.0}
@@ -39,7 +40,7 @@ def told(house: House, **more: Any) -> savings.Report:
 # ── money ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def lengths(n: int, seed: int = 0) -> tuple[list[Record], dict[str, float]]:
+def lengths(n: int, seed: int = 0) -> tuple[list[RequestRecord], dict[str, float]]:
     """A router without exploration: easy half to the weak model, hard half to the strong. Answers
     of hard requests are four times as long, which nobody predicted; so a model's own ratio of paid
     to predicted is that of its own requests only. Returns records and the true cost of each alone."""
@@ -186,7 +187,7 @@ def test_more_sessions_than_groups_change_nothing_but_memory(
     records, _ = lengths(500)
     house.fill(records, [])
     whole = told(house).routes["auto"]
-    monkeypatch.setattr(sums, "GROUPS", 100)
+    monkeypatch.setattr(traffic, "GROUPS", 100)
     few = told(house).routes["auto"]
     assert few.sessions == 100
     for model, s in whole.singles.items():
@@ -267,9 +268,9 @@ def test_intervals_of_quality_hold_the_truth() -> None:
     missed = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        route = sums.Route()
+        route = traffic.Route()
         route.decisions = route.answered = route.labelled = route.weighable = 300
-        route.expected[STRONG] = sums.Expected(drawable=300, inverse=600.0)
+        route.expected[STRONG] = traffic.CandidateTotals(drawable=300, inverse=600.0)
         route.models = {WEAK: 0, STRONG: 1}
         for i in range(300):
             chosen = STRONG if rng.random() < 0.5 else WEAK
@@ -277,7 +278,7 @@ def test_intervals_of_quality_hold_the_truth() -> None:
             shares = {WEAK: 0.5, STRONG: 0.5}
             group = route.group(str(i))
             route.quality.append(
-                sums.Labelled(chosen, shares, good, group, i, X.signals.tobytes(), None)
+                traffic.Labelled(chosen, shares, good, group, i, X.signals.tobytes(), None)
             )
         route.trim()
         q = quality.measured(route, STRONG)

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tables import table
+from tests.support.tables import table
 
 from suffice import features, policies
+from suffice.artifacts import artifact as artifacts
 from suffice.errors import ArtifactError, TableError, UsageError
-from suffice.lab import train as training
-from suffice.lab.extend import extend
-from suffice.lab.predictor import Batch, batch_of
-from suffice.lab.train import key_hashes, train
-from suffice.policies import artifact as artifacts
+from suffice.lab.predictors.base import Batch, batch_of
+from suffice.lab.train import train as training
+from suffice.lab.train.add_model import extend
+from suffice.lab.train.train import key_hashes, train
 from suffice.types import Candidate, Model, Objective, Price
 
 THREE = ("lab/small", "lab/middle", "lab/large")
@@ -49,14 +49,14 @@ def test_where_nothing_can_be_learned_it_is_a_constant_and_says_so() -> None:
 
 @pytest.mark.parametrize("policy", ["trained", "ridge", "knn", "cluster", "constant"])
 def test_every_learner_can_be_asked_for_and_is_what_it_was_in_the_lab(policy: str) -> None:
-    from suffice.lab import predictors
+    from suffice.lab.predictors import registry
 
     t = table(400, THREE)
     made, outcome = train(t, policy=policy)
     assert outcome.chosen == policy
     again = artifacts.unpack(artifacts.pack(made))
     x = batch_of(table(30, THREE, seed=5))
-    fitted = predictors.make(policy).fit(batch_of(t), t.score, t.cost_usd, t.mean_cost(), t.models)
+    fitted = registry.make(policy).fit(batch_of(t), t.score, t.cost_usd, t.mean_cost(), t.models)
     # float32 weights and float16 points are what a file holds.
     for a, b in zip(again.estimator.expect(x.signals, x.vectors), fitted.expect(x), strict=True):
         if policy == "knn":  # of two nearly as near, another may be the twentieth

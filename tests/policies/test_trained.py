@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
-from trained_artifacts import KINDS, artifact
+from tests.support.trained_artifacts import KINDS, artifact
 
 from suffice import features, policies
-from suffice.policies import certificate as certificates
-from suffice.policies.naming import column_of
-from suffice.policies.traffic import PredictionSketch, cheapest_mix
+from suffice.artifacts import certificate as certificates
+from suffice.names import column_of
+from suffice.policies.traffic import PredictionWindow, cheapest_mix
 from suffice.policies.trained import TrainedPolicy
 from suffice.types import Candidate, Model, Objective, Price, Session
 
@@ -175,7 +175,7 @@ def test_a_certificate_serves_cheap_exactly_up_to_its_threshold() -> None:
     assert d.basis == "certified"
 
 
-def filled_sketch(p: TrainedPolicy) -> PredictionSketch:
+def filled_sketch(p: TrainedPolicy) -> PredictionWindow:
     sketch = p.sketch()
     for text in TEXTS:
         sketch.add(p.decide(features.extract_text(text), (WEAK, STRONG), KEEP))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.errors import BadRequest, SufficeError
-from suffice.gateway.parse import parse_chat
+from suffice.dialects.openai_request import parse_chat
+from suffice.errors import BadRequestError, SufficeError
 from suffice.gateway.render import failure
 from suffice.router import Router
 
@@ -41,7 +41,7 @@ ROUTER = Router.for_explaining()
 def test_any_bytes(body: bytes) -> None:
     try:
         parse_chat(body, {})
-    except BadRequest as error:
+    except BadRequestError as error:
         assert failure(error).status == 400
         assert str(error)
 
@@ -50,7 +50,7 @@ def test_any_bytes(body: bytes) -> None:
 def test_any_json(body: dict[str, Any]) -> None:
     try:
         parse_chat(json.dumps(body).encode(), {})
-    except BadRequest as error:
+    except BadRequestError as error:
         assert str(error)
 
 
@@ -82,7 +82,7 @@ def test_unknown_fields_survive_byte_for_byte(extra: dict[str, Any]) -> None:
 
 
 def test_deep_nesting_is_refused_not_fatal() -> None:
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequestError):
         parse_chat(b'{"model":' + b"[" * 100_000, {})
 
 
@@ -103,7 +103,7 @@ def test_deep_nesting_is_refused_not_fatal() -> None:
     ],
 )
 def test_the_field_at_fault_is_named(body: bytes, param: str) -> None:
-    with pytest.raises(BadRequest) as caught:
+    with pytest.raises(BadRequestError) as caught:
         parse_chat(body, {})
     assert caught.value.param == param
     assert param in str(caught.value)

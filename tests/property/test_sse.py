@@ -7,10 +7,10 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.providers.openai_chat import OpenAIStream
-from suffice.types import Model, Provider, Target
+from suffice.dialects.openai_chat import OpenAIStream
+from suffice.types import Deployment, Model, Provider
 
-TARGET = Target(Model("p/m", "p", "m"), Provider("p", "openai", "http://127.0.0.1:1"))
+TARGET = Deployment(Model("p/m", "p", "m"), Provider("p", "openai", "http://127.0.0.1:1"))
 
 
 def chunk(text: str | None, **extra: object) -> str:

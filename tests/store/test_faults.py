@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from records import child, record
+from tests.support.records import child, record
 
 from suffice import features
 from suffice.errors import StoreError
-from suffice.store import open_store, opening, sql
+from suffice.store import engine, open_store, sql
 from suffice.store.sql import SqlStore
 from suffice.types import Feedback, Usage
 
@@ -25,7 +25,7 @@ from suffice.types import Feedback, Usage
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of a store in trouble, without the waiting."""
-    monkeypatch.setattr(opening, "BUSY_S", 0.3)
+    monkeypatch.setattr(engine, "BUSY_S", 0.3)
     monkeypatch.setattr(sql, "_RETRY_S", 0.3)
 
 

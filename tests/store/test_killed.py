@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from records import at_0001, child, record
+from tests.support.common import require
+from tests.support.records import at_0001, child, record
 
-from conftest import require
-from suffice.store import open_store, opening, schema
+from suffice.store import engine as opening
+from suffice.store import open_store, schema
 from suffice.store.sql import SqlStore
 
 DECISIONS = 50

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
-from records import child, record
+from tests.support.common import require
+from tests.support.records import child, record
 
-from conftest import require
-from suffice.store import open_store, opening, schema
+from suffice.store import engine as opening
+from suffice.store import open_store, schema
 from suffice.store.sql import SqlStore
 from suffice.types import Feedback, Usage
 

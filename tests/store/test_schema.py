@@ -11,7 +11,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from suffice.errors import StoreError
-from suffice.store import open_store, opening, schema
+from suffice.store import engine as opening
+from suffice.store import open_store, schema
 
 
 def test_the_migrations_end_in_the_tables_of_the_code(tmp_path: Path) -> None:

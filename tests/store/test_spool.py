@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from records import child, record
+from tests.support.records import child, record
 
 from suffice.store import open_store, spool
 from suffice.store.rows import to_rows

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from records import at_0001, record
+from tests.support.common import require
+from tests.support.records import at_0001, record
 
-from conftest import require
-from suffice.store import open_store, opening, schema
+from suffice.store import engine as opening
+from suffice.store import open_store, schema
 from suffice.store.rows import DECISION_0001, to_rows
 from suffice.store.spool import Spool
 from suffice.types import Feedback

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.support.common import require
 
-from conftest import require
 from suffice.telemetry import FeedbackHook, Metrics, Telemetry, evaluations_hook
-from suffice.types import Attempt, Decision, Feedback, Objective, Record, Step, Usage
+from suffice.types import Attempt, Decision, Feedback, Objective, PlanStep, RequestRecord, Usage
 
 
-def record(**more: Any) -> Record:
+def record(**more: Any) -> RequestRecord:
     decision = Decision(
         id="dec_1",
         model="p/a",
-        plan=(Step("p/a"),),
+        plan=(PlanStep("p/a"),),
         predictions=(),
         reason="p/a: because.",
         policy="default",
@@ -44,7 +44,7 @@ def record(**more: Any) -> Record:
         "latency_s": 0.3,
         "overhead_ms": 0.2,
     }
-    return Record(decision=decision, **{**fields, **more})
+    return RequestRecord(decision=decision, **{**fields, **more})
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -57,9 +57,9 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 
 
 def test_a_failing_hook_is_told_once_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
-    seen: list[Record] = []
+    seen: list[RequestRecord] = []
 
-    def broken(_: Record) -> None:
+    def broken(_: RequestRecord) -> None:
         raise RuntimeError("the collector is away")
 
     telemetry = Telemetry([broken, seen.append])
@@ -126,7 +126,7 @@ def test_scores_go_to_the_hooks_that_want_them(caplog: pytest.LogCaptureFixture)
         def __init__(self) -> None:
             self.heard: list[Feedback] = []
 
-        def __call__(self, record: Record) -> None:
+        def __call__(self, record: RequestRecord) -> None:
             pass
 
         def feedback(self, f: Feedback) -> None:
@@ -134,7 +134,7 @@ def test_scores_go_to_the_hooks_that_want_them(caplog: pytest.LogCaptureFixture)
             if f.score < 0.5:
                 raise RuntimeError("deaf now")
 
-    first, second, deaf = Listens(), Listens(), list[Record]()
+    first, second, deaf = Listens(), Listens(), list[RequestRecord]()
     telemetry = Telemetry([first, deaf.append, second])
     with caplog.at_level(logging.ERROR, logger="suffice.telemetry"):
         for value in (1.0, 0.0, 0.25):

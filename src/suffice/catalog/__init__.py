@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from ..errors import ModelNotFound
-from ..types import Excluded, Model, Price, Steering, Usage
+from suffice.errors import ModelNotFoundError
+from suffice.types import ExcludedModel, Model, Price, RoutingOptions, Usage
 
 __all__ = ["Catalog", "builtin_models", "lookup", "merged", "price_usd"]
 
@@ -65,7 +65,7 @@ def lookup(provider: str, upstream: str) -> Model | None:
     know the name either. Heavy on its first call; for start-up only."""
     import datetime as dt
 
-    from . import prices
+    from suffice.catalog import prices
 
     found = prices.find(provider, upstream)
     if found is None:
@@ -148,7 +148,7 @@ class Catalog:
         if found is None:
             bare = [m for m in self._by_name.values() if m.upstream == name]
             if len(bare) != 1:
-                raise ModelNotFound(name, self._by_name)
+                raise ModelNotFoundError(name, self._by_name)
             found = bare[0]
         return found
 
@@ -159,8 +159,8 @@ class Catalog:
         needs: frozenset[str],
         input_tokens: int,
         max_output_tokens: int | None = None,
-        steering: Steering | None = None,
-    ) -> tuple[tuple[Model, ...], tuple[Excluded, ...]]:
+        steering: RoutingOptions | None = None,
+    ) -> tuple[tuple[Model, ...], tuple[ExcludedModel, ...]]:
         """(models of `pool` that can take the query, those that cannot and why).
 
         Hard limits only: window against the input estimate and the output asked for, capabilities,
@@ -183,7 +183,7 @@ class Catalog:
             kept = []
             for m in able:
                 if m.context_tokens is not None and tokens > m.context_tokens:
-                    out.append(Excluded(m.name, _window(tokens, m.context_tokens)))
+                    out.append(ExcludedModel(m.name, _window(tokens, m.context_tokens)))
                 else:
                     kept.append(m)
             able, unable = tuple(kept), tuple(out)
@@ -198,15 +198,15 @@ def _window(tokens: int, context_tokens: int) -> str:
 
 def _able(
     pool: Sequence[Model], needs: frozenset[str], strict: bool
-) -> tuple[tuple[Model, ...], tuple[Excluded, ...], float]:
+) -> tuple[tuple[Model, ...], tuple[ExcludedModel, ...], float]:
     kept: list[Model] = []
-    out: list[Excluded] = []
+    out: list[ExcludedModel] = []
     for m in pool:
         missing = needs - m.capabilities if m.capabilities is not None else frozenset()
         if missing:
-            out.append(Excluded(m.name, f"cannot do {', '.join(sorted(missing))}"))
+            out.append(ExcludedModel(m.name, f"cannot do {', '.join(sorted(missing))}"))
         elif strict and needs and m.capabilities is None:
-            out.append(Excluded(m.name, "its capabilities are unknown and were required"))
+            out.append(ExcludedModel(m.name, "its capabilities are unknown and were required"))
         else:
             kept.append(m)
     windows = [m.context_tokens for m in kept if m.context_tokens is not None]
@@ -214,8 +214,8 @@ def _able(
 
 
 def _steered(
-    able: tuple[Model, ...], unable: tuple[Excluded, ...], s: Steering
-) -> tuple[tuple[Model, ...], tuple[Excluded, ...]]:
+    able: tuple[Model, ...], unable: tuple[ExcludedModel, ...], s: RoutingOptions
+) -> tuple[tuple[Model, ...], tuple[ExcludedModel, ...]]:
     limits = (s.max_input_usd_per_mtok, s.max_output_usd_per_mtok)
     if (
         s.only is None
@@ -235,11 +235,11 @@ def _steered(
             if limit is not None
         ]
         if s.only is not None and m.provider not in s.only:
-            out.append(Excluded(m.name, "provider.only leaves it out"))
+            out.append(ExcludedModel(m.name, "provider.only leaves it out"))
         elif m.provider in s.ignore:
-            out.append(Excluded(m.name, "provider.ignore names it"))
+            out.append(ExcludedModel(m.name, "provider.ignore names it"))
         elif any(over):
-            out.append(Excluded(m.name, "its price is above provider.max_price, or unknown"))
+            out.append(ExcludedModel(m.name, "its price is above provider.max_price, or unknown"))
         else:
             kept.append(m)
     if s.order:

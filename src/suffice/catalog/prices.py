@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from ..types import Price
+from suffice.types import Price
 
 # Our provider names -> genai-prices' ids, where they differ.
 _IDS = {"xai": "x-ai", "bedrock": "aws", "gemini": "google"}

@@ -8,8 +8,8 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 done, 1 the job failed, 2 bad usage or config."""
-    from ..errors import JobError, StoreError, SufficeError, UpstreamError
-    from .app import build
+    from suffice.cli.app import build
+    from suffice.errors import JobError, StoreError, SufficeError, UpstreamError
 
     try:
         build()(argv, prog_name="suffice")

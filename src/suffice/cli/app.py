@@ -10,7 +10,7 @@ import typer
 
 def build() -> Callable[..., Any]:
     """The command tree, ready to be called."""
-    from . import (
+    from suffice.cli import (
         assess,
         calibrate,
         collect,

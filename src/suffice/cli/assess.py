@@ -13,9 +13,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..lab.assessing import Assessment
-    from ..lab.table import Table
-    from ..types import Model
+    from suffice.lab.assess import Assessment
+    from suffice.lab.data.table import Table
+    from suffice.types import Model
 
 
 def command(
@@ -41,9 +41,9 @@ def command(
     then the best single model, pair and triple, the cost-quality hull, and what each model adds,
     each with a 95 % interval. Logs without scores give the first half.
     """
-    from ..lab.assessing import assess
-    from .assess_view import show
-    from .output import print_json
+    from suffice.cli.assess_view import show
+    from suffice.cli.output import print_json
+    from suffice.lab.assess import assess
 
     names = None if models is None else [m.strip() for m in models.split(",") if m.strip()]
     priced = _priced(config)
@@ -62,7 +62,7 @@ def command(
 
 
 def _read(where: str) -> Table:
-    from ..lab.loading import load_table
+    from suffice.lab.data.load import load_table
 
     path = Path(where)
     if "://" not in where and path.is_file():
@@ -75,7 +75,7 @@ def _read(where: str) -> Table:
 def _priced(config: Path | None) -> tuple[Model, ...]:
     if config is None:
         return ()
-    from ..router import Router
+    from suffice.router import Router
 
     return tuple(Router.for_explaining(config).models())
 
@@ -102,7 +102,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _usable(out: Path) -> None:
-    from ..errors import UsageError
+    from suffice.errors import UsageError
 
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -113,8 +113,8 @@ def _usable(out: Path) -> None:
 def _write(found: Assessment, out: Path) -> None:
     import msgspec
 
-    from ..errors import JobError
-    from ..lab.assessing.picture import draw
+    from suffice.errors import JobError
+    from suffice.lab.assess.picture import draw
 
     try:
         half = out / "assess.json.part"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from math import log
 from typing import TYPE_CHECKING
 
-from .output import usd
+from suffice.cli.output import usd
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ..lab.assessing.shapes import Assessment, Cluster, Estimate, ModelLine, PoolLine
+    from suffice.lab.assess.results import Assessment, Cluster, Estimate, ModelLine, PoolLine
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _MODELS = 16  # lines of models shown; --json has all

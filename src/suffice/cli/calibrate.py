@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..lab.calibrate import Calibration
+    from suffice.lab.calibrate.calibrate import Calibration
 
 
 def command(
@@ -55,12 +55,12 @@ def command(
     """
     import datetime as dt
 
-    from ..errors import JobError, UsageError
-    from ..lab.calibrate import calibrate
-    from ..lab.ground import read_prices
-    from ..lab.loading import load_table
-    from ..policies import certificate as certificates
-    from .output import print_json
+    from suffice.artifacts import certificate as certificates
+    from suffice.cli.output import print_json
+    from suffice.errors import JobError, UsageError
+    from suffice.lab.calibrate.calibrate import calibrate
+    from suffice.lab.data.load import load_table
+    from suffice.lab.evaluate.problem import read_prices
 
     where = certificates.beside(policy) if out is None else out
     if where.is_dir():
@@ -98,13 +98,13 @@ def _list_prices(
     config: Path | None, names: Sequence[str]
 ) -> dict[str, tuple[float, float] | None]:
     """USD per million tokens in and out of each model, as serving will see them."""
-    from ..policies.naming import column_of
-    from ..router import Router
+    from suffice.names import column_of
+    from suffice.router import Router
 
     if config is not None or Path("suffice.toml").exists():
         models = Router.for_explaining(config).models()
     else:
-        from ..catalog import builtin_models
+        from suffice.catalog import builtin_models
 
         models = tuple(builtin_models())
     served = [m.name for m in models]
@@ -160,7 +160,7 @@ def show(told: Calibration, where: Path | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .output import usd
+    from suffice.cli.output import usd
 
     console = Console()
     v, c = told.verdict, told.certificate

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..lab.collecting import Forecast, Summary
+    from suffice.lab.collect import Forecast, Summary
 
 
 def command(
@@ -66,8 +66,8 @@ def command(
     Run the same command again after a crash or a stop: answers are kept in a ledger beside the table
     and never paid for twice. Leaves with 0 also where --max-usd ended it early, which it says.
     """
-    from ..lab.collecting import Declined, Options, collect
-    from .output import print_json
+    from suffice.cli.output import print_json
+    from suffice.lab.collect import Aborted, Options, collect
 
     screen = _Terminal(yes=yes, dry_run=dry_run)
     options = Options(
@@ -92,7 +92,7 @@ def command(
     )
     try:
         summary = collect(options, screen, os.environ)
-    except Declined:
+    except Aborted:
         if dry_run and json:
             print_json({"forecast": _plain(screen.forecast)})
         if dry_run:
@@ -141,7 +141,7 @@ class _Terminal:
     def _show(self, f: Forecast) -> None:
         from rich.table import Table
 
-        from .output import usd
+        from suffice.cli.output import usd
 
         table = Table(box=None, pad_edge=False, header_style="bold", title=None)
         for name in ("forecast", "calls", "kept", "tokens in", "tokens out", "USD", "at most"):
@@ -178,7 +178,7 @@ class _Terminal:
         self._task = self._progress.add_task("asking", total=calls, spent="$0")
 
     def step(self, calls: int, spent_usd: float) -> None:
-        from .output import usd
+        from suffice.cli.output import usd
 
         if self._progress is not None:
             self._progress.update(self._task, advance=calls, spent=usd(spent_usd))
@@ -190,7 +190,7 @@ class _Terminal:
     def summary(self, s: Summary) -> None:
         from rich.table import Table
 
-        from .output import number, usd
+        from suffice.cli.output import number, usd
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("model", "answers", "scored", "failed", "mean score", "USD a query"):

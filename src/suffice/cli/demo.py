@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import typer
 
-from ..errors import JobError, TableError
+from suffice.errors import JobError, TableError
 
 if TYPE_CHECKING:
-    from ..providers.fake import FakeUpstream
-    from ..types import Model
+    from suffice.providers.fake import FakeUpstream
+    from suffice.types import Model
 
 SEED = 7
 # name, provider, USD per million tokens in and out, quality prior, skill, first chunk s, tokens/s.
@@ -79,14 +79,14 @@ def command(
     json: bool = typer.Option(False, "--json", help="The summary as one JSON object."),
 ) -> None:
     """See the whole product at work on this machine. No keys, no network, under a minute."""
-    from .output import print_json
+    from suffice.cli.output import print_json
 
     workload = load(queries)
     directory = Path(tempfile.mkdtemp(prefix="suffice-demo-"))
     if json:
         print_json(run(workload, directory, None))
         return
-    from .demo_view import View
+    from suffice.cli.demo_view import View
 
     view = View(len(workload))
     with view:
@@ -156,8 +156,8 @@ def _config(fakes: list[FakeUpstream], directory: Path) -> Path:
 
 def run(workload: list[Query], directory: Path, view: Any) -> dict[str, Any]:
     """The demo from start to end. Raises JobError where a request was lost."""
-    from ..gateway import BackgroundServer
-    from ..providers.fake import FakeModel, FakeUpstream, Script
+    from suffice.gateway import BackgroundServer
+    from suffice.providers.fake import FakeModel, FakeUpstream, Script
 
     began = time.monotonic()
     fakes: list[FakeUpstream] = []
@@ -293,7 +293,7 @@ async def _ask(client: Any, base_url: str, query: Query) -> Outcome:
 
 
 def _model(row: tuple[Any, ...]) -> Model:
-    from ..types import Model, Price
+    from suffice.types import Model, Price
 
     provider, upstream = row[0].split("/", 1)
     return Model(name=row[0], provider=provider, upstream=upstream, price=Price(row[1], row[2]))
@@ -304,9 +304,9 @@ def _summary(
 ) -> dict[str, Any]:
     """Everything the demo says at its end. The single models' cost is priced on the same tokens,
     their quality by the simulation's own rule on the same queries."""
-    from ..catalog import price_usd
-    from ..providers.fake import sufficient
-    from ..types import Usage
+    from suffice.catalog import price_usd
+    from suffice.providers.fake import sufficient
+    from suffice.types import Usage
 
     lost = [o for o in outcomes if o.error is not None]
     answered = [o for o in outcomes if o.error is None]

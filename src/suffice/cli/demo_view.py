@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .output import number, usd
+from suffice.cli.output import number, usd
 
 _COLOURS = ("green", "cyan", "magenta")
 

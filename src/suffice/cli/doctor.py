@@ -24,7 +24,7 @@ def command(
     timeout_s: float = typer.Option(3.0, "--timeout-s", help="How long to wait for a provider."),
 ) -> None:
     """Check config, keys, reachability and store. Exit code 1 where something is broken."""
-    from .output import print_json
+    from suffice.cli.output import print_json
 
     checks = examine(config, timeout_s)
     broken = any(c.ok is False for c in checks)
@@ -40,11 +40,11 @@ def command(
 
 def examine(config: Path | None, timeout_s: float) -> list[Check]:
     """All checks, in order; a broken config ends them."""
-    from ..config import check_bind, load_settings, resolve
-    from ..errors import ArtifactError, ConfigError, StoreError
-    from ..providers.discovery import reachable
-    from ..router import Router
-    from ..store import open_store
+    from suffice.config import check_bind, load_settings, resolve
+    from suffice.errors import ArtifactError, ConfigError, StoreError
+    from suffice.providers.discovery import reachable
+    from suffice.router import Router
+    from suffice.store import open_store
 
     env = os.environ
     try:

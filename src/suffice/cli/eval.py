@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from ..errors import UsageError
+from suffice.errors import UsageError
 
 
 def command(
@@ -65,10 +65,10 @@ def command(
     Costs are those of the table. A pair without costs is costed by its share of strong calls; more
     models without costs by --prices or by list prices the catalog knows.
     """
-    from ..lab.evaluate import evaluate
-    from ..lab.ground import read_prices
-    from ..lab.loading import load_table
-    from .output import print_json
+    from suffice.cli.output import print_json
+    from suffice.lab.data.load import load_table
+    from suffice.lab.evaluate.evaluate import evaluate
+    from suffice.lab.evaluate.problem import read_prices
 
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: there is a file of that name.", remedy="Give a folder.")
@@ -91,13 +91,13 @@ def command(
     )
     files: list[Path] = []
     if out is not None:
-        from ..lab.report import write
+        from suffice.lab.report.evaluation import write
 
         files = write(result, out)
     if json:
         print_json(result)
         return
-    from .eval_view import show
+    from suffice.cli.eval_view import show
 
     show(result, files)
 

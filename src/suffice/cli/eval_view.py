@@ -12,8 +12,8 @@ from rich.table import Table
 
 
 def show(result: Mapping[str, Any], files: Sequence[Path], console: Console | None = None) -> None:
-    from ..lab.evaluate import BASELINES
-    from ..lab.verdict import verdict
+    from suffice.lab.evaluate.evaluate import BASELINES
+    from suffice.lab.report.verdict import verdict
 
     console = console or Console()
     say = console.print

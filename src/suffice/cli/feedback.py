@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..router import Router
+    from suffice.router import Router
 
 _BATCH = 1000
 
@@ -31,8 +31,8 @@ def command(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Score a recorded decision, or all those of a file."""
-    from ..errors import UsageError
-    from ..router import Router
+    from suffice.errors import UsageError
+    from suffice.router import Router
 
     if file is not None:
         if decision_id is not None:
@@ -54,7 +54,7 @@ def command(
     finally:
         router.close()
     if as_json:
-        from .output import print_json
+        from suffice.cli.output import print_json
 
         print_json(told)
     elif file is None:
@@ -65,7 +65,7 @@ def command(
             f" {told['invalid']} invalid lines skipped"
         )
     if file is not None and not told["stored"]:
-        from ..errors import JobError
+        from suffice.errors import JobError
 
         raise JobError(f"{file}: nothing was stored.")
 
@@ -76,7 +76,7 @@ def _judged(score: str) -> dict[str, Any]:
     try:
         return {"score": float(score)}
     except ValueError:
-        from ..errors import UsageError
+        from suffice.errors import UsageError
 
         raise UsageError(
             f"SCORE: {score!r} is not a valid number.",
@@ -116,7 +116,7 @@ def _items(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(line number, the item or what is wrong with it); blank lines are passed over."""
     import msgspec
 
-    from ..errors import UsageError
+    from suffice.errors import UsageError
 
     try:
         opened = file.open("rb")

@@ -17,9 +17,9 @@ def command(
     """Show the models in use: prices, windows, capabilities, and where each figure comes from."""
     import msgspec
 
-    from .. import catalog
-    from ..router import EXAMPLE_POOL, Router
-    from .output import print_json
+    from suffice import catalog
+    from suffice.cli.output import print_json
+    from suffice.router import EXAMPLE_POOL, Router
 
     router = Router.for_explaining(config)
     example = router.source == EXAMPLE_POOL

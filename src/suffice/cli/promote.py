@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..lab.promoting import Ruling
-    from ..lab.replay import Replay
-    from ..types import Promotion, Snapshot
+    from suffice.lab.ope.promotion import PromotionDecision
+    from suffice.lab.ope.replay import Replay
+    from suffice.types import PolicySnapshot, Promotion
 
 
 def command(
@@ -42,11 +42,12 @@ def command(
     carry an estimate (too few labels, no exploration), it is refused with exit code 1, and nothing
     changes. An artifact's file is stored as a snapshot first. Workers swap without a restart.
     """
-    from ..config import load_settings, resolve
-    from ..errors import JobError, UsageError
-    from ..lab import keeping, promoting
-    from .output import print_json
-    from .replay import moment
+    from suffice.cli.output import print_json
+    from suffice.cli.replay import moment
+    from suffice.config import load_settings, resolve
+    from suffice.errors import JobError, UsageError
+    from suffice.lab.ope import promotion
+    from suffice.store import reader
 
     if not 0.0 <= margin <= 1.0:  # also catches NaN
         raise UsageError(f"--margin: expected a number from 0 to 1, got {margin}.")
@@ -54,8 +55,8 @@ def command(
     since_s = None if since is None else moment(since, now_s)
     settings = load_settings(config, os.environ)
     resolve(settings, os.environ, need_keys=False)  # a config that is wrong is said first
-    with keeping.snapshots(settings.store.url, make=force) as store:
-        found = promoting.candidate(policy, store, route, settings, now_s)
+    with reader.snapshots(settings.store.url, make=force) as store:
+        found = promotion.candidate(policy, store, route, settings, now_s)
         store.put_snapshot(found)
         before = store.current(found.route)
         if before == found.version:
@@ -68,13 +69,13 @@ def command(
             return
         replayed: Replay | None = None
         try:
-            replayed = promoting.evaluate(
+            replayed = promotion.evaluate(
                 found, settings, os.environ, since_s=since_s, progress=not json
             )
-            ruling = promoting.decide(replayed, margin)
+            ruling = promotion.decide(replayed, margin)
         except JobError as error:
-            ruling = promoting.Ruling(False, f"Cannot judge: {error.message}", margin)
-        evidence = promoting.evidence(replayed, ruling)
+            ruling = promotion.PromotionDecision(False, f"Cannot judge: {error.message}", margin)
+        evidence = promotion.evidence(replayed, ruling)
         if not ruling.passed and not force:
             if json:
                 print_json(_told(found, None, evidence, ruling.reason) | {"current": before})
@@ -101,7 +102,7 @@ def command(
 
 
 def _told(
-    found: Snapshot, entry: Promotion | None, evidence: dict[str, Any] | None, reason: str
+    found: PolicySnapshot, entry: Promotion | None, evidence: dict[str, Any] | None, reason: str
 ) -> dict[str, Any]:
     return {
         "object": "promotion",
@@ -117,7 +118,7 @@ def _told(
     }
 
 
-def _remedy(ruling: Ruling, found: Snapshot) -> str:
+def _remedy(ruling: PromotionDecision, found: PolicySnapshot) -> str:
     if ruling.reason.startswith("Cannot judge"):
         way = "Come back with more feedback or some exploration"
     else:
@@ -125,7 +126,7 @@ def _remedy(ruling: Ruling, found: Snapshot) -> str:
     return f"{way}; suffice promote {found.version} --force promotes it all the same."
 
 
-def _done(entry: Promotion, ruling: Ruling) -> str:
+def _done(entry: Promotion, ruling: PromotionDecision) -> str:
     before = entry.previous or "the configured policy"
     forced = " by force, against the rule" if entry.forced else ""
     return (
@@ -141,6 +142,6 @@ def _say(text: str) -> None:
 
 
 def _show(r: Replay) -> None:
-    from . import replay
+    from suffice.cli import replay
 
     replay.show(r)

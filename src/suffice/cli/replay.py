@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..lab.replay import Replay
+    from suffice.lab.ope.replay import Replay
 
 _UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -31,10 +31,10 @@ def command(
     json: bool = typer.Option(False, "--json", help="One JSON object."),
 ) -> None:
     """Estimate what a policy would have scored and cost on recorded decisions and feedback."""
-    from ..config import load_settings
-    from ..errors import UsageError, nearest
-    from ..lab import replay
-    from .output import print_json
+    from suffice.cli.output import print_json
+    from suffice.config import load_settings
+    from suffice.errors import UsageError, nearest
+    from suffice.lab.ope import replay
 
     since_s = None if since is None else moment(since, time.time())
     settings = load_settings(config, os.environ)
@@ -61,8 +61,8 @@ def command(
 
 
 def _objective(text: str | None) -> Any:
-    from ..errors import UsageError
-    from ..policies import parse_objective
+    from suffice.errors import UsageError
+    from suffice.policies import parse_objective
 
     if text is None:
         return None
@@ -81,7 +81,7 @@ def moment(text: str, now_s: float) -> float:
     """
     from datetime import UTC, datetime
 
-    from ..errors import UsageError
+    from suffice.errors import UsageError
 
     told = text.strip()
     if told[-1:] in _UNITS_S and told[:-1].isdecimal():
@@ -154,7 +154,7 @@ def _what(r: Replay) -> str:
 
 
 def _show_cost(console: Any, r: Replay) -> None:
-    from .output import usd
+    from suffice.cli.output import usd
 
     c = r.cost
     if c["value"] is None or not c["paid"]:

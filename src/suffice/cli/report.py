@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..lab.savings import Report, RouteReport
+    from suffice.lab.savings import Report, RouteReport
 
 
 def command(
@@ -30,11 +30,11 @@ def command(
     scaled by what was paid over what was predicted where it was taken. Quality against the
     reference model comes from feedback, and is not stated where labels are too few to say.
     """
-    from ..config import load_settings
-    from ..errors import JobError, UsageError, nearest
-    from ..lab import savings
-    from .output import print_json
-    from .replay import moment
+    from suffice.cli.output import print_json
+    from suffice.cli.replay import moment
+    from suffice.config import load_settings
+    from suffice.errors import JobError, UsageError, nearest
+    from suffice.lab import savings
 
     now_s = time.time()
     since_s = None if since is None else moment(since, now_s)
@@ -59,7 +59,7 @@ def command(
         ) from None
     written: list[Path] = []
     if out is not None:
-        from ..lab.savings.page import write
+        from suffice.lab.report.savings import write
 
         written = write(found, out)
     if json:
@@ -108,7 +108,7 @@ def _table(title: str, left: int, *names: str) -> Any:
 def _costs(name: str, one: RouteReport) -> Any:
     from rich.text import Text
 
-    from ..lab.savings.words import percent, saved, usd
+    from suffice.lab.savings.headline import percent, saved, usd
 
     table = _table(
         f"Route {name}: one model alone on the same requests (reference: {one.reference})", 1,
@@ -182,7 +182,7 @@ def _failures(console: Any, r: Report) -> None:
 
 
 def _learning(console: Any, r: Report) -> None:
-    from ..lab.savings.words import moment
+    from suffice.lab.savings.headline import moment
 
     told = ", ".join(
         f"{s} {f.decisions:,} ({'mean ' if f.kind == 'explicit' else 'implicit, mean '}{f.mean:.2f})"

@@ -22,14 +22,14 @@ def command(
     import msgspec
     from rich.console import Console
 
-    from ..config import load_settings
-    from ..lab import keeping
-    from ..lab.promoting import chosen_route
-    from .output import print_json
+    from suffice.cli.output import print_json
+    from suffice.config import load_settings
+    from suffice.lab.ope.promotion import chosen_route
+    from suffice.store import reader
 
     settings = load_settings(config, os.environ)
     name = chosen_route(route, settings)
-    with keeping.snapshots(settings.store.url) as store:
+    with reader.snapshots(settings.store.url) as store:
         entry = store.rollback(name, by="cli", now_s=time.time())
     if json:
         print_json({"object": "promotion", **msgspec.to_builtins(entry)})

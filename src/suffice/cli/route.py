@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..router import Router
-    from ..types import Decision
+    from suffice.router import Router
+    from suffice.types import Decision
 
 
 def command(
@@ -26,8 +26,8 @@ def command(
     json: bool = typer.Option(False, "--json", help="The whole decision as one JSON object."),
 ) -> None:
     """Evaluate a query and select a model without calling anything. Needs no keys."""
-    from ..router import Router
-    from .output import print_json
+    from suffice.cli.output import print_json
+    from suffice.router import Router
 
     body = _body(prompt, messages)
     router = Router.for_explaining(config)
@@ -48,7 +48,7 @@ def command(
 def _body(prompt: str | None, messages: Path | None) -> dict[str, Any]:
     import msgspec
 
-    from ..errors import UsageError
+    from suffice.errors import UsageError
 
     if (prompt is None) == (messages is None):
         raise UsageError("Give either a PROMPT (or -) or --messages FILE.")
@@ -76,8 +76,8 @@ def show(router: Router, decision: Decision) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..policies import describe
-    from .output import number, usd
+    from suffice.cli.output import number, usd
+    from suffice.policies import describe
 
     console = Console()
     source = router.source

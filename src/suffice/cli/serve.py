@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from ..router import Router
+    from suffice.router import Router
 
 
 def command(
@@ -24,7 +24,7 @@ def command(
     # is loaded, and inherited by workers.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    from ..gateway import serve
+    from suffice.gateway import serve
 
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..types import Promotion
+    from suffice.types import Promotion
 
 
 def command(
@@ -20,13 +20,13 @@ def command(
     """List policy snapshots with their cards, which of them is current, and the promotions so far."""
     import msgspec
 
-    from ..config import load_settings
-    from ..errors import UsageError, nearest
-    from ..lab import keeping
-    from .output import print_json
+    from suffice.cli.output import print_json
+    from suffice.config import load_settings
+    from suffice.errors import UsageError, nearest
+    from suffice.store import reader
 
     settings = load_settings(config, os.environ)
-    with keeping.snapshots(settings.store.url) as store:
+    with reader.snapshots(settings.store.url) as store:
         rows = store.snapshots(route)
         # A route that is no longer configured keeps its snapshots.
         names = dict.fromkeys([*settings.routes, *(s["route"] for s in rows)])
@@ -60,7 +60,7 @@ def _show(name: str, told: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..lab.savings.words import moment
+    from suffice.lab.savings.headline import moment
 
     console = Console()
     current = told["current"] or f"the configured policy ({told['configured']})"
@@ -100,7 +100,7 @@ def _card(card: dict[str, Any]) -> str:
 
 
 def _entry(p: Promotion) -> str:
-    from ..lab.savings.words import moment
+    from suffice.lab.savings.headline import moment
 
     after, before = (v or "the configured policy" for v in (p.version, p.previous))
     words = "promoted" if p.kind == "promote" else "rolled back to"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..lab.train import Outcome
-    from ..policies.artifact import Artifact
+    from suffice.artifacts.artifact import Artifact
+    from suffice.lab.train.train import Outcome
 
 
 def command(
@@ -40,10 +40,10 @@ def command(
     """
     import msgspec
 
-    from ..errors import UsageError
-    from ..lab.loading import load_table
-    from ..policies import artifact as artifacts
-    from .output import print_json
+    from suffice.artifacts import artifact as artifacts
+    from suffice.cli.output import print_json
+    from suffice.errors import UsageError
+    from suffice.lab.data.load import load_table
 
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder.", remedy="Give a file such as router.npz.")
@@ -53,11 +53,11 @@ def command(
     found = load_table(table)
     outcome: Outcome | None = None
     if extend is not None:
-        from ..lab.extend import extend as grow
+        from suffice.lab.train.add_model import extend as grow
 
         made = grow(artifacts.load(extend), found, models=wanted, progress=True)
     else:
-        from ..lab.train import train
+        from suffice.lab.train.train import train
 
         made, outcome = train(
             found, models=wanted, policy=policy, seed=seed, licence=licence, progress=True

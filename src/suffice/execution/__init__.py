@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from .attempt import Reply, total_usd
-from .breaker import Breaker, BreakerSettings
-from .caller import Caller, OpenedReply, StreamEvent
-from .engine import Engine
-from .flow import Call, Flow, GiveUp, Wait
-from .health import Health
-from .implicit import WEIGHTS, Repeats, implicit_feedback
+from suffice.execution.attempt import Reply, total_usd
+from suffice.execution.caller import Caller, OpenedReply, StreamEvent
+from suffice.execution.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
+from suffice.execution.engine import Engine
+from suffice.execution.latency import LatencyTracker
+from suffice.execution.retry import Call, Exhausted, FailoverFlow, Wait
 
 __all__ = [
-    "Breaker",
-    "BreakerSettings",
+    "CircuitBreaker",
+    "CircuitBreakerSettings",
     "Call",
     "Caller",
     "Engine",
-    "Flow",
-    "GiveUp",
-    "WEIGHTS",
-    "Health",
+    "FailoverFlow",
+    "Exhausted",
+    "LatencyTracker",
     "OpenedReply",
-    "Repeats",
     "Reply",
     "StreamEvent",
     "Wait",
-    "implicit_feedback",
     "total_usd",
 ]

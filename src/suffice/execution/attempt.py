@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UpstreamError
-from ..types import Attempt, Excluded, Usage
-from .breaker import Breaker
-from .caller import OpenedReply
-from .health import Health
+from suffice.errors import UpstreamError
+from suffice.execution.caller import OpenedReply
+from suffice.execution.circuit_breaker import CircuitBreaker
+from suffice.execution.latency import LatencyTracker
+from suffice.types import Attempt, ExcludedModel, Usage
 
 if TYPE_CHECKING:
-    from .stream import StreamRun
+    from suffice.execution.stream import StreamingAttempt
 
 CostOf = Callable[[str, Usage | None], float | None]
 LEFT = "the client left"
@@ -48,8 +48,8 @@ class Reply:
         self.cost_usd: float | None = None
         self.finish_reason: str | None = None
         self.first_chunk_s: float | None = None
-        self.skipped: tuple[Excluded, ...] = ()
-        self._stream: StreamRun | None = None
+        self.skipped: tuple[ExcludedModel, ...] = ()
+        self._stream: StreamingAttempt | None = None
 
     @property
     def events(self) -> AsyncIterator[Any]:
@@ -64,7 +64,7 @@ class Reply:
             await self._stream.close()
 
 
-class Run:
+class AttemptRecorder:
     """An attempt from its call to its end. Every end goes through exactly one of `done`, `failed`
     and `left`."""
 
@@ -87,8 +87,8 @@ class Run:
         number: int,
         attempts: list[Attempt],
         *,
-        breaker: Breaker,
-        health: Health,
+        breaker: CircuitBreaker,
+        health: LatencyTracker,
         cost_of: CostOf,
         input_tokens: int,
         clock: Callable[[], float],

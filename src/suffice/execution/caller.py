@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-from ..types import Timeouts, Usage
+from suffice.types import Timeouts, Usage
 
 
 class StreamEvent(Protocol):

@@ -13,14 +13,14 @@ from typing import Any
 
 import msgspec
 
-from ..errors import PlanExhausted, UpstreamError
-from ..types import Attempt, Excluded, Retries, Step, Timeouts
-from .attempt import CostOf, Reply, Run
-from .breaker import Breaker
-from .caller import Caller
-from .flow import Call, Flow, Wait
-from .health import Health
-from .stream import StreamRun
+from suffice.errors import AllAttemptsFailedError, UpstreamError
+from suffice.execution.attempt import AttemptRecorder, CostOf, Reply
+from suffice.execution.caller import Caller
+from suffice.execution.circuit_breaker import CircuitBreaker
+from suffice.execution.latency import LatencyTracker
+from suffice.execution.retry import Call, FailoverFlow, Wait
+from suffice.execution.stream import StreamingAttempt
+from suffice.types import Attempt, ExcludedModel, PlanStep, RetryPolicy, Timeouts
 
 
 class Engine:
@@ -32,8 +32,8 @@ class Engine:
 
     def __init__(
         self,
-        breaker: Breaker,
-        health: Health,
+        breaker: CircuitBreaker,
+        health: LatencyTracker,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -47,17 +47,17 @@ class Engine:
 
     async def run(
         self,
-        plan: tuple[Step, ...],
+        plan: tuple[PlanStep, ...],
         caller: Caller,
         *,
         stream: bool,
         timeouts: Timeouts,
-        retries: Retries,
+        retries: RetryPolicy,
         cost_of: CostOf,
         seed: int = 0,
         input_tokens: int = 0,
         fits: Callable[[str, str], bool] | None = None,
-        affordable: Callable[[Step], str | None] | None = None,
+        affordable: Callable[[PlanStep], str | None] | None = None,
         attempts: list[Attempt] | None = None,
         pass_content_filter: bool = False,
     ) -> Reply:
@@ -71,8 +71,8 @@ class Engine:
         """
         began_s = self._clock()
         tried = [] if attempts is None else attempts
-        skipped: list[Excluded] = []
-        flow = Flow(
+        skipped: list[ExcludedModel] = []
+        flow = FailoverFlow(
             plan,
             retries,
             total_s=timeouts.total_s,
@@ -88,10 +88,10 @@ class Engine:
                 if affordable is not None and action.number > 1:
                     why = affordable(step)
                     if why is not None:
-                        skipped.append(Excluded(step.model, why))
+                        skipped.append(ExcludedModel(step.model, why))
                         flow.skip()
                         continue
-                run = Run(
+                run = AttemptRecorder(
                     step.model,
                     action.number,
                     tried,
@@ -105,7 +105,7 @@ class Engine:
                 try:
                     if stream:
                         limits = _limits(timeouts, began_s, self._clock())
-                        reply = await StreamRun(run, limits).open(caller)
+                        reply = await StreamingAttempt(run, limits).open(caller)
                     else:
                         limits = _limits(timeouts, began_s, self._clock(), timeouts.first_reply_s)
                         reply = await _whole(run, caller, limits)
@@ -134,7 +134,7 @@ def _limits(
     return msgspec.structs.replace(timeouts, total_s=left_s)
 
 
-async def _whole(run: Run, caller: Caller, timeouts: Timeouts) -> Reply:
+async def _whole(run: AttemptRecorder, caller: Caller, timeouts: Timeouts) -> Reply:
     """A reply that is not streamed."""
     try:
         opened = await caller.open(run.model, timeouts)
@@ -155,8 +155,8 @@ async def _whole(run: Run, caller: Caller, timeouts: Timeouts) -> Reply:
 
 
 def _exhausted(
-    last: UpstreamError, attempts: list[Attempt], skipped: list[Excluded]
-) -> PlanExhausted:
+    last: UpstreamError, attempts: list[Attempt], skipped: list[ExcludedModel]
+) -> AllAttemptsFailedError:
     models = list(dict.fromkeys(a.model for a in attempts))
     if len(attempts) == 1:
         message = last.message
@@ -166,4 +166,4 @@ def _exhausted(
     if skipped:
         out = "; ".join(f"{s.model}: {s.why}" for s in skipped)
         message = f"{message} Not called: {out}."
-    return PlanExhausted(message, last=last, attempts=tuple(attempts))
+    return AllAttemptsFailedError(message, last=last, attempts=tuple(attempts))

@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ..errors import UpstreamError
-from ..types import Timeouts, Usage
-from .attempt import Reply, Run
-from .caller import Caller, OpenedReply
-from .deadline import Deadline
+from suffice.errors import UpstreamError
+from suffice.execution.attempt import AttemptRecorder, Reply
+from suffice.execution.caller import Caller, OpenedReply
+from suffice.execution.deadline import Deadline
+from suffice.types import Timeouts, Usage
 
 _CHUNK_TOKENS = 1  # a chunk of a stream carries about one token, where no usage came
 _MAX_PREAMBLE = 1 << 20  # bytes held back before the first content
 
 
-class StreamRun:
+class StreamingAttempt:
     """open() -> Reply, whose `events` and `aclose` are this one's `events` and `close`."""
 
     __slots__ = (
@@ -33,7 +33,7 @@ class StreamRun:
         "_timeouts",
     )
 
-    def __init__(self, run: Run, timeouts: Timeouts) -> None:
+    def __init__(self, run: AttemptRecorder, timeouts: Timeouts) -> None:
         self._run = run
         self._timeouts = timeouts
         self._deadline = Deadline(timeouts.first_chunk_s, timeouts.total_s)

@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Features, Message
-from . import table, tokens
-from .ask import Ask, human_asks, is_follow_up
-from .signals import SIGNAL_NAMES, ask_signals, estimate_tokens, to_array
+from suffice.features import embedding, wordpiece
+from suffice.features.signals import SIGNAL_NAMES, ask_signals, estimate_tokens, to_array
+from suffice.features.user_message import Ask, human_asks, is_follow_up
+from suffice.types import Features, Message
 
 __all__ = [
     "DIMENSIONS",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 SCHEMA = "ask-5"  # changes whenever the same text would give other numbers
-DIMENSIONS = table.DIMENSIONS
+DIMENSIONS = embedding.DIMENSIONS
 
 _PROMPT = SIGNAL_NAMES.index("log_prompt_tokens")
 _TURNS = SIGNAL_NAMES.index("turns")
@@ -76,7 +76,7 @@ def extract(messages: Sequence[Message], *, extra_tokens: int = 0, tools: int = 
             human_turns += 1
     asks = _standing(messages, human_turns)
     ask = asks[0]
-    pieces = tokens.shipped()
+    pieces = wordpiece.shipped()
     values, ids = ask_signals(ask, pieces)
     ask_tokens = values[1]
     for earlier in asks[1:]:
@@ -127,14 +127,14 @@ def embed(features: Features) -> NDArray[np.float32]:
         return features.embedding
     if features.token_ids is None:
         raise ValueError("features: hold neither token ids nor an embedding")
-    return table.shipped().embed(features.token_ids)
+    return embedding.shipped().embed(features.token_ids)
 
 
 def compile_heads(heads: NDArray[np.floating]) -> NDArray[np.float32]:
     """heads (DIMENSIONS, h), linear in `embed`, as one row a token: float32 (n_tokens, h + 1), the
     token's weight in the last column. A head's value is the sum of the rows of an ask's ids over
     the sum of their weights."""
-    return table.shipped().compile_heads(heads)
+    return embedding.shipped().compile_heads(heads)
 
 
 def extract_text(prompt: str) -> Features:
@@ -166,7 +166,7 @@ def _standard() -> Any:
 
 def table_version() -> str:
     """Which token table the embedding comes from: learned weights belong to one."""
-    return table.shipped().digest[:16]
+    return embedding.shipped().digest[:16]
 
 
 def vector(features: Features) -> NDArray[np.float32]:

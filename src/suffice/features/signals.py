@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .ask import Ask
+from suffice.features.user_message import Ask
 
 if TYPE_CHECKING:
-    from .tokens import WordPiece
+    from suffice.features.wordpiece import WordPiece
 
 SIGNAL_NAMES: tuple[str, ...] = (
     "log_chars",  # log(1 + characters of the last human ask)

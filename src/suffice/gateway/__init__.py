@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .app import create_app
-    from .server import BackgroundServer, serve
+    from suffice.gateway.app import create_app
+    from suffice.gateway.server import BackgroundServer, serve
 
 __all__ = ["BackgroundServer", "create_app", "serve"]
 
 
 def __getattr__(name: str) -> Any:  # Starlette and Granian are heavy: only who serves pays
     if name == "create_app":
-        from .app import create_app
+        from suffice.gateway.app import create_app
 
         return create_app
     if name in ("BackgroundServer", "serve"):
-        from . import server
+        from suffice.gateway import server
 
         return getattr(server, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

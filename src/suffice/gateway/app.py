@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import SufficeError
-from .auth import Auth
-from .chat import AsgiReceive, AsgiSend, ChatEndpoint, Scope
+from suffice.errors import SufficeError
+from suffice.gateway.auth import Auth
+from suffice.gateway.chat import AsgiReceive, AsgiSend, ChatEndpoint, Scope
 
 if TYPE_CHECKING:
-    from ..router import Router
+    from suffice.router import Router
 
 
 class App:
     """An ASGI 3 application over a Router. Runs under any ASGI server."""
 
     def __init__(self, router: Router, *, keepalive_s: float = 15.0) -> None:
-        from .rest import create_rest
+        from suffice.gateway.rest import create_rest
 
         auth = Auth(router.api_keys)
         limit = router.max_body_bytes

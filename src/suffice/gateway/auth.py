@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
-from ..errors import Unauthorized
+from suffice.errors import UnauthorizedError
 
 
 class Auth:
@@ -32,7 +32,7 @@ class Auth:
             scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
             given = value.strip() if scheme.lower() == b"bearer" else None
         if not given:
-            raise Unauthorized(
+            raise UnauthorizedError(
                 "This gateway asks for a key.",
                 remedy="Send it as 'authorization: Bearer KEY' or 'x-api-key: KEY'.",
                 code="missing_api_key",
@@ -43,5 +43,5 @@ class Auth:
             if hmac.compare_digest(known, digest):
                 found = key_id
         if found is None:
-            raise Unauthorized("This key is not known here.")
+            raise UnauthorizedError("This key is not known here.")
         return found

@@ -15,9 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..errors import BadRequest, PayloadTooLarge, PlanExhausted, SufficeError
-from .parse import parse_chat
-from .render import (
+from suffice.dialects.openai_request import parse_chat
+from suffice.errors import (
+    AllAttemptsFailedError,
+    BadRequestError,
+    PayloadTooLargeError,
+    SufficeError,
+)
+from suffice.gateway.render import (
     DONE,
     JSON,
     KEEPALIVE,
@@ -33,8 +38,8 @@ from .render import (
 )
 
 if TYPE_CHECKING:
-    from ..router import Answer, Router
-    from .auth import Auth
+    from suffice.gateway.auth import Auth
+    from suffice.router import RoutedResponse, Router
 
 Scope = MutableMapping[str, Any]
 AsgiReceive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -52,7 +57,7 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _ids = random.Random(os.urandom(16))
 
 
-class ClientLeft(Exception):
+class ClientDisconnected(Exception):
     """The client closed its connection while its body was still being read."""
 
 
@@ -73,7 +78,7 @@ async def read_body(receive: AsgiReceive, headers: Mapping[bytes, bytes], limit:
         raise _too_large(limit)
     message = await receive()
     if message["type"] == "http.disconnect":
-        raise ClientLeft
+        raise ClientDisconnected
     body: bytes = message.get("body", b"")
     if not message.get("more_body"):
         if len(body) > limit:
@@ -83,7 +88,7 @@ async def read_body(receive: AsgiReceive, headers: Mapping[bytes, bytes], limit:
     while message.get("more_body"):
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientLeft
+            raise ClientDisconnected
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
@@ -91,15 +96,15 @@ async def read_body(receive: AsgiReceive, headers: Mapping[bytes, bytes], limit:
     return b"".join(parts)
 
 
-def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(
+def _too_large(limit: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
         f"The body is larger than {limit} bytes.", remedy="Raise server.max_body_bytes to allow it."
     )
 
 
-class _Leaving:
+class DisconnectWatcher:
     """Cancels the serving task once the client has left. Made for each request, so it does nothing
-    but hold; `_Sweeper` begins to watch it when the request has lasted a while."""
+    but hold; `DisconnectMonitor` begins to watch it when the request has lasted a while."""
 
     __slots__ = ("_receive", "_task", "_watcher", "left", "since_s")
 
@@ -126,21 +131,21 @@ class _Leaving:
             self._watcher.cancel()
 
 
-class _Sweeper:
+class DisconnectMonitor:
     """One timer for all requests of an app, running only while there are any."""
 
     def __init__(self) -> None:
-        self._open: set[_Leaving] = set()
+        self._open: set[DisconnectWatcher] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def add(self, leaving: _Leaving) -> None:
+    def add(self, leaving: DisconnectWatcher) -> None:
         self._open.add(leaving)
         if self._timer is None:
             self._loop = asyncio.get_running_loop()
             self._timer = self._loop.call_later(_WATCH_AFTER_S, self._sweep)
 
-    def discard(self, leaving: _Leaving) -> None:
+    def discard(self, leaving: DisconnectWatcher) -> None:
         self._open.discard(leaving)
         leaving.stop()
 
@@ -166,7 +171,7 @@ async def send_error(send: AsgiSend, error: BaseException, path: str, request_id
     if f.status == 500:
         _log.error("request %s failed", request_id, exc_info=error)
     headers = error_headers(f, request_id)
-    if isinstance(error, PlanExhausted) and error.decision is not None:
+    if isinstance(error, AllAttemptsFailedError) and error.decision is not None:
         shown = error.attempts[-1].model if error.attempts else error.decision.model
         headers += decision_headers(
             b"", error.decision, shown, len(error.attempts), b"0", error.overhead_ms
@@ -184,7 +189,7 @@ class ChatEndpoint:
         self._auth = auth
         self._max_body_bytes = max_body_bytes
         self._keepalive_s = keepalive_s
-        self._sweeper = _Sweeper()
+        self._sweeper = DisconnectMonitor()
 
     async def __call__(self, scope: Scope, receive: AsgiReceive, send: AsgiSend) -> None:
         started = perf_counter()
@@ -197,11 +202,11 @@ class ChatEndpoint:
         except SufficeError as error:
             await send_error(send, error, scope["path"], request_id)
             return
-        except ClientLeft:
+        except ClientDisconnected:
             return
-        leaving = _Leaving(receive, started)
+        leaving = DisconnectWatcher(receive, started)
         self._sweeper.add(leaving)
-        stream = _Stream(send, request_id, self._keepalive_s) if query.stream else None
+        stream = SSEWriter(send, request_id, self._keepalive_s) if query.stream else None
         try:
             answer = await self._router.answer(query, started)
             if stream is not None:
@@ -223,7 +228,7 @@ class ChatEndpoint:
             if stream is not None:
                 stream.stop()
 
-    async def _send_whole(self, send: AsgiSend, answer: Answer, request_id: bytes) -> None:
+    async def _send_whole(self, send: AsgiSend, answer: RoutedResponse, request_id: bytes) -> None:
         body = answer.body
         if answer.explain:
             fields = _decode_fields(body)
@@ -241,7 +246,7 @@ class ChatEndpoint:
         await send_all(send, answer.status, headers, body)
 
 
-class _Stream:
+class SSEWriter:
     """Server-sent events to one client, with comments while an upstream thinks."""
 
     __slots__ = (
@@ -284,7 +289,7 @@ class _Stream:
         self.begun = True
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def run(self, answer: Answer, *, wants_usage: bool) -> None:
+    async def run(self, answer: RoutedResponse, *, wants_usage: bool) -> None:
         send = self._send
         try:
             if not self.begun:
@@ -322,4 +327,11 @@ class _Stream:
             self._tick_task.cancel()
 
 
-__all__ = ["BadRequest", "ChatEndpoint", "ClientLeft", "read_body", "request_id_of", "send_error"]
+__all__ = [
+    "BadRequestError",
+    "ChatEndpoint",
+    "ClientDisconnected",
+    "read_body",
+    "request_id_of",
+    "send_error",
+]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..errors import (
-    BudgetExceeded,
-    NoCandidate,
-    PlanExhausted,
+from suffice.errors import (
+    AllAttemptsFailedError,
+    BudgetExceededError,
+    NoEligibleModelError,
     RequestError,
     StoreError,
     SufficeError,
@@ -18,7 +18,7 @@ from ..errors import (
 )
 
 if TYPE_CHECKING:
-    from ..types import Decision
+    from suffice.types import Decision
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -64,7 +64,7 @@ _OPENAI_TYPE = {
 }
 
 
-class Failure(msgspec.Struct, frozen=True):
+class ErrorResponse(msgspec.Struct, frozen=True):
     """An error as a client sees it, before it takes the shape of a dialect."""
 
     status: int
@@ -76,27 +76,27 @@ class Failure(msgspec.Struct, frozen=True):
     spent: bool = False  # retries or a budget are used up: the SDK must not try again by itself
 
 
-def failure(error: BaseException) -> Failure:
+def failure(error: BaseException) -> ErrorResponse:
     """Any exception as a Failure. What we did not foresee is a 500 without its text: that text may
     hold a secret; the traceback goes to the log."""
     if isinstance(error, RequestError):
-        return Failure(
+        return ErrorResponse(
             error.status,
             str(error),
             error.type,
             error.code,
             error.param,
             error.retry_after_s,
-            spent=isinstance(error, BudgetExceeded) and error.final,
+            spent=isinstance(error, BudgetExceededError) and error.final,
         )
-    if isinstance(error, NoCandidate):
+    if isinstance(error, NoEligibleModelError):
         kind = "invalid_request_error" if error.permanent else "service_unavailable"
-        return Failure(
+        return ErrorResponse(
             error.status, str(error), kind, "no_candidate", error.param, error.retry_after_s
         )
-    if isinstance(error, PlanExhausted):
+    if isinstance(error, AllAttemptsFailedError):
         inner = failure(error.last)
-        return Failure(
+        return ErrorResponse(
             inner.status,
             str(error),
             inner.type,
@@ -112,7 +112,7 @@ def failure(error: BaseException) -> Failure:
         wait = error.retry_after_s
         if wait is None and status in (429, 503):
             wait = 5.0
-        return Failure(
+        return ErrorResponse(
             status,
             str(error),
             _OPENAI_TYPE.get(status, "api_error"),
@@ -122,15 +122,15 @@ def failure(error: BaseException) -> Failure:
             spent=status >= 429,
         )
     if isinstance(error, StoreError):
-        return Failure(503, str(error), "api_error", "store_unavailable", None, 5.0)
+        return ErrorResponse(503, str(error), "api_error", "store_unavailable", None, 5.0)
     if isinstance(error, SufficeError):
-        return Failure(500, str(error), "api_error", "internal_error")
-    return Failure(
+        return ErrorResponse(500, str(error), "api_error", "internal_error")
+    return ErrorResponse(
         500, "An internal error occurred; the log has its traceback.", "api_error", "internal_error"
     )
 
 
-def openai_error(f: Failure) -> bytes:
+def openai_error(f: ErrorResponse) -> bytes:
     return _encode(
         {"error": {"message": f.message, "type": f.type, "param": f.param, "code": f.code}}
     )
@@ -149,17 +149,17 @@ _ANTHROPIC_TYPE = {
 }
 
 
-def anthropic_error(f: Failure) -> bytes:
+def anthropic_error(f: ErrorResponse) -> bytes:
     kind = _ANTHROPIC_TYPE.get(f.status, "api_error")
     return _encode({"type": "error", "error": {"type": kind, "message": f.message}})
 
 
-def error_body(f: Failure, path: str) -> bytes:
+def error_body(f: ErrorResponse, path: str) -> bytes:
     """In the shape of the dialect that owns `path`."""
     return anthropic_error(f) if path.startswith("/v1/messages") else openai_error(f)
 
 
-def error_headers(f: Failure, request_id: str) -> Headers:
+def error_headers(f: ErrorResponse, request_id: str) -> Headers:
     headers: Headers = [JSON, (b"x-request-id", request_id.encode("latin-1", "replace"))]
     if f.retry_after_s is not None:
         # `retry-after` is whole seconds by RFC 9110; SDKs prefer the exact `-ms` form.
@@ -170,7 +170,7 @@ def error_headers(f: Failure, request_id: str) -> Headers:
     return headers
 
 
-def sse_error(f: Failure) -> bytes:
+def sse_error(f: ErrorResponse) -> bytes:
     return b"data: " + openai_error(f) + b"\n\n"
 
 

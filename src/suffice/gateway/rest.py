@@ -14,14 +14,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..errors import MethodNotAllowed, NotFound, RequestError, SufficeError, Unprocessable
-from .chat import read_body, request_id_of
-from .parse import decode, parse_chat
-from .render import error_body, error_headers, failure, to_json
+from suffice.dialects.openai_request import decode, parse_chat
+from suffice.errors import (
+    MethodNotAllowedError,
+    NotFoundError,
+    RequestError,
+    SufficeError,
+    UnprocessableError,
+)
+from suffice.gateway.chat import read_body, request_id_of
+from suffice.gateway.render import error_body, error_headers, failure, to_json
 
 if TYPE_CHECKING:
-    from ..router import Router
-    from .auth import Auth
+    from suffice.gateway.auth import Auth
+    from suffice.router import Router
 
 _log = logging.getLogger("suffice.gateway")
 
@@ -47,10 +53,10 @@ def _batch_of(body: dict[str, Any], key: str | None) -> list[Any]:
     """The items of {"feedback": [...]}; those without a key of their own get the request's."""
     items = body["feedback"]
     if not isinstance(items, list):
-        raise Unprocessable("`feedback`: Expected a list of scores.", param="feedback")
+        raise UnprocessableError("`feedback`: Expected a list of scores.", param="feedback")
     others = sorted(body.keys() - {"feedback"})
     if others:
-        raise Unprocessable(
+        raise UnprocessableError(
             f"`{others[0]}`: It does not go with `feedback`; each item has its own.",
             param=others[0],
         )
@@ -93,12 +99,13 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
     path, method = request.url.path, request.method
     if exc.status_code == 404:
         return _error(
-            request, NotFound(f"There is nothing at {method} {path}.", code="unknown_url")
+            request, NotFoundError(f"There is nothing at {method} {path}.", code="unknown_url")
         )
     if exc.status_code == 405:
         allow = (exc.headers or {}).get("Allow", "")
         response = _error(
-            request, MethodNotAllowed(f"{method} is not allowed on {path}.", remedy=f"Use {allow}.")
+            request,
+            MethodNotAllowedError(f"{method} is not allowed on {path}.", remedy=f"Use {allow}."),
         )
         response.headers["allow"] = allow
         return response
@@ -150,7 +157,7 @@ def create_rest(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette
         found = await asyncio.to_thread(router.decision, decision_id)
         # Another client's decision may hold its prompt: it is not there for this one.
         if found is None or (key_id is not None and found.get("key_id") != key_id):
-            raise NotFound(f"There is no decision {decision_id!r}.", param="id")
+            raise NotFoundError(f"There is no decision {decision_id!r}.", param="id")
         return _json(found, request)
 
     async def feedback(request: Request) -> Response:

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from ..errors import ConfigError, JobError
+from suffice.errors import ConfigError, JobError
 
 if TYPE_CHECKING:
-    from ..router import Router
+    from suffice.router import Router
 
 CONFIG_ENV = "SUFFICE_CONFIG"  # how workers of one gateway learn which file to read
 
@@ -59,7 +59,7 @@ async def _serve_one(
     from granian.constants import HTTPModes, Interfaces
     from granian.server.embed import Server
 
-    from .app import create_app
+    from suffice.gateway.app import create_app
 
     server = Server(
         create_app(router),
@@ -109,7 +109,7 @@ def serve(
     ready: called once with the base URL when the port answers. Raises ConfigError for a bad
     config, a port in use, or a non-loopback host without keys.
     """
-    from ..router import Router
+    from suffice.router import Router
 
     router = Router.from_config(config, host=host, port=port)
     host, port = router.host, router.port
@@ -138,7 +138,7 @@ def _serve_many(
     from granian import Granian
     from granian.constants import Interfaces
 
-    from ..budget import LEDGER_ENV, shared_ledger
+    from suffice.budgets import LEDGER_ENV, shared_ledger
 
     if config is not None:
         os.environ[CONFIG_ENV] = str(Path(config).resolve())
@@ -162,8 +162,8 @@ def _serve_many(
 
 def worker_app() -> Any:
     """The app of one worker process; reads the config that the parent was started with."""
-    from ..router import Router
-    from .app import create_app
+    from suffice.gateway.app import create_app
+    from suffice.router import Router
 
     app = create_app(Router.from_config(os.environ.get(CONFIG_ENV)))
     _settle()

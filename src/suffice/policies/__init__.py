@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import nearest
-from ..types import Objective, Policy
-from .artifact import check, load
-from .default import DefaultPolicy, make_named
-from .objectives import describe, parse_objective
-from .quantiles import Sketch
-from .random_ import RandomPolicy
-from .trained import Embed, Fold, TrainedPolicy
+from suffice.artifacts.artifact import check, load
+from suffice.errors import nearest
+from suffice.policies.default import DefaultPolicy, make_named
+from suffice.policies.objectives import describe, parse_objective
+from suffice.policies.quantiles import ScoreWindow
+from suffice.policies.trained import Embed, Fold, TrainedPolicy
+from suffice.policies.uniform import RandomPolicy
+from suffice.types import Objective, Policy
 
 # A new policy is one file and one line here, or an entry point of the group "suffice.policies".
 _BUILT_IN: dict[str, Callable[..., Policy]] = {
@@ -29,7 +29,7 @@ __all__ = [
     "POLICY_NAMES",
     "DefaultPolicy",
     "RandomPolicy",
-    "Sketch",
+    "ScoreWindow",
     "TrainedPolicy",
     "describe",
     "is_path",

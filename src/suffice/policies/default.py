@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Candidate, Features, Objective
-from . import predict
-from .deciding import Choice, DecidingPolicy, Pool, View
-from .predict import GRID
-from .quantiles import Sketch, rank, shipped
+from suffice.policies import priors
+from suffice.policies.base import PredictivePolicy, PreparedPool, QueryPredictions, Ranking
+from suffice.policies.priors import GRID
+from suffice.policies.quantiles import ScoreWindow, rank, shipped
+from suffice.types import Candidate, Features, Objective
 
 
 class _Prior:
@@ -98,7 +98,7 @@ def cheapest_mix(
     return low, tuple(chosen)
 
 
-class DefaultPolicy(DecidingPolicy):
+class DefaultPolicy(PredictivePolicy):
     """Zero-label routing by difficulty quantile and model priors. Pure and deterministic.
 
     signal_names: the order of `Features.signals`. quantiles: ascending score table of the route's
@@ -117,16 +117,16 @@ class DefaultPolicy(DecidingPolicy):
         self.signal_names = signal_names
         self.quantiles = quantiles
         self.objective = objective
-        self._score = predict.Scorer(signal_names)
+        self._score = priors.Scorer(signal_names)
         self._table = tuple(shipped() if quantiles is None else quantiles)
-        told = f"{self.name}/5/{self._table}/{objective}/{predict._MOVES}/{GRID}"
+        told = f"{self.name}/5/{self._table}/{objective}/{priors._MOVES}/{GRID}"
         self._version = f"{self.name}-{blake2b(told.encode(), digest_size=4).hexdigest()}"
 
-    def sketch(self) -> Sketch:
+    def sketch(self) -> ScoreWindow:
         """What remembers a route's traffic for this policy."""
-        return Sketch()
+        return ScoreWindow()
 
-    def with_traffic(self, traffic: Sketch) -> DefaultPolicy:
+    def with_traffic(self, traffic: ScoreWindow) -> DefaultPolicy:
         """The same policy on the route's own picture of the traffic."""
         return self.with_quantiles(traffic.table())
 
@@ -143,36 +143,40 @@ class DefaultPolicy(DecidingPolicy):
         """Share of traffic that is easier, in [0, 1]."""
         return rank(self._table, self._score(x))
 
-    def _make_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> Pool:
-        quality, _guessed = predict.priors(candidates)
-        curves = list(predict.quality_curves(quality))
+    def _make_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool:
+        quality, _guessed = priors.priors(candidates)
+        curves = list(priors.quality_curves(quality))
         # A typical query, to weigh models against each other before any query is known. An unknown
         # price is no number: for the order only, it ranks behind every known one.
-        costs = [predict.cost_usd(c.model, 600, 400) for c in candidates]
+        costs = [priors.cost_usd(c.model, 600, 400) for c in candidates]
         behind = max((c for c in costs if c is not None), default=1e-6) * 1.01
         typical = [behind if c is None else c for c in costs]
         lead = [sum(curve) / (GRID + 1) for curve in curves]
-        pool = Pool(candidates, objective, lead, None)
+        pool = PreparedPool(candidates, objective, lead, None)
         pool.best = max(range(len(candidates)), key=lambda i: (quality[i], -i))
         pool.more = _Prior(curves, typical, objective, pool.best)
         return pool
 
     def _look(
-        self, pool: Pool, x: Features, limit: int | None, incumbent: int | None, cached: int
-    ) -> View:
+        self, pool: PreparedPool, x: Features, limit: int | None, incumbent: int | None, cached: int
+    ) -> QueryPredictions:
         score = self._score(x)
         u = rank(self._table, score)
-        out = predict.output_tokens(u, limit)
+        out = priors.output_tokens(u, limit)
         g = int(u * GRID + 0.5)
         cost: list[float | None] = []
         speed: list[float | None] = []
         for i, c in enumerate(pool.candidates):
             held = cached if i == incumbent else 0
-            cost.append(predict.cost_usd(c.model, x.input_tokens, out, held))
-            speed.append(predict.latency_s(c, out))
-        return View([curve[g] for curve in pool.more.curves], cost, speed, u, score, "prior")
+            cost.append(priors.cost_usd(c.model, x.input_tokens, out, held))
+            speed.append(priors.latency_s(c, out))
+        return QueryPredictions(
+            [curve[g] for curve in pool.more.curves], cost, speed, u, score, "prior"
+        )
 
-    def _choose(self, pool: Pool, view: View, objective: Objective, seed: int) -> Choice:
+    def _choose(
+        self, pool: PreparedPool, view: QueryPredictions, objective: Objective, seed: int
+    ) -> Ranking:
         prior: _Prior = pool.more
         if prior.choice is None:
             return super()._choose(pool, view, objective, seed)
@@ -181,7 +185,7 @@ class DefaultPolicy(DecidingPolicy):
         best = prior.choice[int(view.difficulty * GRID + 0.5)]
         order.remove(best)
         order.insert(0, best)
-        return Choice(order)
+        return Ranking(order)
 
 
 def make_named(name: str, objective: Objective) -> Any:

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import msgspec
 
-from ..errors import nearest
-from ..types import Objective, ObjectiveKind
+from suffice.errors import nearest
+from suffice.types import Objective, ObjectiveKind
 
 KINDS: tuple[str, ...] = get_args(ObjectiveKind)
 _PLAIN = ("cheapest", "best", "fastest", "balanced")

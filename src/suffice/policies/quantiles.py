@@ -13,7 +13,7 @@ from importlib.resources import files
 
 import msgspec
 
-from ..types import Decision
+from suffice.types import Decision
 
 STEPS = 100  # a table has STEPS + 1 entries: the 0 %, 1 %, ..., 100 % quantiles
 
@@ -51,7 +51,7 @@ def table_of(scores: Sequence[float]) -> tuple[float, ...]:
     return tuple(out)
 
 
-class Sketch:
+class ScoreWindow:
     """Recent scores of one route: the shipped table counts as `prior` of them, the rest is traffic.
 
     Bounded: the last `keep` scores. `add` says when a fresh table is due.

@@ -8,25 +8,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Decision
+from suffice.types import Decision
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 _STEPS = 60  # halvings of the multiplier's interval: to about the last bit
 
 
 @dataclass(frozen=True)
-class Traffic:
+class PredictionSample:
     """Predicted quality and cost (USD, NaN = unknown) of each model on a sample of queries.
 
     names: (k,). quality, cost: (m, k).
     """
 
     names: tuple[str, ...]
-    quality: Floats
-    cost: Floats
+    quality: FloatArray
+    cost: FloatArray
 
 
-class Mix(NamedTuple):
+class LagrangianSolution(NamedTuple):
     """Solution of `cheapest_mix`: take argmax quality - low * cost a `share` of the time, else
     argmax quality - high * cost. kept: predicted mean quality over the reference's."""
 
@@ -49,7 +49,9 @@ def _best(quality: list[float], cost: list[float], lam: float) -> int:
     return best
 
 
-def cheapest_mix(quality: Floats, cost: Floats, keep: float, reference: int) -> Mix:
+def cheapest_mix(
+    quality: FloatArray, cost: FloatArray, keep: float, reference: int
+) -> LagrangianSolution:
     """The cheapest policy whose mean predicted quality over a sample is at least `keep` x that of
     column `reference`.
 
@@ -70,9 +72,9 @@ def cheapest_mix(quality: Floats, cost: Floats, keep: float, reference: int) -> 
         pick = np.argmax(quality - (lam / unit) * cost, axis=1)
         return float(quality[rows, pick].mean())
 
-    def done(low: float, high: float, share: float, kept: float) -> Mix:
+    def done(low: float, high: float, share: float, kept: float) -> LagrangianSolution:
         scale = max(float(quality[:, reference].mean()), 1e-12)
-        return Mix(low / unit, high / unit, share, kept / scale)
+        return LagrangianSolution(low / unit, high / unit, share, kept / scale)
 
     low, high = 0.0, 1e9
     at_low, at_high = mean(low), mean(high)
@@ -94,7 +96,7 @@ def cheapest_mix(quality: Floats, cost: Floats, keep: float, reference: int) -> 
     return done(low, high, min(1.0, max(0.0, share)), target)
 
 
-class PredictionSketch:
+class PredictionWindow:
     """Recent predictions of one route: the last `keep` decisions over its whole pool. `add` says
     when a fresh picture is due. Decisions over part of the pool say nothing about the rest."""
 
@@ -127,9 +129,9 @@ class PredictionSketch:
         self._count += 1
         return self._count % self._every == 0
 
-    def traffic(self) -> Traffic:
+    def traffic(self) -> PredictionSample:
         """What was seen, (m, k)."""
-        return Traffic(
+        return PredictionSample(
             self.names,
             np.array([q for q, _ in self._recent]).reshape(-1, len(self.names)),
             np.array([c for _, c in self._recent]).reshape(-1, len(self.names)),

@@ -15,14 +15,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Candidate, Features, Model, Objective
-from . import predict
-from .artifact import Artifact
-from .deciding import Choice, DecidingPolicy, Pool, View, filled, mixed
-from .estimators import Constant, Floats, Linear
-from .naming import column_of
-from .quantiles import rank, table_of
-from .traffic import Mix, PredictionSketch, Traffic, cheapest_mix
+from suffice.artifacts.artifact import Artifact
+from suffice.artifacts.estimators import Constant, FloatArray, Linear
+from suffice.names import column_of
+from suffice.policies import priors as predict
+from suffice.policies.base import (
+    PredictivePolicy,
+    PreparedPool,
+    QueryPredictions,
+    Ranking,
+    filled,
+    mixed,
+)
+from suffice.policies.quantiles import rank, table_of
+from suffice.policies.traffic import (
+    LagrangianSolution,
+    PredictionSample,
+    PredictionWindow,
+    cheapest_mix,
+)
+from suffice.types import Candidate, Features, Model, Objective
 
 Fold = Callable[[NDArray[np.floating]], NDArray[np.float32]]
 Embed = Callable[[Features], NDArray[np.float32]]
@@ -31,7 +43,7 @@ _POOLS = 256  # whose solutions are remembered
 _PRIOR_ROWS = 256  # of the training sample, kept beside the route's own traffic
 
 
-class _Guess:
+class UntrainedPrior:
     """How an untrained model is placed: its quality is the anchor column's, plus `gap`, plus
     `slope` x standardised log length of the ask."""
 
@@ -42,7 +54,7 @@ class _Guess:
         self.slope = slope
 
 
-class _Learned:
+class TrainedPool:
     """A pool's part that only this policy needs. columns: (n_candidates,), -1 = untrained, then
     `guesses` has it; scale: (n_candidates,) USD now over USD at training; scores: quantiles of
     the predicted gap between the reference and the cheapest; mix: the solution of keep_quality."""
@@ -50,26 +62,26 @@ class _Learned:
     __slots__ = ("cheapest", "columns", "ends", "guesses", "mix", "scale", "scores")
 
     def __init__(
-        self, columns: list[int], guesses: list[_Guess | None], scale: list[float]
+        self, columns: list[int], guesses: list[UntrainedPrior | None], scale: list[float]
     ) -> None:
         self.columns = columns
         self.guesses = guesses
         self.scale = scale
         self.cheapest = 0
         self.scores: tuple[float, ...] = (0.0, 1.0)
-        self.mix: Mix | None = None
+        self.mix: LagrangianSolution | None = None
         self.ends: tuple[int, int] | None = None  # the two to mix, where no query differs
 
 
-class _Solved(NamedTuple):
+class SolvedPool(NamedTuple):
     """What of a pool does not depend on how fast its models are lately, which changes by the second."""
 
     models: tuple[Model, ...]
     lead: list[float]
-    more: _Learned
+    more: TrainedPool
 
 
-class TrainedPolicy(DecidingPolicy):
+class TrainedPolicy(PredictivePolicy):
     """Serves one artifact.
 
     fold: `features.compile_heads`; embed: `features.embed`. traffic: the route's own predictions,
@@ -85,11 +97,11 @@ class TrainedPolicy(DecidingPolicy):
         fold: Fold,
         embed: Embed,
         *,
-        traffic: Traffic | None = None,
+        traffic: PredictionSample | None = None,
         folded: NDArray[np.float32] | None = None,
     ) -> None:
         super().__init__()
-        self._solved: dict[tuple[tuple[str, ...], Objective], _Solved] = {}
+        self._solved: dict[tuple[tuple[str, ...], Objective], SolvedPool] = {}
         self.artifact = artifact
         self.fold = fold
         self.embed = embed
@@ -115,11 +127,11 @@ class TrainedPolicy(DecidingPolicy):
             ).hexdigest()
         self._version = f"{artifact.version}-{blake2b(told.encode(), digest_size=4).hexdigest()}"
 
-    def sketch(self) -> PredictionSketch:
+    def sketch(self) -> PredictionWindow:
         """What remembers a route's traffic for this policy."""
-        return PredictionSketch()
+        return PredictionWindow()
 
-    def with_traffic(self, sketch: PredictionSketch) -> TrainedPolicy:
+    def with_traffic(self, sketch: PredictionWindow) -> TrainedPolicy:
         """The same policy on the route's own picture of the traffic."""
         fresh = type(self)(
             self.artifact, self.fold, self.embed, traffic=sketch.traffic(), folded=self._folded
@@ -166,9 +178,9 @@ class TrainedPolicy(DecidingPolicy):
         return [*out[:k], float(z[0])], cost, tokens
 
     def _look(
-        self, pool: Pool, x: Features, limit: int | None, incumbent: int | None, cached: int
-    ) -> View:
-        more: _Learned = pool.more
+        self, pool: PreparedPool, x: Features, limit: int | None, incumbent: int | None, cached: int
+    ) -> QueryPredictions:
+        more: TrainedPool = pool.more
         learned, usd, tokens = self._heads(x)
         anchor = learned[self._anchor]
         quality: list[float] = []
@@ -193,7 +205,7 @@ class TrainedPolicy(DecidingPolicy):
                 cost.append(predict.cost_usd(c.model, x.input_tokens, out, held))
             speed.append(predict.latency_s(c, out))
         score = _gap(quality, pool.best, more.cheapest)
-        return View(quality, cost, speed, rank(more.scores, score), score, "trained")
+        return QueryPredictions(quality, cost, speed, rank(more.scores, score), score, "trained")
 
     @property
     def _anchor(self) -> int:
@@ -202,30 +214,30 @@ class TrainedPolicy(DecidingPolicy):
 
     # ── the pool ─────────────────────────────────────────────────────────────────────────────────
 
-    def _make_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> Pool:
+    def _make_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool:
         models = tuple([c.model for c in candidates])
         key = (tuple([m.name for m in models]), objective)
         solved = self._solved.get(key)
         if solved is not None and solved.models == models:
-            return Pool(candidates, objective, solved.lead, solved.more)
+            return PreparedPool(candidates, objective, solved.lead, solved.more)
         pool = self._solve(candidates, objective)
         if len(self._solved) >= _POOLS:
             self._solved.clear()
-        self._solved[key] = _Solved(models, pool.lead, pool.more)
+        self._solved[key] = SolvedPool(models, pool.lead, pool.more)
         return pool
 
-    def _solve(self, candidates: tuple[Candidate, ...], objective: Objective) -> Pool:
+    def _solve(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool:
         models = self.artifact.card.models
         columns = [column_of(c.model.name, models) for c in candidates]
         means = self.artifact.sample_quality.mean(axis=0)
-        more = _Learned(
+        more = TrainedPool(
             [-1 if c is None else c for c in columns],
             self._guesses(candidates, columns, means),
             [self._price_ratio(c.model, models) for c in candidates],
         )
         traffic = self._traffic_of(candidates, more)
         lead = traffic.quality.mean(axis=0).tolist()
-        pool = Pool(candidates, objective, lead, more)
+        pool = PreparedPool(candidates, objective, lead, more)
         worst = np.nanmax(np.where(np.isnan(traffic.cost), -np.inf, traffic.cost), initial=0.0)
         cost = np.where(np.isnan(traffic.cost), max(float(worst), 0.0) * 1.01 + 1e-9, traffic.cost)
         more.cheapest = int(np.argmin(cost.mean(axis=0)))
@@ -247,21 +259,21 @@ class TrainedPolicy(DecidingPolicy):
         return pool
 
     def _guesses(
-        self, candidates: tuple[Candidate, ...], columns: list[int | None], means: Floats
-    ) -> list[_Guess | None]:
+        self, candidates: tuple[Candidate, ...], columns: list[int | None], means: FloatArray
+    ) -> list[UntrainedPrior | None]:
         """Untrained candidates are placed by their prior quality, on the scale of the trained ones:
         priors are shifted by what they are off on average on the models that are in both."""
         priors, _ = predict.priors(candidates)
         both = [(means[c], p) for c, p in zip(columns, priors, strict=True) if c is not None]
         shift = float(np.mean([m - p for m, p in both])) if both else 0.0
         anchor = float(means[self._anchor])
-        out: list[_Guess | None] = []
+        out: list[UntrainedPrior | None] = []
         for column, prior in zip(columns, priors, strict=True):
             if column is not None:
                 out.append(None)
                 continue
             gap = min(1.0, max(0.0, prior + shift)) - anchor
-            out.append(_Guess(gap, predict.slope(gap)))
+            out.append(UntrainedPrior(gap, predict.slope(gap)))
         return out
 
     def _price_ratio(self, model: Model, models: Sequence[str]) -> float:
@@ -274,7 +286,7 @@ class TrainedPolicy(DecidingPolicy):
         before = (3 * then[0] + then[1]) / 4
         return now / before if before > 0 else 1.0
 
-    def _traffic_of(self, candidates: tuple[Candidate, ...], more: _Learned) -> Traffic:
+    def _traffic_of(self, candidates: tuple[Candidate, ...], more: TrainedPool) -> PredictionSample:
         """The sample of training queries as this pool would see it, then the route's own."""
         a = self.artifact
         names = tuple(c.model.name for c in candidates)
@@ -287,18 +299,18 @@ class TrainedPolicy(DecidingPolicy):
             q = anchor + guess.gap + guess.slope * length if guess else base[:, column]
             quality.append(q)
             cost.append(self._sample_usd(c.model, column, more.scale[i], rows))
-        found = Traffic(names, np.stack(quality, axis=1), np.stack(cost, axis=1))
+        found = PredictionSample(names, np.stack(quality, axis=1), np.stack(cost, axis=1))
         own = self.traffic
         if own is None or not set(names) <= set(own.names) or not len(own.quality):
             return found
         at = [own.names.index(n) for n in names]
-        return Traffic(
+        return PredictionSample(
             names,
             np.concatenate([found.quality, own.quality[:, at]]),
             np.concatenate([found.cost, own.cost[:, at]]),
         )
 
-    def _sample_usd(self, model: Model, column: int, scale: float, rows: slice) -> Floats:
+    def _sample_usd(self, model: Model, column: int, scale: float, rows: slice) -> FloatArray:
         a = self.artifact
         n = len(a.sample_input[rows])
         tokens = a.sample_tokens[rows]
@@ -316,8 +328,10 @@ class TrainedPolicy(DecidingPolicy):
 
     # ── objectives over traffic ──────────────────────────────────────────────────────────────────
 
-    def _choose(self, pool: Pool, view: View, objective: Objective, seed: int) -> Choice:
-        more: _Learned = pool.more
+    def _choose(
+        self, pool: PreparedPool, view: QueryPredictions, objective: Objective, seed: int
+    ) -> Ranking:
+        more: TrainedPool = pool.more
         if more.mix is None:
             return super()._choose(pool, view, objective, seed)
         cost = filled(view.cost, 1e-9)
@@ -328,9 +342,9 @@ class TrainedPolicy(DecidingPolicy):
         order.remove(top)
         order.insert(0, top)
         spread = [shares.get(i, 0.0) for i in range(len(order))] if len(shares) > 1 else None
-        return Choice(order, "", spread)
+        return Ranking(order, "", spread)
 
-    def _how_hard(self, view: View, x: Features) -> str:
+    def _how_hard(self, view: QueryPredictions, x: Features) -> str:
         return ""
 
 

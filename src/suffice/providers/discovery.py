@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from ..errors import UpstreamError
-from ..types import Provider
-from .transport import PyqwestTransport
+from suffice.errors import UpstreamError
+from suffice.providers.transport import PyqwestTransport
+from suffice.types import Provider
 
 
 class _Row(msgspec.Struct):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..types import Provider
+from suffice.types import Provider
 
 
 def _row(

@@ -17,8 +17,8 @@ from typing import Any
 
 import pyqwest
 
-from ..errors import UpstreamError, UpstreamKind
-from ..types import Timeouts
+from suffice.errors import UpstreamError, UpstreamKind
+from suffice.types import Timeouts
 
 # What the client raises: no connection, a peer that breaks off or breaks the protocol.
 _FAILURES = (

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .versions import snapshot
+from suffice.store.versions import snapshot
 
 if TYPE_CHECKING:
-    from .rows import Embed, Shadow
-    from .sql import SqlStore
+    from suffice.store.rows import Embed, Shadow
+    from suffice.store.sql import SqlStore
 
 __all__ = ["open_store", "snapshot"]
 
@@ -28,6 +28,6 @@ def open_store(
     (n_dimensions,) or None, asked for each record on the writer's thread; shadow: likewise, what
     another policy would have decided. Raises StoreError.
     """
-    from .sql import SqlStore
+    from suffice.store.sql import SqlStore
 
     return SqlStore(url, keep_prompts=keep_prompts, spool=spool, embed=embed, shadow=shadow)

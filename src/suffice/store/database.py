@@ -10,9 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..errors import StoreError
-from . import schema
-from .opening import first_line, open_engine, shown
+from suffice.errors import StoreError
+from suffice.store import schema
+from suffice.store.engine import first_line, open_engine, shown
 
 
 class Database:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Features, Prediction, Record
+from suffice.types import Features, Prediction, RequestRecord
 
 Embed = Callable[[Features], "NDArray[np.float32] | None"]
 
@@ -72,7 +72,7 @@ ATTEMPT = [
 ]
 
 Row = tuple[Any, ...]
-Shadow = Callable[[Record], Mapping[str, Any] | None]
+Shadow = Callable[[RequestRecord], Mapping[str, Any] | None]
 
 
 class _Detail(msgspec.Struct):
@@ -89,7 +89,7 @@ class _Detail(msgspec.Struct):
 
 
 def to_rows(
-    r: Record, keep_prompts: bool, embed: Embed | None = None, shadow: Shadow | None = None
+    r: RequestRecord, keep_prompts: bool, embed: Embed | None = None, shadow: Shadow | None = None
 ) -> tuple[Row, list[Row]]:
     """(the decision's row, its attempts' rows), in the order of DECISION and ATTEMPT. shadow: what
     another policy would have decided, to stand beside it."""
@@ -159,7 +159,7 @@ def to_rows(
     return row, tries
 
 
-def _shadowed(r: Record, shadow: Shadow) -> Mapping[str, Any] | None:
+def _shadowed(r: RequestRecord, shadow: Shadow) -> Mapping[str, Any] | None:
     try:
         return shadow(r)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:

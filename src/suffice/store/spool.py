@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from .rows import BINARY, DECISION, DECISION_0001, Row, repaired
+from suffice.store.rows import BINARY, DECISION, DECISION_0001, Row, repaired
 
 Rows = list[tuple[Row, list[Row]]]
 

@@ -22,23 +22,16 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
-from ..errors import StoreError
-from ..types import Feedback, Record, Spend, StoreHealth
-from . import schema
-from .learner import Learner
-from .opening import (
-    BUSY_S,
-    database_file,
-    first_line,
-    insert_sql,
-    migrate,
-    spool_base,
-)
-from .rows import ATTEMPT, DECISION, Embed, Row, Shadow, repaired, to_dict, to_rows
-from .scores import Scores
-from .snapshots import Snapshots
-from .spool import BATCH, Rows, Spool, open_spool
-from .totals import summarise
+from suffice.errors import StoreError
+from suffice.store import schema
+from suffice.store.engine import BUSY_S, database_file, first_line, insert_sql, migrate, spool_base
+from suffice.store.feedback import FeedbackTable
+from suffice.store.leases import Learner
+from suffice.store.registry import Snapshots
+from suffice.store.rows import ATTEMPT, DECISION, Embed, Row, Shadow, repaired, to_dict, to_rows
+from suffice.store.spool import BATCH, Rows, Spool, open_spool
+from suffice.store.summary import summarise
+from suffice.types import Feedback, RequestRecord, Spend, StoreHealth
 
 EVERY_S = 0.05
 IN_MEMORY = 100_000  # records; past it the oldest go to the spool file
@@ -55,7 +48,7 @@ _log = logging.getLogger("suffice.store")
 _SHOWN = [c for c in schema.decisions.c if c.name != "embedding"]
 
 
-class SqlStore(Scores, Snapshots, Learner):
+class SqlStore(FeedbackTable, Snapshots, Learner):
     """types.Store over one database. Reading and feedback use connections of their own."""
 
     def __init__(
@@ -82,9 +75,9 @@ class SqlStore(Scores, Snapshots, Learner):
                 f"Records of an earlier run cannot be read: {first_line(error)}.",
                 remedy="Make the spool file readable, or move it away.",
             ) from None
-        self._pending: deque[Record] = deque()
+        self._pending: deque[RequestRecord] = deque()
         self._heard: deque[Feedback] = deque()
-        self._recent: dict[str, Record] = {}  # not yet written, by decision id
+        self._recent: dict[str, RequestRecord] = {}  # not yet written, by decision id
         self._lock = threading.Lock()  # one batch at a time: the writer's, or a flush
         self._wake = threading.Event()
         self._closing = False
@@ -105,7 +98,7 @@ class SqlStore(Scores, Snapshots, Learner):
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
-    def append(self, record: Record) -> None:
+    def append(self, record: RequestRecord) -> None:
         """Take a record. Never blocks, never raises."""
         self._recent[record.decision.id] = record
         self._pending.append(record)
@@ -165,8 +158,8 @@ class SqlStore(Scores, Snapshots, Learner):
             self._bound_heard()
             self._is_down(error)
 
-    def _taken(self) -> list[Record]:
-        batch: list[Record] = []
+    def _taken(self) -> list[RequestRecord]:
+        batch: list[RequestRecord] = []
         try:
             while len(batch) < BATCH:
                 batch.append(self._pending.popleft())
@@ -174,7 +167,7 @@ class SqlStore(Scores, Snapshots, Learner):
             pass
         return batch
 
-    def _forget(self, batch: list[Record]) -> None:
+    def _forget(self, batch: list[RequestRecord]) -> None:
         for r in batch:
             self._recent.pop(r.decision.id, None)
 
@@ -184,7 +177,7 @@ class SqlStore(Scores, Snapshots, Learner):
         self._to_spool(self._rows_of(batch))
         self._forget(batch)
 
-    def _rows_of(self, batch: list[Record]) -> Rows:
+    def _rows_of(self, batch: list[RequestRecord]) -> Rows:
         rows = []
         for r in batch:
             try:

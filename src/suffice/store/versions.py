@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from ..errors import ArtifactError, UsageError
-from ..types import Snapshot
+from suffice.errors import ArtifactError, UsageError
+from suffice.types import PolicySnapshot
 
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
@@ -22,7 +22,7 @@ def snapshot(
     parent: str | None = None,
     card: Mapping[str, Any] | None = None,
     created_by: str = "",
-) -> Snapshot:
+) -> PolicySnapshot:
     """A snapshot of `content`, named after it. kind: lower-case letters, digits and _, at most 32.
 
     >>> snapshot(route="auto", kind="brain", content=b"x", created_s=0.0).version
@@ -36,7 +36,7 @@ def snapshot(
             remedy="Use 1 to 32 lower-case letters, digits and _.",
         )
     digest = sha256(content).hexdigest()
-    return Snapshot(
+    return PolicySnapshot(
         version=_version(route, kind, digest),
         route=route,
         kind=kind,
@@ -49,7 +49,7 @@ def snapshot(
     )
 
 
-def verify(s: Snapshot) -> None:
+def verify(s: PolicySnapshot) -> None:
     """Raises ArtifactError where the bytes are not those of the digest, or the name is another's."""
     found = sha256(s.content).hexdigest()
     if found != s.digest:

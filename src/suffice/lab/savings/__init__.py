@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ...errors import ArtifactError, JobError
-from .. import keeping
-from .costs import Single, singles
-from .quality import Quality, measured
-from .reading import read
-from .sums import Route, Traffic
-from .words import headline
+from suffice.errors import ArtifactError, JobError
+from suffice.lab.savings.counterfactual_cost import SingleModelCost, singles
+from suffice.lab.savings.headline import headline
+from suffice.lab.savings.quality import Quality, measured
+from suffice.lab.savings.reading import read
+from suffice.lab.savings.traffic import Route, Traffic
+from suffice.store import reader
 
 __all__ = ["Report", "RouteReport", "references", "report"]
 
@@ -86,7 +86,7 @@ class RouteReport(msgspec.Struct, frozen=True, kw_only=True):
     cost_unknown: int
     reference: str
     reference_why: str
-    singles: Mapping[str, Single]
+    singles: Mapping[str, SingleModelCost]
     quality: Quality
     policies: Mapping[str, int]
 
@@ -219,9 +219,10 @@ def _likeliest(r: Route) -> tuple[str, str]:
 def references(settings: Any, env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Route -> (its reference model, why that), as the config and the promoted snapshots have it.
     Raises ConfigError."""
-    from ...config import resolve
-    from ...policies import artifact, is_path
-    from ...policies.naming import column_of
+    from suffice.artifacts import artifact
+    from suffice.config import resolve
+    from suffice.names import column_of
+    from suffice.policies import is_path
 
     promoted = _promoted(settings.store.url, tuple(settings.routes))
     out = {}
@@ -253,10 +254,10 @@ def references(settings: Any, env: Mapping[str, str]) -> dict[str, tuple[str, st
 
 def _promoted(url: str, routes: tuple[str, ...]) -> dict[str, str]:
     """Route -> the reference that its current snapshot's card names."""
-    if not keeping.exists(url):
+    if not reader.exists(url):
         return {}
     out = {}
-    with keeping.snapshots(url) as store:
+    with reader.snapshots(url) as store:
         for name in routes:
             version = store.current(name)
             cards = [s["card"] for s in store.snapshots(name) if s["version"] == version]
@@ -305,7 +306,7 @@ def _calls(t: Traffic) -> dict[str, Calls]:
 
 def _events(url: str, routes: list[str], t: Traffic) -> tuple[Event, ...]:
     """Oldest first, from the report's first request on."""
-    with keeping.snapshots(url) as store:
+    with reader.snapshots(url) as store:
         found = [p for r in routes for p in store.promotions(r, 1000) if p.at_s >= t.first_s]
     return tuple(
         Event(p.at_s, p.route, p.kind, p.version, p.previous, p.by, p.forced)
@@ -336,7 +337,7 @@ def _warnings(url: str, t: Traffic, routes: Mapping[str, RouteReport]) -> tuple[
 
 
 def _spooled(url: str) -> list[str]:
-    from ...store.opening import spool_base
+    from suffice.store.engine import spool_base
 
     base = spool_base(url)
     if base is None:

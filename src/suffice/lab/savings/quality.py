@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from ... import features
-from .. import offpolicy
-from ..offpolicy import Estimate, Log, Terms
-from ..replay import reward_model
-from ..table import Floats
-from .sums import SCORE, SCORED, Labelled, Route
+from suffice import features
+from suffice.lab.data.table import FloatArray
+from suffice.lab.ope import estimators
+from suffice.lab.ope.estimators import Estimate, EstimatorTerms, LoggedData
+from suffice.lab.ope.replay import reward_model
+from suffice.lab.savings.traffic import SCORE, SCORED, Labelled, Route
 
 MIN_LABELS = 30  # of one model, below which its mean score is not stated
 _Z = 1.959964  # of a two-sided 95 % interval
@@ -108,14 +108,14 @@ def measured(route: Route, reference: str) -> Quality:
     assert log.propensities is not None
     told = replace(
         told,
-        support=float(offpolicy.support(log.propensities, target).mean()),
-        effective=offpolicy.effective(offpolicy.weights(log, target), log.episodes),
+        support=float(estimators.support(log.propensities, target).mean()),
+        effective=estimators.effective(estimators.weights(log, target), log.episodes),
         sessions=len(np.unique(log.sessions)),
     )
     enough = (
-        told.support >= offpolicy.MIN_SUPPORT
-        and told.effective >= offpolicy.MIN_ESS
-        and told.sessions >= offpolicy.MIN_SESSIONS
+        told.support >= estimators.MIN_SUPPORT
+        and told.effective >= estimators.MIN_ESS
+        and told.sessions >= estimators.MIN_SESSIONS
     )
     if not enough:
         return _unsaid(told, route, weight)
@@ -127,7 +127,7 @@ def _unsaid(told: Quality, route: Route, weight: float | None) -> Quality:
     that goes to the reference with probability p is worth p of one of its own. weight: mean 1 / p."""
     n = f"{told.labelled:,} label" + ("" if told.labelled == 1 else "s")
     needed = None
-    if told.support < offpolicy.MIN_SUPPORT or weight is None:
+    if told.support < estimators.MIN_SUPPORT or weight is None:
         why = (
             f"Cannot say, from {n}: only {told.support:.0%} of decisions could have gone to "
             f"{told.reference}, and what it would have scored on the others was never seen"
@@ -136,31 +136,31 @@ def _unsaid(told: Quality, route: Route, weight: float | None) -> Quality:
             why += " (no decision was drawn: the route does not explore)"
         why += (
             ". More labels alone would not help; exploring a few per cent of traffic would (at "
-            f"least {offpolicy.MIN_SUPPORT:.0%} is needed)."
+            f"least {estimators.MIN_SUPPORT:.0%} is needed)."
         )
-    elif told.effective < offpolicy.MIN_ESS:
-        needed = ceil(offpolicy.MIN_ESS * weight)
+    elif told.effective < estimators.MIN_ESS:
+        needed = ceil(estimators.MIN_ESS * weight)
         why = (
             f"Too few labels to say: {n}, worth {told.effective:.0f} of {told.reference}'s own; "
             f"about {max(needed, told.labelled + 1):,} are needed "
-            f"({offpolicy.MIN_ESS:.0f} of its own)."
+            f"({estimators.MIN_ESS:.0f} of its own)."
         )
     else:
         why = (
             f"Too few labels to say: {n} from {told.sessions} sessions; "
-            f"{offpolicy.MIN_SESSIONS} sessions are needed."
+            f"{estimators.MIN_SESSIONS} sessions are needed."
         )
     return replace(told, why=why, labels_needed=needed)
 
 
-def _estimated(told: Quality, log: Log, target: Floats, q: Floats) -> Quality:
-    dr = offpolicy.doubly_robust(log, target, q)
+def _estimated(told: Quality, log: LoggedData, target: FloatArray, q: FloatArray) -> Quality:
+    dr = estimators.doubly_robust(log, target, q)
     # Both are means over the same labelled decisions, so their ratio is one of two sums.
-    kept = Terms(offpolicy.observed(log).numerator, dr.numerator)
-    terms = {"dr": dr, "snips": offpolicy.snips(log, target), "kept": kept}
-    made = offpolicy.estimates(terms, log)
+    kept = EstimatorTerms(estimators.observed(log).numerator, dr.numerator)
+    terms = {"dr": dr, "snips": estimators.snips(log, target), "kept": kept}
+    made = estimators.estimates(terms, log)
     unseen = 1.0 - told.support
-    e, s = (offpolicy.widened(made[name], unseen) for name in ("dr", "snips"))
+    e, s = (estimators.widened(made[name], unseen) for name in ("dr", "snips"))
     ratio = _ratio(made["kept"], e.value, unseen)
     why = (
         f"{ratio[0]:.1%} of the quality of {told.reference} was kept (95 %: {ratio[1]:.1%} to "
@@ -171,7 +171,7 @@ def _estimated(told: Quality, log: Log, target: Floats, q: Floats) -> Quality:
         told,
         said=True,
         why=why,
-        happened=offpolicy.observed(log).value,
+        happened=estimators.observed(log).value,
         always_reference=e.value,
         always_reference_ci=(e.low, e.high),
         snips=s.value,
@@ -195,7 +195,7 @@ def _whole(r: Labelled) -> bool:
     return r.signals is not None and len(r.signals) == _SIGNALS_BYTES
 
 
-def _log(rows: list[Labelled], reference: str) -> tuple[Log, list[str]]:
+def _log(rows: list[Labelled], reference: str) -> tuple[LoggedData, list[str]]:
     models = list(dict.fromkeys([reference, *(m for r in rows for m in r.shares)]))
     at = {m: i for i, m in enumerate(models)}
     p = np.zeros((len(rows), len(models)))
@@ -204,7 +204,7 @@ def _log(rows: list[Labelled], reference: str) -> tuple[Log, list[str]]:
             p[i, at[m]] = share
     action = np.array([at[r.chosen] for r in rows], np.intp)
     return (
-        Log(
+        LoggedData(
             action,
             p[np.arange(len(rows)), action],
             np.array([r.score for r in rows]),
@@ -216,7 +216,7 @@ def _log(rows: list[Labelled], reference: str) -> tuple[Log, list[str]]:
     )
 
 
-def _predicted(log: Log, rows: list[Labelled]) -> Floats:
+def _predicted(log: LoggedData, rows: list[Labelled]) -> FloatArray:
     """(n, k) scores by a reward model, fitted on other sessions than it predicts."""
     signals = np.stack([np.frombuffer(r.signals or b"", "<f4") for r in rows])
     points = [r.embedding for r in rows]
@@ -232,7 +232,7 @@ def _uneven(models: Mapping[str, ModelScore]) -> bool:
     if not requests:
         return False
     action = np.repeat(np.arange(len(requests)), requests)
-    return offpolicy.uneven(action, np.concatenate(labelled), len(requests))
+    return estimators.uneven(action, np.concatenate(labelled), len(requests))
 
 
 def _by_model(route: Route) -> dict[str, ModelScore]:
@@ -251,7 +251,7 @@ def _by_model(route: Route) -> dict[str, ModelScore]:
     return out
 
 
-def _mean(n: Floats, total: Floats) -> tuple[float, Interval]:
+def _mean(n: FloatArray, total: FloatArray) -> tuple[float, Interval]:
     """Mean score with Wilson's interval (Wilson 1927, "Probable inference, the law of succession,
     and statistical inference") at the size that sessions leave: n over the design effect."""
     n, total = n[n > 0], total[n > 0]

@@ -10,11 +10,8 @@ from typing import Any
 
 import msgspec
 
-from ... import features
-from ...audit import ROUTE as AUDITS
-from ...types import Prediction
-from .. import keeping
-from .sums import (
+from suffice import features
+from suffice.lab.savings.traffic import (
     BESIDE_FREE,
     BINS,
     COVERED,
@@ -27,12 +24,15 @@ from .sums import (
     SCORED,
     SPENT,
     TAKEN,
-    Expected,
+    CandidateTotals,
     Labelled,
     Route,
     Source,
     Traffic,
 )
+from suffice.monitoring import ROUTE as AUDITS
+from suffice.store import reader
+from suffice.types import Prediction
 
 LEAST_USD = 1e-9  # a smaller prediction is that of a free model
 _LEAST_SHARE = 1e-9  # a smaller propensity is none: its weight would drown all others
@@ -51,11 +51,11 @@ def read(url: str, *, since_s: float | None = None, route: str | None = None) ->
     Raises StoreError."""
     import sqlalchemy as sa
 
-    from ...store import schema
+    from suffice.store import schema
 
     found = Traffic()
     d = schema.decisions.c
-    with keeping.reading(url) as connection:
+    with reader.reading(url) as connection:
         span = _within(
             sa.select(sa.func.count(), sa.func.min(d.created_s), sa.func.max(d.created_s)),
             since_s,
@@ -97,7 +97,7 @@ def _width(span_s: float) -> float:
 
 
 def _within(query: Any, since_s: float | None, route: str | None) -> Any:
-    from ...store import schema
+    from suffice.store import schema
 
     t = schema.decisions.c
     if since_s is not None:
@@ -111,14 +111,14 @@ def _pages(
     """Pages of decisions, oldest first, each with the scores of those that have explicit ones."""
     import sqlalchemy as sa
 
-    from ...store import schema
+    from suffice.store import schema
 
     t = schema.decisions.c
     query = sa.select(
         t.id, t.created_s, t.route, t.chosen, t.model, t.policy, t.policy_version, t.basis,
         t.difficulty, t.status, t.attempts, t.session, t.cost_usd,
         t.latency_s, t.first_chunk_s, t.overhead_ms,
-        t.stream, t.features, t.features_schema, t.embedding, keeping.raw_detail(connection),
+        t.stream, t.features, t.features_schema, t.embedding, reader.raw_detail(connection),
     ).order_by(t.id).limit(_PAGE)  # fmt: skip
     query = _within(query, since_s, route)
     last = None
@@ -142,7 +142,7 @@ def _scores(
     on the way."""
     import sqlalchemy as sa
 
-    from ...store import schema
+    from suffice.store import schema
 
     f = schema.feedback.c
     query = sa.select(f.decision_id, f.source, f.kind, f.score, f.weight).where(
@@ -264,7 +264,7 @@ def _add(
     route.weighable += 1
     for m, share in shares.items():
         if share > 0.0:
-            e = route.expected.setdefault(m, Expected())
+            e = route.expected.setdefault(m, CandidateTotals())
             e.drawable += 1
             e.inverse += 1.0 / share
     if score is not None:
@@ -324,7 +324,7 @@ def _expect(predictions: tuple[Prediction, ...], model: str | None, route: Route
         return
     for p in predictions:
         if p.quality is not None:
-            e = route.expected.setdefault(p.model, Expected())
+            e = route.expected.setdefault(p.model, CandidateTotals())
             e.known += 1
             e.quality += p.quality
             e.beside += said
@@ -333,7 +333,7 @@ def _expect(predictions: tuple[Prediction, ...], model: str | None, route: Route
 def _attempts(connection: Any, since_s: float | None, route: str | None, found: Traffic) -> None:
     import sqlalchemy as sa
 
-    from ...store import schema
+    from suffice.store import schema
 
     a, d = schema.attempts.c, schema.decisions.c
     cost = (sa.func.sum(a.cost_usd), sa.func.count(a.cost_usd))

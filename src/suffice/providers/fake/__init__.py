@@ -6,7 +6,7 @@ In a shell:  python -m suffice.providers.fake --script script.json --port 9009
 
 from __future__ import annotations
 
-from .script import Action, FakeModel, Script, load_script, sufficient
-from .server import FakeUpstream, Seen
+from suffice.providers.fake.script import Action, FakeModel, Script, load_script, sufficient
+from suffice.providers.fake.server import FakeUpstream, Seen
 
 __all__ = ["Action", "FakeModel", "FakeUpstream", "Script", "Seen", "load_script", "sufficient"]

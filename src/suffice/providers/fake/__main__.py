@@ -6,9 +6,9 @@ import argparse
 import signal
 import sys
 
-from ...errors import SufficeError
-from .script import Script, load_script
-from .server import FakeUpstream
+from suffice.errors import SufficeError
+from suffice.providers.fake.script import Script, load_script
+from suffice.providers.fake.server import FakeUpstream
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ...errors import UsageError
+from suffice.errors import UsageError
 
 Kind = Literal[
     "ok",

@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import msgspec
 
-from ...errors import JobError
-from .script import Action, FakeModel, Script, action_of, sufficient
+from suffice.errors import JobError
+from suffice.providers.fake.script import Action, FakeModel, Script, action_of, sufficient
 
 _encode = msgspec.json.encode
 _OK = Action()

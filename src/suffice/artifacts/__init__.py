@@ -1,0 +1,1 @@
+"""Trained artifacts and certificates: hashed files, never pickled."""

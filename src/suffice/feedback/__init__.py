@@ -1,0 +1,1 @@
+"""Feedback: validation, implicit feedback, JSON Schema checks of replies."""

@@ -1,0 +1,1 @@
+"""suffice calibrate: certifies a threshold by risk control."""

@@ -1,0 +1,81 @@
+"""A model as judge, for labels. Two or more models: the pair judge that serving audits with too, see
+`execution.judging`. One model: its answer is graded by itself, 0 to 4, and the score is grade / 4.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from suffice.judging import (
+    MARKS,
+    PAIR_PROMPT,
+    PROMPT_VERSION,
+    Chat,
+    PairwiseScore,
+    Verdict,
+    chat,
+    compare,
+    conversation,
+    family,
+    family_warning,
+    judged,
+    last_line,
+    plain,
+    read_verdict,
+)
+from suffice.types import Message
+
+__all__ = [
+    "GRADE_PROMPT",
+    "PAIR_PROMPT",
+    "PROMPT_VERSION",
+    "Chat",
+    "PairwiseScore",
+    "Verdict",
+    "compare",
+    "family",
+    "family_warning",
+    "grade",
+    "judged",
+    "plain",
+    "read_grade",
+    "read_verdict",
+]
+
+GRADE_PROMPT = f"""\
+You grade an answer to a request by how well it serves the person who asked.
+
+4: right, complete and in the form that was asked for; an expert would change nothing of substance
+3: right in all that matters; a small omission or flaw that the person can live with
+2: partly right or partly done; the person has to correct or ask again
+1: mostly wrong or beside the point, with something of use in it
+0: wrong, empty, harmful, or a refusal without a good reason
+
+Work the problem out yourself before you believe the answer. Length is no merit, nor is politeness, \
+confidence or layout.
+
+{MARKS}
+
+Give your reasons in at most five sentences. Then end with one line that is exactly one of:
+GRADE: 0
+GRADE: 1
+GRADE: 2
+GRADE: 3
+GRADE: 4"""
+
+_GRADE = re.compile(r"GRADE: *([0-4])", re.IGNORECASE)
+
+
+def grade(messages: Sequence[Message], answer: str, known_good: str | None = None) -> Chat:
+    """Messages that ask for a grade of one answer."""
+    parts = [("request", conversation(messages))]
+    if known_good is not None:
+        parts.append(("known-good-answer", known_good))
+    return chat(GRADE_PROMPT, [*parts, ("answer", answer)])
+
+
+def read_grade(reply: str) -> int | None:
+    """The grade in the last line; None where that line is anything else."""
+    match = _GRADE.fullmatch(last_line(reply))
+    return None if match is None else int(match[1])

@@ -1,0 +1,1 @@
+"""Tables of queries and outcomes: reading, checking, splitting."""

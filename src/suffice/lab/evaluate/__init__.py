@@ -1,0 +1,1 @@
+"""suffice eval: scores policies on an outcomes table."""

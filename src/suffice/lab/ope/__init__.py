@@ -1,0 +1,1 @@
+"""Off-policy evaluation of policies on recorded decisions."""

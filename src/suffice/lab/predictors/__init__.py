@@ -1,0 +1,1 @@
+"""Predictors of quality from features, fitted on labelled outcomes."""

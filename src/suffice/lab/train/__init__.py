@@ -1,0 +1,1 @@
+"""suffice train: fits a policy on labelled outcomes."""

@@ -1,0 +1,351 @@
+"""The pacer never passes its ceiling, spends what it should, and can be snapshotted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.budgets.lagrange import solve
+from suffice.budgets.pacer import Pacer
+from suffice.budgets.traffic_forecast import DAY_S, TrafficForecast, seconds_to_midnight
+from suffice.errors import ArtifactError
+
+MODELS = ("weak", "strong")
+
+
+class Traffic:
+    """Queries of two models, cost 1 and 10 a thousandth on average, a gain that differs."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.times = np.sort(rng.random(n)) * DAY_S
+        size = rng.gamma(4.0, 0.25, n)
+        self.cost = np.stack([size * 0.001, size * 0.01], axis=1)
+        gain = rng.beta(1.0, 3.0, n)
+        self.quality = np.stack([0.8 - gain, np.full(n, 0.85)], axis=1)
+
+
+def run(pacer: Pacer, t: Traffic, day: int = 0, worst: float = 4.0) -> tuple[float, float, int]:
+    """(spend, mean quality, refused) of a day in which every call is settled at once."""
+    spent = quality = 0.0
+    refused = 0
+    for i, now in enumerate((t.times + day * DAY_S).tolist()):
+        p = pacer.decide(now, MODELS, t.quality[i], t.cost[i], t.cost[i] * worst, seed=i)
+        j = p.action
+        if (
+            j is None
+            or pacer.reserve(str(i), MODELS[j], t.cost[i, j], t.cost[i, j] * worst, now) is None
+        ):
+            refused += 1
+            continue
+        pacer.settle(str(i), t.cost[i, j])
+        spent += t.cost[i, j]
+        quality += t.quality[i, j]
+    return spent, quality / len(t.times), refused
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0.0, 3.0 * DAY_S),
+            st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2),  # what each costs at worst
+            st.floats(0.0, 1.0),  # part of the worst that it costs in the end
+            st.floats(0.0, 5.0),  # of what is predicted, over what it will cost
+            st.integers(0, 3),  # calls settled before it
+        ),
+        max_size=60,
+    ),
+    st.floats(0.01, 5.0),
+    st.one_of(st.none(), st.floats(0.001, 1.0)),
+)
+def test_the_ceiling_is_never_passed_whatever_calls_cost(
+    calls: list[tuple[float, list[float], float, float, int]],
+    budget: float,
+    each: float | None,
+) -> None:
+    pacer = Pacer(budget, max_usd_per_query=each)
+    flying: list[tuple[str, float, int]] = []
+    spent: dict[int, float] = {}
+    for n, (now, worst, part, told, settled) in enumerate(sorted(calls, key=lambda c: c[0])):
+        for _ in range(min(settled, len(flying))):
+            name, cost, day = flying.pop(0)
+            pacer.settle(name, cost)
+        actual = [w * part for w in worst]
+        p = pacer.decide(now, MODELS, (0.5, 0.9), [told * a for a in actual], worst, seed=n)
+        day = int(now // DAY_S)
+        if p.action is None:
+            assert sum(p.propensities) == 0.0
+            assert p.reason
+        else:
+            assert sum(p.propensities) == pytest.approx(1.0)
+            held = pacer.reserve(str(n), MODELS[p.action], actual[p.action], worst[p.action], now)
+            assert held is not None
+            assert each is None or worst[p.action] <= each
+            flying.append((str(n), actual[p.action], day))
+            spent[day] = spent.get(day, 0.0) + actual[p.action]
+            assert spent[day] <= budget + 1e-9
+        total = pacer.totals()
+        assert total.spent_usd + total.reserved_usd <= total.ceiling_usd
+    for name, cost, _ in flying:
+        pacer.settle(name, cost)
+    assert pacer.totals().reserved_usd == 0.0
+
+
+@pytest.mark.parametrize("budget", [4.0, 8.0, 16.0])
+def test_a_day_spends_its_budget_on_the_queries_that_gain_most(budget: float) -> None:
+    pacer = Pacer(budget)
+    t = Traffic(2000, 1)
+    run(pacer, t)
+    t = Traffic(2000, 2)
+    spent, quality, refused = run(pacer, t, 1)
+    assert 0.98 * budget <= spent <= budget
+    assert refused == 0
+    low, high, mix, _ = solve(t.quality, t.cost, budget / 2000)
+    best = [
+        float(t.quality[np.arange(2000), np.argmax(t.quality - lam * t.cost, axis=1)].mean())
+        for lam in (low, high)
+    ]
+    optimum = mix * best[0] + (1 - mix) * best[1]
+    everywhere_alike = 0.8 - 0.25 + (budget / 2000 - 0.001) / 0.009 * 0.3
+    assert quality > optimum - 0.01
+    assert quality > everywhere_alike + 0.02
+
+
+def bursts(n: int, seed: int) -> Traffic:
+    """A day with a peak and four crowds of ten minutes each."""
+    rng = np.random.default_rng(seed)
+    crowds = (rng.random((4, n // 16)) * 600.0 + rng.random((4, 1)) * (DAY_S - 600.0)).ravel()
+    calm = (rng.normal(0.6, 0.22, n - len(crowds)) % 1.0) * DAY_S
+    t = Traffic(n, seed)
+    t.times = np.sort(np.concatenate([calm, crowds]))
+    return t
+
+
+@pytest.mark.parametrize("worst", [4.0, 15.0])  # of the strong model: .5 % and 2 % of the day
+def test_a_day_of_bursts_lands_within_two_percent(worst: float) -> None:
+    pacer, budget = Pacer(8.0), 8.0
+    for day in range(3):
+        t = bursts(2000, 20 + day)
+        spent, _, refused = run(pacer, t, day, worst)
+        assert spent <= budget
+        if day:
+            assert spent >= 0.98 * budget
+            assert refused < 0.04 * len(t.times)  # where a crowd comes late
+
+
+@pytest.mark.parametrize("part", [1.0, 0.0])
+def test_the_ceiling_holds_on_a_day_of_bursts_whose_calls_cost_their_worst_or_are_not_known(
+    part: float,
+) -> None:
+    pacer, t, spent = Pacer(4.0), bursts(1000, 30), 0.0
+    flying: list[tuple[str, float]] = []
+    for i, now in enumerate(t.times.tolist()):
+        worst = t.cost[i] * 4.0
+        j = pacer.decide(now, MODELS, t.quality[i], t.cost[i], worst, seed=i).action
+        if j is None:
+            continue
+        assert pacer.reserve(str(i), MODELS[j], t.cost[i, j], worst[j], now) is not None
+        flying.append((str(i), worst[j]))
+        if len(flying) > 20:
+            name, usd = flying.pop(0)
+            pacer.settle(name, usd if part else None)
+            spent += usd
+        told = pacer.totals()
+        assert spent <= told.spent_usd + 1e-9
+        assert told.spent_usd + told.reserved_usd <= told.ceiling_usd
+
+
+def test_a_dry_run_changes_nothing_and_requests_elsewhere_count() -> None:
+    pacer, t = Pacer(8.0), Traffic(100, 12)
+    run(pacer, t)
+    before = pacer.state()
+    for i in range(20):
+        pacer.decide(DAY_S + i, MODELS, (0.5, 0.9), (0.1, 0.2), (0.1, 0.2), seed=i, count=False)
+    assert pacer.state() == before
+    pacer.note(7, t.times[-1])
+    assert pacer.day.requests == 107
+
+
+def test_what_costs_nothing_may_be_called_when_all_is_spent() -> None:
+    pacer = Pacer(1.0)
+    pacer.note(1, 0.0)
+    pacer.sync(2.0)  # the budget was lowered
+    assert pacer.decide(0.0, MODELS, (0.5, 0.9), (0.0, 0.1), (0.0, 0.1), seed=0).action == 0
+    assert pacer.reserve("a", "weak", 0.0, 0.0, 0.0) == 0
+    assert pacer.reserve("b", "strong", 0.1, 0.1, 0.0) is None
+
+
+def test_more_than_enough_takes_the_best_and_too_little_the_cheapest_until_it_is_spent() -> None:
+    t = Traffic(500, 3)
+    assert run(Pacer(1000.0), t)[1] == pytest.approx(t.quality.max(axis=1).mean())
+    pacer = Pacer(0.25)  # half of what the cheapest costs
+    spent, _, refused = run(pacer, t)
+    assert 0.2 < spent <= 0.25
+    assert 150 < refused < 350
+    p = pacer.decide(DAY_S - 1.0, MODELS, (0.5, 0.9), (0.1, 0.2), (0.1, 0.2), seed=0)
+    assert p.action is None
+    assert "budget" in p.reason
+    assert pacer.decide(DAY_S, MODELS, (0.5, 0.9), (0.1, 0.2), (0.1, 0.2), seed=0).action == 0
+
+
+def test_predictions_that_are_off_are_corrected_by_what_calls_cost() -> None:
+    t = Traffic(2000, 4)
+    pacer = Pacer(8.0)
+    spent = 0.0
+    for i, now in enumerate(t.times.tolist()):
+        told = t.cost[i] * (0.5, 0.4)
+        p = pacer.decide(now, MODELS, t.quality[i], told, t.cost[i] * 4, seed=i)
+        assert p.action is not None
+        j = p.action
+        assert pacer.reserve(str(i), MODELS[j], told[j], t.cost[i, j] * 4, now)
+        pacer.settle(str(i), t.cost[i, j])
+        spent += t.cost[i, j]
+    assert 0.95 * 8.0 <= spent <= 8.0
+
+
+def test_a_worst_cost_that_was_passed_is_set_higher_next_time() -> None:
+    pacer = Pacer(10.0)
+    assert pacer.reserve("a", "m", 0.1, 1.0, 0.0)
+    pacer.settle("a", 2.0)
+    assert pacer.reserve("b", "m", 0.1, 1.0, 1.0)
+    assert pacer.totals().reserved_usd == pytest.approx(2.0)
+    pacer.settle("b", None)  # not known: all that was reserved
+    assert pacer.totals().spent_usd == pytest.approx(4.0)
+    with pytest.raises(KeyError):
+        pacer.settle("b", 1.0)
+    assert pacer.reserve("c", "m", 0.1, 1.0, 2.0)
+    with pytest.raises(ValueError, match="'c'"):
+        pacer.reserve("c", "m", 0.1, 1.0, 2.0)
+
+
+def test_a_call_over_midnight_belongs_to_the_day_it_was_made_in() -> None:
+    pacer = Pacer(1.0)
+    assert pacer.reserve("late", "m", 0.5, 0.9, DAY_S - 1.0)
+    assert pacer.reserve("early", "m", 0.5, 0.9, DAY_S + 1.0)
+    pacer.settle("late", 0.8)
+    assert pacer.totals()[:2] == (0.0, 0.9)
+    pacer.settle("early", 0.7)
+    assert pacer.totals()[:2] == pytest.approx((0.7, 0.0))
+
+
+def test_other_workers_spending_counts() -> None:
+    pacer = Pacer(10.0)
+    assert pacer.reserve("mine", "m", 1.0, 2.0, 0.0)
+    pacer.sync(7.0, 0.5)
+    assert None is pacer.reserve("more", "m", 0.1, 0.6, 1.0)
+    assert pacer.reserve("more", "m", 0.1, 0.5, 1.0)
+
+
+def test_without_a_budget_only_the_limit_a_query_counts() -> None:
+    pacer = Pacer(None, max_usd_per_query=0.01)
+    decide = pacer.decide
+    assert decide(0.0, MODELS, (0.5, 0.9), (0.001, 0.005), (0.002, 0.009), seed=0).action == 1
+    assert decide(0.0, MODELS, (0.5, 0.9), (0.001, 0.005), (0.002, 0.011), seed=0).action == 0
+    none = decide(0.0, MODELS, (0.5, 0.9), (0.001, 0.005), (0.02, 0.02), seed=0)
+    assert none.action is None
+    assert "limit a query" in none.reason
+    assert None is pacer.reserve("a", "weak", 0.001, float("nan"), 0.0)
+    assert seconds_to_midnight(DAY_S * 3 + 100.0) == DAY_S - 100.0
+
+
+@given(
+    st.integers(1, 40).flatmap(
+        lambda n: st.tuples(
+            # Qualities nearer than rounding cannot be told apart by any multiplier.
+            st.lists(st.floats(0.0, 1.0, width=16), min_size=3 * n, max_size=3 * n),
+            st.lists(st.floats(1e-6, 1.0), min_size=3 * n, max_size=3 * n),
+        )
+    ),
+    st.floats(0.0, 1.0),
+)
+def test_the_mixture_of_two_multipliers_spends_what_is_asked(
+    table: tuple[list[float], list[float]], where: float
+) -> None:
+    q, c = (np.array(v).reshape(-1, 3) for v in table)
+    at = np.arange(len(q))
+    least = float(c.min(axis=1).mean())
+    most = float(c[at, np.argmax(q, axis=1)].mean())
+    each = least + where * (most - least)
+    low, high, mix, _ = solve(q, c, each)
+    assert 0.0 <= low <= high
+    assert 0.0 <= mix <= 1.0
+    if np.isinf(low):
+        assert each <= least + 1e-12
+        return
+
+    def spend(lam: float) -> float:
+        merit = q - lam * c
+        alike = merit >= merit.max(axis=1, keepdims=True)  # then the cheapest
+        return float(np.where(alike, c, np.inf).min(axis=1).mean())
+
+    mixed = mix * spend(low) + (1 - mix) * spend(high)
+    assert mixed <= each + 1e-9 or mixed == pytest.approx(each, rel=1e-6)
+
+
+def test_the_day_is_told_from_the_day_before() -> None:
+    rng = np.random.default_rng(6)
+    day = TrafficForecast()
+    for number in range(2):
+        times = np.sort(rng.triangular(0, 20 * 3600, DAY_S, 3000)) + number * DAY_S
+        for now in times.tolist():
+            day.turn(now)
+            day.count(now)
+            if number and rng.random() < 0.01:
+                true = float((times > now).sum())
+                assert abs(day.remaining(now).expected - true) < 0.15 * 3000
+    assert day.known
+    assert day.remaining(2 * DAY_S - 1.0).expected < 5.0
+
+
+def test_a_day_joined_in_the_middle_spends_its_part() -> None:
+    pacer = Pacer(8.0)
+    t = Traffic(2000, 7)
+    keep = t.times > DAY_S / 2
+    t.times, t.cost, t.quality = t.times[keep], t.cost[keep], t.quality[keep]
+    spent, _, _ = run(pacer, t)
+    assert spent == pytest.approx(4.0, rel=0.05)
+
+
+def test_same_seed_same_decision_and_the_state_round_trips() -> None:
+    pacer = Pacer(8.0, max_usd_per_query=1.0)
+    t = Traffic(300, 8)
+    run(pacer, t)
+    again = Pacer.from_state(pacer.state())
+    assert again.state() == pacer.state()
+    for i in range(40):
+        now = DAY_S * 0.999 + i
+        one, two = (
+            p.decide(now, MODELS, t.quality[i], t.cost[i], t.cost[i], seed=i)
+            for p in (pacer, again)
+        )
+        assert one == two
+    flying = Pacer(1.0)
+    assert flying.reserve("a", "m", 0.1, 0.9, 0.0)
+    restarted = Pacer.from_state(flying.state())
+    assert None is restarted.reserve("b", "m", 0.1, 0.2, 1.0)  # until sync says what became of "a"
+
+
+@given(st.data())
+def test_a_changed_or_cut_state_is_refused(data: st.DataObject) -> None:
+    pacer = Pacer(8.0)
+    run(pacer, Traffic(20, 9))
+    raw = pacer.state()
+    at = data.draw(st.integers(0, len(raw) - 1))
+    bad = raw[:at] + bytes([raw[at] ^ data.draw(st.integers(1, 255))]) + raw[at + 1 :]
+    try:
+        same = Pacer.from_state(bad)
+    except ArtifactError:
+        return
+    assert same.state() == raw
+
+
+def test_arguments_out_of_range_are_named() -> None:
+    with pytest.raises(ValueError, match="usd_per_day"):
+        Pacer(0.0)
+    with pytest.raises(ValueError, match="max_usd_per_query"):
+        Pacer(1.0, max_usd_per_query=-1.0)
+    with pytest.raises(ValueError, match="aim"):
+        Pacer(1.0, aim=2.0)

@@ -1,0 +1,141 @@
+"""The drift watch: quiet while the loss holds, loud after it has grown, and the same after a restart."""
+
+from __future__ import annotations
+
+import json
+from math import inf
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from suffice.monitoring import sequential_test
+from suffice.monitoring.sequential_test import SequentialTest
+
+LABELS = st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 1.0)), min_size=1, max_size=60)
+
+
+def run(losses: np.ndarray, max_loss: float = 0.05, false_alarm: float = 0.05) -> SequentialTest:
+    w = sequential_test.begin(max_loss, false_alarm)
+    for x in losses.tolist():
+        w = w.update(x)
+        if w.alarmed:
+            break
+    return w
+
+
+def test_false_alarms_stay_below_the_stated_rate_at_the_very_bound() -> None:
+    rng = np.random.default_rng(3)
+    streams = 200
+    alarms = sum(
+        run((rng.random(600) < 0.1).astype(float), 0.1, 0.2).alarmed for _ in range(streams)
+    )
+    # Three deviations above what 20 % would give; betting on the truth being worse fails this.
+    assert alarms / streams <= 0.2 + 3 * (0.2 * 0.8 / streams) ** 0.5
+    assert alarms > 0, "a watch that never moves would pass too"
+
+
+@pytest.mark.parametrize("before", [0, 1000])
+def test_a_loss_that_doubles_is_seen(before: int) -> None:
+    rng = np.random.default_rng(4)
+    found = []
+    for _ in range(12):
+        good = (rng.random(before) < 0.04).astype(float)
+        bad = (rng.random(4000) < 0.12).astype(float)
+        w = run(np.concatenate([good, bad]))
+        assert w.alarm_at is not None
+        found.append(w.alarm_at - before)
+    assert 0 < np.median(found) < 1000
+
+
+def test_graded_losses_are_watched_too() -> None:
+    rng = np.random.default_rng(5)
+    assert not run(rng.beta(1, 39, 2000)).alarmed
+    assert run(rng.beta(1, 6, 2000)).alarmed
+
+
+@given(LABELS)
+def test_expected_wealth_never_grows_at_the_bound(labels: list[tuple[float, float]]) -> None:
+    """One step of the e-process by its definition: over a loss whose mean is exactly the bound, the
+    expected evidence is no more than before."""
+    w = sequential_test.begin(0.1)
+    for loss, weight in labels:
+        w = w.update(loss, weight)
+    for weight in (0.3, 1.0):
+        after = 0.1 * w.update(1.0, weight).evidence + 0.9 * w.update(0.0, weight).evidence
+        assert after <= w.evidence * (1 + 1e-9)
+        assert min(w.update(1.0, weight).wealth + w.update(0.0, weight).wealth) >= 0
+
+
+@given(LABELS)
+def test_a_state_survives_json_and_goes_on_alike(labels: list[tuple[float, float]]) -> None:
+    w = sequential_test.begin(0.05, 0.01)
+    for loss, weight in labels:
+        w = w.update(loss, weight)
+        back = SequentialTest.from_dict(json.loads(json.dumps(w.to_dict())))
+        assert back == w
+    assert back.update(1.0, 0.5) == w.update(1.0, 0.5)
+
+
+@given(LABELS)
+def test_mean_is_weighted_and_the_alarm_stays(labels: list[tuple[float, float]]) -> None:
+    w = sequential_test.begin(0.05)
+    first = None
+    for i, (loss, weight) in enumerate(labels, 1):
+        w = w.update(loss, weight)
+        if first is None and w.alarmed:
+            first = i
+        assert w.alarm_at == first
+    weights = [v for _, v in labels]
+    want = sum(x * v for x, v in labels) / sum(weights)
+    assert w.loss == pytest.approx(want, abs=1e-9)
+    assert 0 <= (w.recent or 0) <= 1
+
+
+def test_a_label_of_twice_the_weight_counts_more() -> None:
+    light, heavy = (
+        sequential_test.begin(0.05, max_weight=2.0),
+        sequential_test.begin(0.05, max_weight=2.0),
+    )
+    for _ in range(5):
+        light, heavy = light.update(1.0, 1.0), heavy.update(1.0, 2.0)
+    assert heavy.evidence > light.evidence
+
+
+def test_the_reason_says_what_is_seen() -> None:
+    w = sequential_test.begin(0.05)
+    assert "No label yet" in w.reason
+    assert "nothing speaks against" in w.update(0.0).reason
+    bad = run(np.ones(50))
+    assert bad.alarmed and "more than the certified 0.05" in bad.reason and "0.05" in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: sequential_test.begin(0.0), "max_loss"),
+        (lambda: sequential_test.begin(0.1, 1.0), "false_alarm"),
+        (lambda: sequential_test.begin(0.1, 0.1, inf), "max_weight"),
+        (lambda: sequential_test.begin(0.1).update(1.01), "loss"),
+        (lambda: sequential_test.begin(0.1).update(float("nan")), "loss"),
+        (lambda: sequential_test.begin(0.1).update(0.5, 1.5), "weight"),
+        (lambda: sequential_test.begin(0.1).update(0.5, 0.0), "weight"),
+        (lambda: SequentialTest.from_dict({"max_loss": 0.1}), "no state"),
+        (
+            lambda: SequentialTest.from_dict(
+                {**sequential_test.begin(0.1).to_dict(), "wealth": [1.0]}
+            ),
+            "wealth",
+        ),
+        (
+            lambda: SequentialTest.from_dict(
+                {**sequential_test.begin(0.1).to_dict(), "labels": -1}
+            ),
+            "labels",
+        ),
+    ],
+)
+def test_nonsense_is_refused_by_name(make, said: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=said):
+        make()
