@@ -1,7 +1,7 @@
 """suffice routes every LLM query to the cheapest model that suffices.
 
 >>> from suffice import Router
->>> router = Router.for_explaining()
+>>> router = Router.for_dry_run()
 >>> router.route("What's the weather today?").model
 'openai/gpt-6-luna'
 """

@@ -44,7 +44,9 @@ from suffice.errors import (
 )
 from suffice.feedback import implicit
 from suffice.feedback.validation import checked, checked_batch
+from suffice.store.protocols import Store
 from suffice.types import (
+    NO_OPTIONS,
     Attempt,
     Decision,
     Deployment,
@@ -62,7 +64,6 @@ from suffice.types import (
     RetryPolicy,
     RoutingOptions,
     Session,
-    Store,
     Timeouts,
     Usage,
 )
@@ -135,7 +136,7 @@ class RoutedResponse:
         "_started",
         "_x",
         "decision",
-        "drawn",
+        "audit_sample",
         "overhead_ms",
         "query",
         "reply",
@@ -158,7 +159,7 @@ class RoutedResponse:
         self.query = query
         self.decision = decision
         self.reply: execution.Reply | None = None
-        self.drawn = router._draw(decision, x, query)
+        self.audit_sample = router._draw(decision, x, query)
         self.overhead_ms = (perf_counter() - started) * 1e3
 
     @property
@@ -192,7 +193,7 @@ class RoutedResponse:
 
     @property
     def explain(self) -> bool:
-        return self.query.steering.explain
+        return self.query.options.explain
 
     @property
     def predicted_usd(self) -> float | None:
@@ -203,19 +204,19 @@ class RoutedResponse:
         told = msgspec.structs.replace(self.decision, features=features.explain(self._x))
         return self._router.explain(told)
 
-    async def events(self, *, wants_usage: bool) -> AsyncIterator[bytes]:
+    async def events(self, *, include_usage: bool) -> AsyncIterator[bytes]:
         """Bytes of server-sent events, without the terminator; records the request at the end.
 
         The usage chunk is dropped unless the client asked for it. Raises UpstreamError when the
         upstream fails after the commit point.
         """
         status, error = 499, "the client left"
-        drawn = self.drawn
+        drawn = self.audit_sample
         try:
             async for event in self._reply.events:
                 if drawn is not None:
                     drawn.hear(event.raw)
-                if event.kind == "usage" and not wants_usage:
+                if event.kind == "usage" and not include_usage:
                     continue
                 if event.kind != "done":
                     yield event.raw
@@ -376,7 +377,7 @@ class Router:
         return router
 
     @classmethod
-    def for_explaining(
+    def for_dry_run(
         cls, path: str | Path | None = None, *, env: Mapping[str, str] | None = None
     ) -> Router:
         """A router that can decide but need not be able to call: keys are not asked for. With no
@@ -397,6 +398,8 @@ class Router:
                 source=EXAMPLE_POOL,
             )
         return cls(config.resolve(settings, env, need_keys=False), env=env)
+
+    for_explaining = for_dry_run  # the former name, kept for one release
 
     # ── the straight line ────────────────────────────────────────────────────────────────────────
 
@@ -452,11 +455,11 @@ class Router:
         it may spend. Calls nothing. serves: the decision will be carried out."""
         x = features.extract(query.messages, extra_tokens=_schema_tokens(query.fields))
         models, excluded = self._catalog.eligible(
-            self._pool(query.steering, route),
-            needs=query.needs,
+            self._pool(query.options, route),
+            required_capabilities=query.required_capabilities,
             input_tokens=x.input_tokens,
             max_output_tokens=query.max_output_tokens,
-            steering=query.steering if query.steering is not _NO_STEERING else None,
+            options=query.options if query.options is not NO_OPTIONS else None,
         )
         if not models:
             raise _no_candidate(route, excluded)
@@ -466,8 +469,8 @@ class Router:
         if route.bypass or route.policy is None:
             decision = _bypass(models[0], x, query.max_output_tokens, decision_id)
             return x, self._finish(decision, query, route, x, excluded + cooling, models), None
-        steering = query.steering
-        objective = self._objective(steering, route)
+        options = query.options
+        objective = self._objective(options, route)
         session = (
             self._sessions.get(query.session, time.time()) if len(query.messages) > 1 else None
         )
@@ -485,7 +488,7 @@ class Router:
         if purse is not None:
             if serves and purse.budget is not None:
                 purse.budget.restore(self.store)
-            paced = objective is route.objective and not steering.order
+            paced = objective is route.objective and not options.order
             decision = purse.choose(decision, session, paced=paced, counts=serves)
         elif (
             route.explores
@@ -494,8 +497,8 @@ class Router:
             and decision.basis != "certified"  # exploring would break what was promised
             # Who asks for models, an order or an objective of their own has not left us the choice.
             and objective is route.objective
-            and steering.models is None
-            and not steering.order
+            and options.models is None
+            and not options.order
             and session is None
             and not x.in_tool_loop
         ):
@@ -516,12 +519,14 @@ class Router:
     ) -> Decision:
         """The decision with the route's own part: fallbacks, client's wishes, what was left out."""
         plan = decision.plan
-        steering = query.steering
-        if steering is not _NO_STEERING:
-            plan = _wished(plan, steering, {m.name: m for m in models})
-        if route.fallbacks and steering.allow_fallbacks:
+        options = query.options
+        if options is not NO_OPTIONS:
+            plan = _wished(plan, options, {m.name: m for m in models})
+        if route.fallbacks and options.allow_fallbacks:
             fit, _ = self._catalog.eligible(
-                route.fallbacks, needs=query.needs, input_tokens=x.input_tokens
+                route.fallbacks,
+                required_capabilities=query.required_capabilities,
+                input_tokens=x.input_tokens,
             )
             planned = {s.model for s in plan}
             plan += tuple(PlanStep(m.name, "fallback") for m in fit if m.name not in planned)
@@ -560,9 +565,9 @@ class Router:
             bypass=True,
         )
 
-    def _pool(self, steering: RoutingOptions, route: Route) -> tuple[Model, ...]:
+    def _pool(self, options: RoutingOptions, route: Route) -> tuple[Model, ...]:
         """The route's models, or those the client asked for in this call."""
-        names = steering.models
+        names = options.models
         if names is None:
             return route.models
         pool = self._pools.get(names)
@@ -580,13 +585,13 @@ class Router:
             error.param = "models"
             raise
 
-    def _objective(self, steering: RoutingOptions, route: Route) -> Objective:
-        if steering.objective is None:
-            if steering.sort is not None:
-                return Objective(kind="cheapest" if steering.sort == "price" else "fastest")
+    def _objective(self, options: RoutingOptions, route: Route) -> Objective:
+        if options.objective is None:
+            if options.sort is not None:
+                return Objective(kind="cheapest" if options.sort == "price" else "fastest")
             return route.objective
         try:
-            asked = policies.parse_objective(steering.objective)
+            asked = policies.parse_objective(options.objective)
             if asked.kind == "usd_per_day":
                 raise ValueError("objective.usd_per_day: a budget is the route's, not a request's")
         except ValueError as error:
@@ -721,7 +726,7 @@ class Router:
             features=answer._x,
             prompt=bytes(query.fields["messages"]) if self._keep_prompts else None,
             error=error,
-            metadata=query.steering.metadata,
+            metadata=query.options.metadata,
         )
         if reply is not None and status < 400:
             self._sessions.put(query.session, reply, answer._x.input_tokens, now_s)
@@ -730,8 +735,8 @@ class Router:
         enabled = self._implicit.get(record.decision.route)
         if enabled:
             self._heard(answer, record, enabled)
-        if answer.drawn is not None and self._audit is not None:
-            self._audit.take(answer.drawn, record, reply.body if reply is not None else b"")
+        if answer.audit_sample is not None and self._audit is not None:
+            self._audit.take(answer.audit_sample, record, reply.body if reply is not None else b"")
 
     def _heard(
         self, answer: RoutedResponse, record: RequestRecord, enabled: Mapping[str, float]
@@ -757,7 +762,7 @@ class Router:
         if found:
             self.store.append_feedback(found)
             for f in found:
-                self._telemetry.scored(f)
+                self._telemetry.feedback(f)
 
     def _make_policy(self, spec: Any) -> Policy:
         if policies.is_path(spec.policy):
@@ -976,7 +981,7 @@ class Router:
         given = checked(fields, time.time())
         if not self.store.add_feedback(given, key_id=key_id):
             raise NotFoundError(f"There is no decision {decision_id!r}.", param="decision_id")
-        self._telemetry.scored(given)
+        self._telemetry.feedback(given)
         return given
 
     def feedback_batch(
@@ -999,7 +1004,7 @@ class Router:
                 continue
             done: dict[str, Any] = {"decision_id": f.decision_id, "status": "stored"}
             if next(stored):
-                self._telemetry.scored(f)
+                self._telemetry.feedback(f)
             else:
                 message = f"There is no decision {f.decision_id!r}."
                 done.update(status="not_found", message=message, param="decision_id")
@@ -1023,7 +1028,7 @@ class Router:
         """Prometheus text."""
         return self._metrics.render()
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Open store and transport and decide once, so that no client pays for the first time."""
         self.store.add_feedback(Feedback(decision_id="", score=0.0))  # compiles its statements
         self._budgets.restore(self.store)
@@ -1035,13 +1040,13 @@ class Router:
     def _warm(self, route: str, policy: Policy) -> None:
         """Let the policy decide once, so that what it works out for a pool is there."""
         pool = self._routes[route].models
-        models, _ = self._catalog.eligible(pool, needs=frozenset(), input_tokens=1)
+        models, _ = self._catalog.eligible(pool, required_capabilities=frozenset(), input_tokens=1)
         x = features.extract((Message("user", "warm up"),))
         policy.decide(x, self._health.candidates(models), self._specs[route].objective)
 
-    def learn(self, *, start: bool = True) -> learning.LearningWorker:
+    def start_learning(self, *, thread: bool = True) -> learning.LearningWorker:
         """The learning of this process, begun where it was not: a background thread that follows
-        promotions and, where it holds the route's lease, learns from feedback. start False: no
+        promotions and, where it holds the route's lease, learns from feedback. thread False: no
         thread; the caller calls `step`."""
         if self._learning is None:
             routes = [
@@ -1058,13 +1063,13 @@ class Router:
             self._learning = learning.LearningWorker(
                 routes, self.store, _facts, self._swap, owner=owner, clients=len(self.api_keys)
             )
-        if start:
+        if thread:
             self._learning.start()
         return self._learning
 
-    def watch(self, *, start: bool = True) -> monitoring.CertificateMonitor | None:
+    def start_monitoring(self, *, thread: bool = True) -> monitoring.CertificateMonitor | None:
         """The audits and the watch over certificates of this process, begun where they were not;
-        None where no route has them. start False: no thread; the caller calls `step`."""
+        None where no route has them. thread False: no thread; the caller calls `step`."""
         watched = {n: s.audit for n, s in self._specs.items() if s.audit is not None}
         if self._audit is None and watched:
             calls = monitoring.MonitorDependencies(
@@ -1094,7 +1099,7 @@ class Router:
                 seed=self._random.getrandbits(32),
             )
             self._metrics.gauges = self._audit.gauges
-        if start and self._audit is not None:
+        if thread and self._audit is not None:
             self._audit.start()
         return self._audit
 
@@ -1105,7 +1110,7 @@ class Router:
 
     def _labelled(self, feedback: Feedback) -> None:
         self.store.append_feedback((feedback,))
-        self._telemetry.scored(feedback)
+        self._telemetry.feedback(feedback)
 
     def _new_id(self) -> str:
         return f"dec_{int(time.time() * 1000):011x}{self._random.getrandbits(64):016x}"
@@ -1181,7 +1186,6 @@ class Router:
 
 
 EXAMPLE_POOL = "an example pool (no config, no keys)"
-_NO_STEERING = RoutingOptions()
 
 
 def _score_version(policy: Any) -> str:
@@ -1223,8 +1227,8 @@ def _schema_tokens(fields: Mapping[str, msgspec.Raw]) -> int:
 
 
 def _no_candidate(route: Route, excluded: tuple[ExcludedModel, ...]) -> NoEligibleModelError:
-    reasons = {e.model: e.why for e in excluded}
-    listed = "; ".join(f"{m}: {why}" for m, why in reasons.items()) or "its pool is empty"
+    reasons = {e.model: e.reason for e in excluded}
+    listed = "; ".join(f"{m}: {reason}" for m, reason in reasons.items()) or "its pool is empty"
     return NoEligibleModelError(
         f"No model of {route.name!r} can take this query. {listed}.",
         reasons=reasons,
@@ -1248,13 +1252,13 @@ def _bypass(model: Model, x: Features, limit: int | None, decision_id: str) -> D
 
 
 def _wished(
-    plan: tuple[PlanStep, ...], steering: RoutingOptions, models: Mapping[str, Model]
+    plan: tuple[PlanStep, ...], options: RoutingOptions, models: Mapping[str, Model]
 ) -> tuple[PlanStep, ...]:
     """The plan by the client's own order of providers, and without failover where it said so."""
-    if steering.order:
-        rank = {p: i for i, p in enumerate(steering.order)}
+    if options.order:
+        rank = {p: i for i, p in enumerate(options.order)}
         order = sorted(plan, key=lambda s: rank.get(models[s.model].provider, len(rank)))
         plan = tuple(
             PlanStep(s.model, "choice" if i == 0 else "failover") for i, s in enumerate(order)
         )
-    return plan if steering.allow_fallbacks else plan[:1]
+    return plan if options.allow_fallbacks else plan[:1]

@@ -36,8 +36,8 @@ class Telemetry:
         for hook in self._hooks:
             self._hand(hook, hook, record)
 
-    def scored(self, feedback: Feedback) -> None:
-        """A score was stored."""
+    def feedback(self, feedback: Feedback) -> None:
+        """Hand a stored score to the hooks that want it."""
         if self._feedback_hooks is None:
             # Now, not at start: OpenTelemetry takes 30 ms to import, and many send no feedback.
             hooks: list[object] = [*self._hooks, evaluations_hook()]

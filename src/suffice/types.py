@@ -7,7 +7,7 @@ Records are `msgspec.Struct`: cheap to make on the request path and encodable as
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 # ── catalog ──────────────────────────────────────────────────────────────────────────────────────
-
-Capability = Literal["tools", "vision", "json_schema", "audio", "reasoning"]
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -74,16 +72,11 @@ class ExcludedModel(msgspec.Struct, frozen=True):
     """A model of the route that a hard limit ruled out, and which limit."""
 
     model: str
-    why: str
+    reason: str = msgspec.field(name="why")
     permanent: bool = True  # waiting will not help
 
 
 # ── query ────────────────────────────────────────────────────────────────────────────────────────
-
-
-class ToolCall(msgspec.Struct, frozen=True):
-    name: str = ""
-    arguments: str = ""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -115,6 +108,9 @@ class RoutingOptions(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Any] | None = None
 
 
+NO_OPTIONS = RoutingOptions()  # of a client that asks for nothing; compare with `is`
+
+
 class Query(msgspec.Struct, frozen=True):
     """What a client asks, parsed once by the gateway.
 
@@ -127,10 +123,12 @@ class Query(msgspec.Struct, frozen=True):
     messages: tuple[Message, ...]
     fields: dict[str, msgspec.Raw]
     stream: bool = False
-    wants_usage: bool = False  # stream_options.include_usage as the client sent it
-    needs: frozenset[str] = frozenset()  # capabilities without which it cannot be answered
+    include_usage: bool = False  # stream_options.include_usage as the client sent it
+    required_capabilities: frozenset[str] = (
+        frozenset()
+    )  # capabilities without which it cannot be answered
     max_output_tokens: int | None = None
-    steering: RoutingOptions = RoutingOptions()
+    options: RoutingOptions = NO_OPTIONS
     session: str | None = None  # explicit key, or the hash of first system + first user message
     request_id: str = ""
     headers: tuple[tuple[str, str], ...] = ()  # extra headers to pass upstream (traceparent)
@@ -147,13 +145,13 @@ class Features(msgspec.Struct, frozen=True):
     """
 
     signals: NDArray[np.float32]
-    ask_chars: int
-    ask_tokens: int  # estimate for the last human ask
+    user_message_chars: int
+    user_message_tokens: int  # estimate for the last human ask
     input_tokens: int
     human_turns: int = 1
     follow_up: bool = False  # a short "yes, go ahead": signals are inherited from the asks before
     in_tool_loop: bool = False  # the last message is a tool result, not a human's
-    harness_chars: int = 0  # tool results, system reminders, pasted context set apart
+    context_chars: int = 0  # tool results, system reminders, pasted context set apart
     token_ids: NDArray[np.int32] | None = None
     embedding: NDArray[np.float32] | None = None
     schema: str = "1"
@@ -205,7 +203,8 @@ class Prediction(msgspec.Struct, frozen=True):
     cost_usd: float | None
     latency_s: float | None
     propensity: float  # probability with which the policy could have chosen it
-    switch_usd: float = 0.0  # price of leaving the incumbent's cached prefix, counted in the choice
+    # USD of leaving the incumbent's cached prefix, counted in the choice.
+    switching_cost_usd: float = msgspec.field(default=0.0, name="switch_usd")
 
 
 class PlanStep(msgspec.Struct, frozen=True):
@@ -377,7 +376,7 @@ class FeedbackEvent(msgspec.Struct, frozen=True, kw_only=True):
     seq: rises by the order in which changes were stored, never reused; gaps are normal. Whoever
     adds up `weight * score` takes `previous_*` off again: what the same (decision, source, key)
     said before, where this replaces it.
-    judged: the model that the score is about: who answered, but for a failed first attempt the one
+    scored_model: the model that the score is about: who answered, but for a failed first attempt the one
     that failed. propensity belongs to `chosen`.
     signals: float32 (n_signals,). embedding: float32 (n_dimensions,). None = not recorded.
     """
@@ -388,7 +387,7 @@ class FeedbackEvent(msgspec.Struct, frozen=True, kw_only=True):
     route: str
     chosen: str
     model: str | None  # who answered
-    judged: str | None
+    scored_model: str | None
     policy: str
     policy_version: str
     snapshot: str | None
@@ -409,7 +408,7 @@ class FeedbackEvent(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     kind: Literal["explicit", "implicit"]
     key: str
-    scored_s: float  # unix time
+    feedback_at_s: float  # unix time
     previous_seq: int | None = None
     previous_score: float | None = None
     previous_weight: float | None = None
@@ -444,7 +443,7 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True):
     route: str
     version: str | None
     previous: str | None
-    at_s: float
+    promoted_at_s: float = msgspec.field(name="at_s")
     by: str
     kind: Literal["promote", "rollback"]
     forced: bool = False
@@ -475,65 +474,6 @@ class StoreHealth(msgspec.Struct, frozen=True):
     spooled: int = 0
     lost: int = 0
     error: str | None = None
-
-
-@runtime_checkable
-class Store(Protocol):
-    """Where decisions, attempts, feedback and what was learned are kept. The `append`s never block
-    and never raise; all else may raise StoreError."""
-
-    def append(self, record: RequestRecord) -> None: ...
-    def append_feedback(self, feedback: Sequence[Feedback]) -> None: ...
-    def flush(self, timeout_s: float = 10.0) -> bool: ...
-    def close(self) -> None: ...
-    def health(self) -> StoreHealth: ...
-    def decision(self, decision_id: str) -> dict[str, Any] | None: ...
-    def decisions(
-        self, *, since_s: float | None = None, route: str | None = None, limit: int = 100
-    ) -> Sequence[dict[str, Any]]: ...
-    # key_id: whose decisions may be scored; None = everybody's. False: no such decision.
-    def add_feedback(self, feedback: Feedback, *, key_id: str | None = None) -> bool: ...
-    def add_feedback_batch(
-        self, batch: Sequence[Feedback], *, key_id: str | None = None
-    ) -> Sequence[bool]: ...
-    def feedback(self, decision_id: str) -> Sequence[dict[str, Any]]: ...
-    def feedback_since(
-        self, seq: int, limit: int = 1000, *, route: str | None = None
-    ) -> Sequence[FeedbackEvent]: ...
-    def summary(self, *, since_s: float | None = None) -> dict[str, Any]: ...
-    def spend(self, route: str, since_s: float, until_s: float | None = None) -> Spend: ...
-
-    def put_snapshot(self, snapshot: PolicySnapshot) -> bool: ...  # False: it was there already
-    def get_snapshot(self, version: str) -> PolicySnapshot: ...
-    def snapshots(self, route: str | None = None) -> Sequence[dict[str, Any]]: ...
-    def current(self, route: str) -> str | None: ...
-    def promotions(self, route: str, limit: int = 100) -> Sequence[Promotion]: ...
-    def promote(
-        self,
-        route: str,
-        version: str,
-        *,
-        by: str,
-        now_s: float,
-        forced: bool = False,
-        evidence: Mapping[str, Any] | None = None,
-    ) -> Promotion: ...
-    def rollback(self, route: str, *, by: str, now_s: float) -> Promotion: ...
-    def generation(self) -> int: ...  # changes with every promotion and rollback of any route
-
-    def acquire_lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> bool: ...
-    def renew_lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> bool: ...
-    def release_lease(self, name: str, owner: str) -> bool: ...
-    def learner_state(self, route: str, names: Collection[str] | None = None) -> LearnerState: ...
-    def save_learner_state(
-        self,
-        route: str,
-        states: Mapping[str, bytes],
-        cursor: int,
-        *,
-        expected_cursor: int,
-        now_s: float,
-    ) -> bool: ...
 
 
 # ── providers ────────────────────────────────────────────────────────────────────────────────────

@@ -241,7 +241,7 @@ def test_a_model_whose_worst_cost_is_above_the_limit_is_never_called(tmp_path: P
         d = r.decide(asking(max_tokens=1000))
         assert d.model == "p/mid"
         assert "p/strong" not in [s.model for s in d.plan]
-        assert "above $0.005" in next(e.why for e in d.excluded if e.model == "p/strong")
+        assert "above $0.005" in next(e.reason for e in d.excluded if e.model == "p/strong")
         assert r.decide(asking(max_tokens=300)).model == "p/strong"
         with pytest.raises(NoEligibleModelError, match="money limits") as caught:
             r.decide(asking(max_tokens=50_000))
@@ -330,7 +330,7 @@ def test_an_unknown_price_is_never_called_under_a_budget(tmp_path: Path) -> None
         done = asyncio.run(r.answer(asking()))
         assert done.model == "p/weak"
         assert [s.model for s in done.decision.plan] == ["p/weak"]
-        assert "price is unknown" in done.decision.excluded[0].why
+        assert "price is unknown" in done.decision.excluded[0].reason
     with (
         routed(tmp_path, {"usd_per_day": 20.0}, models=["p/odd"]) as r,
         pytest.raises(NoEligibleModelError, match="price is unknown"),

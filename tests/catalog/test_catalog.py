@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.catalog import Catalog, builtin_models, lookup, merged, price_usd
+from suffice.catalog import Catalog, apply_overrides, builtin_models, lookup, price_usd
 from suffice.errors import ModelNotFoundError
 from suffice.types import Model, Price, RoutingOptions, Usage
 
@@ -65,7 +65,7 @@ def test_models_not_shipped_are_looked_up() -> None:
 
 def test_overrides_are_marked_and_drop_a_stale_discount() -> None:
     base = Model("p/m", "p", "m", price=Price(2.0, 8.0, 0.5, source="genai-prices", dated="x"))
-    own = merged(base, {"input_usd_per_mtok": 1.0, "quality": 0.5, "context_tokens": None})
+    own = apply_overrides(base, {"input_usd_per_mtok": 1.0, "quality": 0.5, "context_tokens": None})
     assert own.price == Price(1.0, 8.0, None, source="config")
     assert own.quality_source == "config"
 
@@ -78,10 +78,10 @@ POOL = (
 
 
 def names(**limits: object) -> list[str]:
-    options = {"needs": frozenset(), "input_tokens": 10, **limits}
+    options = {"required_capabilities": frozenset(), "input_tokens": 10, **limits}
     models, out = Catalog(POOL).eligible(POOL, **options)  # type: ignore[arg-type]
     assert {m.name for m in models} | {e.model for e in out} == {m.name for m in POOL}
-    assert all(e.why for e in out)
+    assert all(e.reason for e in out)
     return [m.name for m in models]
 
 
@@ -89,13 +89,13 @@ def test_hard_limits() -> None:
     assert names() == ["p/small", "q/big", "r/odd"]
     assert names(input_tokens=2000) == ["q/big", "r/odd"]
     assert names(input_tokens=900, max_output_tokens=200) == ["q/big", "r/odd"]
-    assert names(needs=frozenset({"vision"})) == ["q/big", "r/odd"]
+    assert names(required_capabilities=frozenset({"vision"})) == ["q/big", "r/odd"]
     strict = RoutingOptions(require_parameters=True)
-    assert names(needs=frozenset({"vision"}), steering=strict) == ["q/big"]
-    assert names(steering=RoutingOptions(only=("p",))) == ["p/small"]
-    assert names(steering=RoutingOptions(ignore=("p",))) == ["q/big", "r/odd"]
-    assert names(steering=RoutingOptions(max_input_usd_per_mtok=2)) == ["p/small"]
-    assert names(steering=RoutingOptions(order=("r", "q"))) == ["r/odd", "q/big", "p/small"]
+    assert names(required_capabilities=frozenset({"vision"}), options=strict) == ["q/big"]
+    assert names(options=RoutingOptions(only=("p",))) == ["p/small"]
+    assert names(options=RoutingOptions(ignore=("p",))) == ["q/big", "r/odd"]
+    assert names(options=RoutingOptions(max_input_usd_per_mtok=2)) == ["p/small"]
+    assert names(options=RoutingOptions(order=("r", "q"))) == ["r/odd", "q/big", "p/small"]
 
 
 def test_an_unknown_name_offers_the_nearest() -> None:

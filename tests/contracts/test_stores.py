@@ -24,6 +24,7 @@ from suffice import features
 from suffice.errors import ArtifactError, StoreError, UsageError
 from suffice.store import engine as opening
 from suffice.store import feedback, open_store, schema, snapshot, sql
+from suffice.store.protocols import Store
 from suffice.store.sql import SqlStore
 from suffice.types import (
     Attempt,
@@ -34,7 +35,6 @@ from suffice.types import (
     PolicySnapshot,
     Prediction,
     RequestRecord,
-    Store,
     Usage,
 )
 
@@ -271,7 +271,7 @@ def test_a_failed_first_attempt_is_judged_for_the_model_that_failed(store: SqlSt
     store.append(record(1, model="p/b"))
     store.add_feedback(score(1, 0.0, source=feedback.UPSTREAM_ERROR, kind="implicit"))
     store.add_feedback(score(1, 1.0))
-    assert [x.judged for x in store.feedback_since(0)] == ["p/a", "p/b"]
+    assert [x.scored_model for x in store.feedback_since(0)] == ["p/a", "p/b"]
 
 
 def test_training_rows_with_and_without_labels(
@@ -420,7 +420,7 @@ def test_promotions_are_a_history_that_can_be_undone(store: SqlStore) -> None:
     assert generation_changed()
     again = store.promote("auto", b.version, by="cli", now_s=3.0)
     assert not generation_changed(), "it was current already"
-    assert (again.at_s, again.previous) == (2.0, a.version)
+    assert (again.promoted_at_s, again.previous) == (2.0, a.version)
     assert store.current("auto") == b.version
     assert store.current("other") is None
     assert store.rollback("auto", by="me", now_s=4.0).version == a.version

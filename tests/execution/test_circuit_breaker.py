@@ -60,7 +60,7 @@ def test_opens_probes_and_closes() -> None:
         b.failed("p/a", ILL)
     kept, out = b.available(POOL)
     assert [m.name for m in kept] == ["p/b", "p/c"]
-    assert "3 failures" in out[0].why
+    assert "3 failures" in out[0].reason
     clock.now += 5.1
     assert len(b.available(POOL)[0]) == 3
     b.calling("p/a")
@@ -162,7 +162,7 @@ def test_a_probe_that_never_ends_is_given_up() -> None:
     b.calling("p/a")
     kept, out = b.available(POOL)
     assert len(kept) == 2
-    assert "one probe at a time" in out[0].why
+    assert "one probe at a time" in out[0].reason
     clock.now += 60.1
     assert b.available(POOL)[0] == POOL
 

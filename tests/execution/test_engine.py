@@ -139,7 +139,7 @@ def test_a_step_above_the_ceiling_is_not_called_and_said_so() -> None:
     async def main() -> None:
         reply = await kitchen.run("abc", calls, affordable=affordable)
         assert reply.model == "c"
-        assert [(e.model, e.why) for e in reply.skipped] == [("b", "too dear")]
+        assert [(e.model, e.reason) for e in reply.skipped] == [("b", "too dear")]
         assert [a.number for a in reply.attempts] == [1, 2]
         calls.scripts["c"] = [Script(error=fault("auth"))]
         with pytest.raises(AllAttemptsFailedError, match=r"Not called: b: too dear\."):

@@ -27,7 +27,7 @@ def made(tmp_path: Path) -> Iterator[Router]:
 
 
 def test_topics_are_learned_from_feedback_alone_and_served(made: Router) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 400)
     learning.step(1010.0)
@@ -44,7 +44,7 @@ def test_topics_are_learned_from_feedback_alone_and_served(made: Router) -> None
 def test_shadow_changes_no_decision_and_logs_what_it_would_have_been(tmp_path: Path) -> None:
     r = router(tmp_path, learning="shadow")
     try:
-        learning = r.learn(start=False)
+        learning = r.start_learning(thread=False)
         before = [r.route(t.format("x")).model for t in (CODE, PROSE)]
         teach(r, 300)
         learning.step(1000.0)
@@ -63,7 +63,7 @@ def test_shadow_changes_no_decision_and_logs_what_it_would_have_been(tmp_path: P
 def test_off_learns_nothing(tmp_path: Path) -> None:
     r = router(tmp_path, learning="off")
     try:
-        learning = r.learn(start=False)
+        learning = r.start_learning(thread=False)
         teach(r, 100)
         learning.step(1000.0)
         assert r.store.snapshots("auto") == []
@@ -74,7 +74,7 @@ def test_off_learns_nothing(tmp_path: Path) -> None:
 def test_another_worker_takes_over_after_the_lease_and_counts_nothing_twice(tmp_path: Path) -> None:
     a, b = router(tmp_path), router(tmp_path)
     try:
-        one, two = a.learn(start=False), b.learn(start=False)
+        one, two = a.start_learning(thread=False), b.learn(start=False)
         one.step(1000.0)
         teach(a, 100)
         two.step(1001.0)  # the lease is the other's
@@ -91,7 +91,7 @@ def test_another_worker_takes_over_after_the_lease_and_counts_nothing_twice(tmp_
         one.step(1102.0)
         three = router(tmp_path)
         try:
-            c = three.learn(start=False)
+            c = three.start_learning(thread=False)
             c.step(2000.0)
             assert c._learners["auto"].learner.labels.sum() == pytest.approx(160, rel=0.06)
         finally:
@@ -104,7 +104,7 @@ def test_another_worker_takes_over_after_the_lease_and_counts_nothing_twice(tmp_
 def test_workers_swap_without_a_restart_and_back_after_a_rollback(tmp_path: Path) -> None:
     a, b = router(tmp_path), router(tmp_path)
     try:
-        one, two = a.learn(start=False), b.learn(start=False)
+        one, two = a.start_learning(thread=False), b.learn(start=False)
         one.step(1000.0)
         teach(a, 200)
         one.step(1010.0)
@@ -133,7 +133,7 @@ def test_workers_swap_without_a_restart_and_back_after_a_rollback(tmp_path: Path
 def test_a_damaged_snapshot_is_refused_and_the_old_policy_serves(
     made: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 200)
     learning.step(1010.0)
@@ -161,7 +161,7 @@ def test_a_damaged_snapshot_is_refused_and_the_old_policy_serves(
 
 
 def test_a_replaced_score_counts_once(made: Router) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     d = [decided(made, CODE.format(i), "p/coder") for i in range(30)]
     for x in d:
@@ -176,7 +176,7 @@ def test_a_replaced_score_counts_once(made: Router) -> None:
 
 
 def test_exploring_is_narrow_says_so_and_logs_its_probability(made: Router) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 60)
     learning.step(1010.0)
@@ -195,7 +195,7 @@ def test_exploring_is_narrow_says_so_and_logs_its_probability(made: Router) -> N
 
 
 def test_each_client_wish_and_each_running_conversation_is_decided_for_sure(made: Router) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 60)
     learning.step(1010.0)
@@ -233,14 +233,14 @@ def test_a_route_says_how_much_is_explored(tmp_path: Path) -> None:
         folder = tmp_path / str(share)
         folder.mkdir()
         r = router(folder, explore=share)
-        learning = r.learn(start=False)
+        learning = r.start_learning(thread=False)
         learning.step(1000.0)
         teach(r, 60)
         learning.step(1010.0)
         told[share] = 1.0 - max(p.propensity for p in r.route("hello").predictions)
         r.close()
         again = router(folder, explore=0.01)  # what was saved does not outlive the setting
-        learning = again.learn(start=False)
+        learning = again.start_learning(thread=False)
         learning.step(2000.0)
         assert 1.0 - max(p.propensity for p in again.route("hello").predictions) <= 0.01
         again.close()
@@ -250,7 +250,7 @@ def test_a_route_says_how_much_is_explored(tmp_path: Path) -> None:
 def test_exploring_is_paid_for_by_what_the_route_spends(made: Router) -> None:
     from suffice.dialects.openai_request import parse_chat
 
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     route = made.resolve("auto")
     plain = made.route("hello")
@@ -266,7 +266,7 @@ def test_exploring_is_paid_for_by_what_the_route_spends(made: Router) -> None:
 
 
 def test_what_was_explored_can_be_drawn_again(made: Router) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 30)  # too few for a refit
     learning.step(1010.0)
@@ -294,7 +294,7 @@ def never() -> bool:
 
 @pytest.fixture
 def learner(made: Router) -> OnlineRegression:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 30)
     learning.step(1010.0)
@@ -355,7 +355,7 @@ def test_without_a_child_that_does_it_a_refit_is_made_here_unless_all_ends(
 
 def test_a_model_added_later_is_learned_and_a_removed_one_is_gone(tmp_path: Path) -> None:
     r = router(tmp_path)
-    learning = r.learn(start=False)
+    learning = r.start_learning(thread=False)
     learning.step(1000.0)
     teach(r, 200)
     learning.step(1010.0)
@@ -369,7 +369,7 @@ def test_a_model_added_later_is_learned_and_a_removed_one_is_gone(tmp_path: Path
     plain["routes"]["auto"]["models"] = ["p/coder", "p/new"]
     r = Router(parse_settings(plain), env={}, seed=2)
     try:
-        learning = r.learn(start=False)
+        learning = r.start_learning(thread=False)
         learning.step(2000.0)
         d = r.route(CODE.format("x"))
         assert {p.model for p in d.predictions} == {"p/coder", "p/new"}
@@ -387,7 +387,7 @@ def test_learning_does_not_hold_up_a_decision(
     made: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refit that takes for ever in its thread: decisions go on."""
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 100)
     began, release = threading.Event(), threading.Event()
@@ -415,7 +415,7 @@ def test_a_state_of_another_version_is_said_and_learning_starts_anew(
 ) -> None:
     states = {"learner": b"old", "explorer": b"old", "sample": b"old"}
     made.store.save_learner_state("auto", states, 0, expected_cursor=0, now_s=1.0)
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 60)
     learning.step(1010.0)

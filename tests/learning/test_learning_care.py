@@ -37,7 +37,7 @@ def learned(learning: LearningWorker) -> RouteLearner:
 def test_a_gateway_without_keys_learns_from_all_feedback_whoever_it_says_it_is(
     made: Router,
 ) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 400)  # all of "user": with a limit a source, a hundred a day would count
     learning.step(1010.0)
@@ -47,7 +47,7 @@ def test_a_gateway_without_keys_learns_from_all_feedback_whoever_it_says_it_is(
 def test_of_many_clients_one_cannot_teach_alone_whatever_it_calls_its_sources(
     made: Router,
 ) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning._limits = limits_of(5)
     learning.step(1000.0)
     teach(made, 500, key="key-of-one", source="user{}")
@@ -73,7 +73,7 @@ def test_few_clients_alike_do_not_hold_each_other_up() -> None:
 
 def test_costs_are_predicted_from_what_answers_have_cost(made: Router) -> None:
     """Without it a policy would guess the length from the quality."""
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 300, tokens=900)
     learning.step(1010.0)
@@ -85,7 +85,7 @@ def test_costs_are_predicted_from_what_answers_have_cost(made: Router) -> None:
 
 
 def test_models_without_a_price_and_odd_costs_are_no_lengths(made: Router) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 60, tokens=-400)  # a cost below that of the prompt: a discount we know nothing of
     learning.step(1010.0)
@@ -101,7 +101,7 @@ def test_a_model_that_moves_to_another_provider_keeps_what_was_learned_of_it(
     tmp_path: Path,
 ) -> None:
     r = router(tmp_path)
-    learning = r.learn(start=False)
+    learning = r.start_learning(thread=False)
     learning.step(1000.0)
     teach(r, 200)
     learning.step(1010.0)
@@ -112,7 +112,7 @@ def test_a_model_that_moves_to_another_provider_keeps_what_was_learned_of_it(
     r.close()
     r = router(tmp_path, ("q/coder", "p/writer"))
     try:
-        learning = r.learn(start=False)
+        learning = r.start_learning(thread=False)
         r.feedback(late.id, 1.0)  # of a decision under the old name
         learning.step(2000.0)
         mine = learned(learning)
@@ -131,13 +131,13 @@ def test_a_model_that_moves_to_another_provider_keeps_what_was_learned_of_it(
 def test_a_few_labels_are_not_written_and_not_lost(tmp_path: Path) -> None:
     a, b = router(tmp_path), router(tmp_path)
     try:
-        one = a.learn(start=False)
+        one = a.start_learning(thread=False)
         one.step(1000.0)
         teach(a, 20)
         one.step(1001.0)
         assert learned(one).learner.labels.sum() == pytest.approx(20, rel=0.02)
         assert a.store.learner_state("auto").states == {}
-        two = b.learn(start=False)
+        two = b.start_learning(thread=False)
         two.step(1001.0 + LEASE_S)
         assert learned(two).learner.labels.sum() == pytest.approx(20, rel=0.02)
         two.step(1400.0)  # nobody adds any: in the end they are written
@@ -155,7 +155,7 @@ def test_a_store_that_is_away_for_a_moment_costs_neither_labels_nor_the_refit(
     made: Router, monkeypatch: pytest.MonkeyPatch, method: str, done: bool
 ) -> None:
     """done: it was written, and only the answer was lost."""
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 80)
     real = getattr(made.store, method)
@@ -181,7 +181,7 @@ def test_a_state_that_cannot_be_used_is_learned_again_from_all_feedback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     r = router(tmp_path)
-    learning = r.learn(start=False)
+    learning = r.start_learning(thread=False)
     learning.step(1000.0)
     teach(r, 120)
     learning.step(1010.0)
@@ -193,7 +193,7 @@ def test_a_state_that_cannot_be_used_is_learned_again_from_all_feedback(
         r.store.save_learner_state(
             "auto", {"learner": b"of another version"}, cursor, expected_cursor=cursor, now_s=1.0
         )
-        learning = r.learn(start=False)
+        learning = r.start_learning(thread=False)
         learning.step(2000.0)
         assert "cannot be used" in caplog.text
         assert learned(learning).learner.labels.sum() == pytest.approx(120, rel=0.05)
@@ -205,7 +205,7 @@ def test_a_state_that_cannot_be_used_is_learned_again_from_all_feedback(
 def test_a_failure_of_one_route_is_said_once_and_stops_nothing(
     made: Router, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 30)
     take = RouteLearner.take
@@ -227,7 +227,7 @@ def test_a_failure_of_one_route_is_said_once_and_stops_nothing(
 
 
 def test_a_busy_route_is_not_refitted_all_the_time(made: Router) -> None:
-    learning = made.learn(start=False)
+    learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 60)
     learning.step(1010.0)
@@ -246,7 +246,7 @@ def test_a_busy_route_is_not_refitted_all_the_time(made: Router) -> None:
 def test_what_an_operator_promotes_is_the_warm_start_from_then_on(tmp_path: Path) -> None:
     r = router(tmp_path)
     try:
-        learning = r.learn(start=False)
+        learning = r.start_learning(thread=False)
         learning.step(1000.0)
         teach(r, 60)
         learning.step(1010.0)

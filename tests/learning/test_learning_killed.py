@@ -60,7 +60,7 @@ def work(folder: Path, number: int, ready: int, point: tuple[str, int, str] | No
 
     often(learning)
     r = router(folder)
-    learner = r.learn(start=False)
+    learner = r.start_learning(thread=False)
     now_s = 1000.0 + TURN_S * number
     learner.step(now_s)
     assert "auto" in learner._learners, "the lease of the dead was not taken over"
@@ -170,7 +170,7 @@ def test_killed_anywhere_every_label_counts_once(tmp_path: Path) -> None:
 
     r = router(tmp_path)
     try:
-        learner = r.learn(start=False)
+        learner = r.start_learning(thread=False)
         last_s = 1000.0 + TURN_S * (len(ends) - 1)
         learner.step(last_s + 1.0)
         assert learner._learners == {}, "the lease of the last one killed still holds"

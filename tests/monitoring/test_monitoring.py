@@ -60,7 +60,7 @@ class AuditClient:
 
     def __init__(self, r: suffice.Router) -> None:
         self.router = r
-        found = r.watch(start=False)
+        found = r.start_monitoring(thread=False)
         assert found is not None
         self.audit = found
         self.client = suffice.AsyncClient(r, max_retries=0)
@@ -654,7 +654,7 @@ def test_no_drift_no_alarm_over_a_long_run(path: Path) -> None:
 
     draw = random.Random(5)
     with router(path) as r:
-        t = r.watch(start=False)
+        t = r.start_monitoring(thread=False)
         assert t is not None
         for at in range(8):
             ids = {m: recorded(r, m, 250) for m in ("p/weak", "p/strong")}
@@ -675,7 +675,7 @@ def test_trusted_feedback_counts_as_loss_and_other_feedback_does_not(
     more = 'trust_feedback = ["test"]'
     path = written(tmp_path, fake.base_url, judge.url, share=0.0, more=more)
     with router(path, share=0.0) as r:
-        t = r.watch(start=False)
+        t = r.start_monitoring(thread=False)
         assert t is not None
         t.step(time.time() - 1.0)
         weak, strong = recorded(r, "p/weak", 12), recorded(r, "p/strong", 3)
@@ -706,7 +706,7 @@ def test_trusted_feedback_counts_as_loss_and_other_feedback_does_not(
 
 def test_labels_of_another_certificate_are_not_counted(path: Path) -> None:
     with router(path) as r:
-        t = r.watch(start=False)
+        t = r.start_monitoring(thread=False)
         assert t is not None
         old = recorded(r, "p/weak", 4)
         labelled(r, old, 1.0)
@@ -723,7 +723,7 @@ def test_a_watch_that_cannot_be_read_is_said_and_begins_anew(
     with router(path) as r:
         at = monitoring.watching.place("safe", certificate())
         r.store.save_learner_state(at, {"watch": b"{}"}, 0, expected_cursor=0, now_s=1.0)
-        t = r.watch(start=False)
+        t = r.start_monitoring(thread=False)
         assert t is not None
         labelled(r, recorded(r, "p/weak", 2), 0.0)
         t.step(time.time())
@@ -737,7 +737,7 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[3]]
 from tests.support.audits import router
 with router(Path(sys.argv[1])) as r:
-    t = r.watch(start=False)
+    t = r.start_monitoring(thread=False)
     print("up", flush=True)
     while True:
         t.step(time.time() + float(sys.argv[2]))
@@ -766,7 +766,7 @@ def test_killed_feeders_lose_nothing_and_count_nothing_twice(path: Path) -> None
             os.kill(child.pid, signal.SIGKILL)
             child.wait()
             child.stdout.close()
-        t = r.watch(start=False)
+        t = r.start_monitoring(thread=False)
         assert t is not None
         t.step(time.time() + 20.0 * n_killed)
         found = t._watching.watches["safe"]
@@ -778,7 +778,7 @@ def test_killed_feeders_lose_nothing_and_count_nothing_twice(path: Path) -> None
 
 def test_two_feeders_on_one_store_count_each_label_once(path: Path) -> None:
     with router(path) as r, router(path, seed=2) as s:
-        a, b = r.watch(start=False), s.watch(start=False)
+        a, b = r.start_monitoring(thread=False), s.start_monitoring(thread=False)
         assert a is not None and b is not None
         now_s = time.time()
         for i in range(6):
@@ -796,7 +796,7 @@ def test_a_feeder_that_was_overtaken_does_not_turn_the_watch_back(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with router(path) as r, router(path, seed=2) as s:
-        a, b = r.watch(start=False), s.watch(start=False)
+        a, b = r.start_monitoring(thread=False), s.start_monitoring(thread=False)
         assert a is not None and b is not None
         now_s = time.time()
         a.step(now_s)
@@ -817,7 +817,7 @@ def test_a_feeder_that_was_overtaken_does_not_turn_the_watch_back(
         at = monitoring.watching.place("safe", certificate())
         assert b"alarm_at" in s.store.learner_state(at).states["watch"]
         with router(path, seed=3) as third:
-            c = third.watch(start=False)
+            c = third.start_monitoring(thread=False)
             assert c is not None
             c._watching.recall()
             assert c._watching.watches["safe"].labels == 6
@@ -844,12 +844,12 @@ def test_a_feeder_that_was_overtaken_does_not_turn_the_watch_back(
 def test_which_scores_are_labels(changed: dict[str, Any], loss: float | None) -> None:
     base: dict[str, Any] = {
         "seq": 2, "decision_id": "d", "created_s": 11.0, "route": "safe", "chosen": "p/weak",
-        "model": "p/weak", "judged": "p/weak", "policy": "default", "policy_version": "v",
+        "model": "p/weak", "scored_model": "p/weak", "policy": "default", "policy_version": "v",
         "snapshot": None, "basis": "certified", "propensity": 1.0, "difficulty": 0.1,
         "predictions": decided("d", "p/weak").predictions, "cost_usd": 1e-4, "latency_s": 0.1,
         "status": 200, "session": None, "key_id": None, "features_schema": None, "signals": None,
         "embedding": None, "score": 0.25, "weight": 1.0, "source": "test", "kind": "explicit",
-        "key": "", "scored_s": 12.0,
+        "key": "", "feedback_at_s": 12.0,
     }  # fmt: skip
     x = FeedbackEvent(**{**base, **changed})
     assert monitoring.watching.loss_of(x, certificate(), frozenset({"test"}), 10.0) == loss
@@ -857,7 +857,7 @@ def test_which_scores_are_labels(changed: dict[str, Any], loss: float | None) ->
 
 def test_the_thread_takes_labels_in_and_stops(path: Path) -> None:
     with router(path) as r:
-        t = r.watch()
+        t = r.start_monitoring()
         assert t is not None
         labelled(r, recorded(r, "p/weak", 3), 0.0)
         until(lambda: r.ready()["watch"]["safe"]["labels"] == 3)

@@ -57,7 +57,7 @@ def test_what_a_harness_adds_does_not_change_the_ask(noise: str) -> None:
     assert np.array_equal(np.delete(bare.signals[ASK], []), noisy.signals[ASK])
     assert noisy.signals[at] == bare.signals[at] == 0  # counted as harness, not as material
     assert noisy.in_tool_loop
-    assert noisy.harness_chars > 3000
+    assert noisy.context_chars > 3000
 
 
 @pytest.mark.parametrize(

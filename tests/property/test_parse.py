@@ -34,7 +34,7 @@ MESSAGE = st.fixed_dictionaries(
         "content": st.text(max_size=300),
     }
 )
-ROUTER = Router.for_explaining()
+ROUTER = Router.for_dry_run()
 
 
 @given(st.binary(max_size=200))
@@ -115,8 +115,8 @@ def test_our_own_fields_never_go_upstream() -> None:
     query = parse_chat(body, {})
     assert set(query.fields) == {"model", "messages", "seed"}
     assert query.session == "s"
-    assert query.steering.models == ("a",)
-    assert query.steering.order == ("p",)
+    assert query.options.models == ("a",)
+    assert query.options.order == ("p",)
 
 
 def test_router_reads_and_event_loop_are_free_of_each_other() -> None:

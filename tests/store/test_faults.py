@@ -265,7 +265,7 @@ def test_an_ask_that_cannot_be_embedded_costs_no_record(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def embed(x: Any) -> Any:
-        if x.ask_chars > 20:
+        if x.user_message_chars > 20:
             raise ValueError("features: hold no token ids")
         return np.ones(4, np.float32)
 

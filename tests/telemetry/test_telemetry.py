@@ -138,7 +138,7 @@ def test_scores_go_to_the_hooks_that_want_them(caplog: pytest.LogCaptureFixture)
     telemetry = Telemetry([first, deaf.append, second])
     with caplog.at_level(logging.ERROR, logger="suffice.telemetry"):
         for value in (1.0, 0.0, 0.25):
-            telemetry.scored(score(value))
+            telemetry.feedback(score(value))
     assert [f.score for f in first.heard] == [f.score for f in second.heard] == [1.0, 0.0, 0.25]
     assert caplog.text.count("deaf now") >= 2, "told once for each"
     assert deaf == []
@@ -193,7 +193,7 @@ from suffice.telemetry import Metrics, Telemetry, evaluations_hook
 from suffice.types import Feedback
 assert evaluations_hook() is None
 metrics = Metrics()
-Telemetry([metrics]).scored(Feedback(decision_id="d", score=1.0))
+Telemetry([metrics]).feedback(Feedback(decision_id="d", score=1.0))
 assert b"suffice_feedback_total" in metrics.render()
 """
     done = subprocess.run(

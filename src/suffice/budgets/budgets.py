@@ -11,7 +11,8 @@ from suffice.budgets.pacer import MOST_USD
 from suffice.budgets.reservation import Reservation
 from suffice.budgets.shared_ledger import Ledger
 from suffice.errors import ConfigError
-from suffice.types import Features, Model, Objective, Query, Store
+from suffice.store.protocols import Store
+from suffice.types import Features, Model, Objective, Query
 
 
 class Budgets:

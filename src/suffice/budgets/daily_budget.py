@@ -11,7 +11,7 @@ from suffice.budgets.pacer import Pacer, PacingDecision
 from suffice.budgets.shared_ledger import Row
 from suffice.budgets.traffic_forecast import BINS, DAY_S, seconds_to_midnight
 from suffice.errors import BudgetExceededError
-from suffice.types import Store
+from suffice.store.protocols import Store
 
 _SOON_S = 5.0  # until calls in flight may have given back what they reserved
 

@@ -226,10 +226,10 @@ class Reservation:
         steps = [s for s in decision.plan if out[s.model] is None]
         excluded = tuple([ExcludedModel(m, why) for m, why in out.items() if why is not None])
         if not steps:
-            listed = "; ".join(f"{e.model}: {e.why}" for e in excluded)
+            listed = "; ".join(f"{e.model}: {e.reason}" for e in excluded)
             raise NoEligibleModelError(
                 f"The money limits of {self.route!r} leave no model for this query. {listed}.",
-                reasons={e.model: e.why for e in excluded},
+                reasons={e.model: e.reason for e in excluded},
                 permanent=True,
             )
         if self.budget is not None:
@@ -277,7 +277,7 @@ class Reservation:
                 )
             else:
                 told[mine] = msgspec.structs.replace(told[mine], propensity=1.0)
-            why = next((e.why for e in excluded if e.model == was), None)
+            why = next((e.reason for e in excluded if e.model == was), None)
             if why is None:
                 why = f"what it may cost does not fit: {self._left()}"
             changes.update(

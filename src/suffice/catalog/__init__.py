@@ -15,7 +15,7 @@ import msgspec
 from suffice.errors import ModelNotFoundError
 from suffice.types import ExcludedModel, Model, Price, RoutingOptions, Usage
 
-__all__ = ["Catalog", "builtin_models", "lookup", "merged", "price_usd"]
+__all__ = ["Catalog", "builtin_models", "lookup", "apply_overrides", "price_usd"]
 
 
 class _Row(msgspec.Struct):
@@ -82,7 +82,7 @@ def lookup(provider: str, upstream: str) -> Model | None:
 _PRICE_FIELDS = frozenset(Price.__struct_fields__) - {"source", "dated"}
 
 
-def merged(base: Model, overrides: dict[str, Any]) -> Model:
+def apply_overrides(base: Model, overrides: dict[str, Any]) -> Model:
     """`base` with the operator's fields over it; None values override nothing."""
     given = {k: v for k, v in overrides.items() if v is not None}
     prices = {k: given.pop(k) for k in list(given) if k in _PRICE_FIELDS}
@@ -156,10 +156,10 @@ class Catalog:
         self,
         pool: tuple[Model, ...],
         *,
-        needs: frozenset[str],
+        required_capabilities: frozenset[str],
         input_tokens: int,
         max_output_tokens: int | None = None,
-        steering: RoutingOptions | None = None,
+        options: RoutingOptions | None = None,
     ) -> tuple[tuple[Model, ...], tuple[ExcludedModel, ...]]:
         """(models of `pool` that can take the query, those that cannot and why).
 
@@ -167,45 +167,47 @@ class Catalog:
         the client's own allow-list and price ceiling. An unknown window or capability passes,
         unless the client set `require_parameters`.
         """
-        strict = steering is not None and steering.require_parameters
-        key = (id(pool), needs)
+        strict = options is not None and options.require_parameters
+        key = (id(pool), required_capabilities)
         found = self._pools.get(key) if not strict else None
         if found is None or found[0] is not pool:
-            found = (pool, *_able(pool, needs, strict))
+            found = (pool, *_filter_capabilities(pool, required_capabilities, strict))
             if not strict:
                 if len(self._pools) >= 1024:
                     self._pools.clear()
                 self._pools[key] = found
-        _, able, unable, smallest = found
+        _, eligible_models, excluded, smallest = found
         tokens = input_tokens + (max_output_tokens or 0)
         if tokens > smallest:
-            out = list(unable)
+            out = list(excluded)
             kept = []
-            for m in able:
+            for m in eligible_models:
                 if m.context_tokens is not None and tokens > m.context_tokens:
                     out.append(ExcludedModel(m.name, _window(tokens, m.context_tokens)))
                 else:
                     kept.append(m)
-            able, unable = tuple(kept), tuple(out)
-        if steering is not None:
-            able, unable = _steered(able, unable, steering)
-        return able, unable
+            eligible_models, excluded = tuple(kept), tuple(out)
+        if options is not None:
+            eligible_models, excluded = _filter_options(eligible_models, excluded, options)
+        return eligible_models, excluded
 
 
 def _window(tokens: int, context_tokens: int) -> str:
     return f"about {tokens} tokens do not fit its window of {context_tokens}"
 
 
-def _able(
-    pool: Sequence[Model], needs: frozenset[str], strict: bool
+def _filter_capabilities(
+    pool: Sequence[Model], required_capabilities: frozenset[str], strict: bool
 ) -> tuple[tuple[Model, ...], tuple[ExcludedModel, ...], float]:
     kept: list[Model] = []
     out: list[ExcludedModel] = []
     for m in pool:
-        missing = needs - m.capabilities if m.capabilities is not None else frozenset()
+        missing = (
+            required_capabilities - m.capabilities if m.capabilities is not None else frozenset()
+        )
         if missing:
             out.append(ExcludedModel(m.name, f"cannot do {', '.join(sorted(missing))}"))
-        elif strict and needs and m.capabilities is None:
+        elif strict and required_capabilities and m.capabilities is None:
             out.append(ExcludedModel(m.name, "its capabilities are unknown and were required"))
         else:
             kept.append(m)
@@ -213,8 +215,8 @@ def _able(
     return tuple(kept), tuple(out), min(windows, default=float("inf"))
 
 
-def _steered(
-    able: tuple[Model, ...], unable: tuple[ExcludedModel, ...], s: RoutingOptions
+def _filter_options(
+    eligible_models: tuple[Model, ...], excluded: tuple[ExcludedModel, ...], s: RoutingOptions
 ) -> tuple[tuple[Model, ...], tuple[ExcludedModel, ...]]:
     limits = (s.max_input_usd_per_mtok, s.max_output_usd_per_mtok)
     if (
@@ -224,10 +226,10 @@ def _steered(
         and s.sort is None
         and limits == (None, None)
     ):
-        return able, unable
+        return eligible_models, excluded
     kept: list[Model] = []
-    out = list(unable)
-    for m in able:
+    out = list(excluded)
+    for m in eligible_models:
         price = (m.price.input_usd_per_mtok, m.price.output_usd_per_mtok)
         over = [
             p is None or p > limit

@@ -77,7 +77,7 @@ def _priced(config: Path | None) -> tuple[Model, ...]:
         return ()
     from suffice.router import Router
 
-    return tuple(Router.for_explaining(config).models())
+    return tuple(Router.for_dry_run(config).models())
 
 
 @contextmanager

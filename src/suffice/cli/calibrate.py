@@ -102,7 +102,7 @@ def _list_prices(
     from suffice.router import Router
 
     if config is not None or Path("suffice.toml").exists():
-        models = Router.for_explaining(config).models()
+        models = Router.for_dry_run(config).models()
     else:
         from suffice.catalog import builtin_models
 

@@ -44,7 +44,7 @@ def command(
             "A DECISION_ID and a SCORE are needed.", remedy="Or give --file FILE.jsonl."
         )
     common = {"source": source, "comment": comment, "key": key}
-    router = Router.for_explaining(config)
+    router = Router.for_dry_run(config)
     try:
         if file is not None:
             told = _of_file(router, file, common)

@@ -21,7 +21,7 @@ def command(
     from suffice.cli.output import print_json
     from suffice.router import EXAMPLE_POOL, Router
 
-    router = Router.for_explaining(config)
+    router = Router.for_dry_run(config)
     example = router.source == EXAMPLE_POOL
     rows = catalog.builtin_models() if all_ or example else router.models()
     if json:

@@ -30,7 +30,7 @@ def command(
     from suffice.router import Router
 
     body = _body(prompt, messages)
-    router = Router.for_explaining(config)
+    router = Router.for_dry_run(config)
     decision = router.route(
         body.pop("messages"),
         route=route,
@@ -101,7 +101,7 @@ def show(router: Router, decision: Decision) -> None:
         )
     console.print(table)
     for e in decision.excluded:
-        console.print(f"  [dim]{e.model}: left out, {e.why}[/dim]")
+        console.print(f"  [dim]{e.model}: left out, {e.reason}[/dim]")
     signals = ", ".join(f"{name} {value:.2f}" for name, value in decision.features)
     console.print(f"features that mattered: {signals}")
     console.print(

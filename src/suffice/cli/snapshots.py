@@ -104,7 +104,7 @@ def _entry(p: Promotion) -> str:
 
     after, before = (v or "the configured policy" for v in (p.version, p.previous))
     words = "promoted" if p.kind == "promote" else "rolled back to"
-    text = f"{moment(p.at_s)} {words} {after}, before {before}, by {p.by}"
+    text = f"{moment(p.promoted_at_s)} {words} {after}, before {before}, by {p.by}"
     if p.forced:
         text += ", forced"
     evidence = p.evidence or {}

@@ -426,8 +426,10 @@ def _resolve_model(
     if base is None:
         base = Model(name=name, provider=provider, upstream=upstream)
         if provider in KNOWN and KNOWN[provider].local:
-            base = catalog.merged(base, {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0})
-    model = catalog.merged(base, own.model_dump()) if own is not None else base
+            base = catalog.apply_overrides(
+                base, {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
+            )
+    model = catalog.apply_overrides(base, own.model_dump()) if own is not None else base
     if model.price.input_usd_per_mtok is None or model.price.output_usd_per_mtok is None:
         warnings.append(f"models.{name}: its price is unknown; costs with it are shown as unknown.")
     return model

@@ -15,14 +15,14 @@ from typing import Any
 import msgspec
 
 from suffice.errors import BadRequestError
-from suffice.types import Message, Query, RoutingOptions
+from suffice.types import NO_OPTIONS, Message, Query, RoutingOptions
 
 # Fields that steer the router. They are read here and never sent upstream.
 OWN_FIELDS = ("suffice", "models", "provider", "session_id")
 
 SESSION_HEADERS = (b"x-suffice-session", b"x-session-id", b"x-claude-code-session-id")
 
-_NO_NEEDS: frozenset[str] = frozenset()
+_NONE_REQUIRED: frozenset[str] = frozenset()
 
 
 class _Part(msgspec.Struct):
@@ -61,7 +61,7 @@ class _ProviderPrefs(msgspec.Struct):
     max_price: _MaxPrice | None = None
 
 
-class _Ours(msgspec.Struct, forbid_unknown_fields=True):
+class _SufficeOptions(msgspec.Struct, forbid_unknown_fields=True):
     objective: str | dict[str, Any] | None = None
     models: list[str] | None = None
     explain: bool | None = None
@@ -80,7 +80,7 @@ class _Chat(msgspec.Struct):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     prompt_cache_key: str | None = None
-    suffice: _Ours | None = None
+    suffice: _SufficeOptions | None = None
     models: list[str] | None = None
     provider: _ProviderPrefs | None = None
     session_id: str | None = None
@@ -154,7 +154,7 @@ def session_hash(messages: Sequence[Message]) -> str:
     return "h-" + h.hexdigest()
 
 
-def _steering(chat: _Chat, headers: Mapping[bytes, bytes]) -> RoutingOptions:
+def _options(chat: _Chat, headers: Mapping[bytes, bytes]) -> RoutingOptions:
     ours, prefs = chat.suffice, chat.provider
     objective: Any = ours.objective if ours else None
     if objective is None and b"x-suffice-objective" in headers:
@@ -183,9 +183,6 @@ def _steering(chat: _Chat, headers: Mapping[bytes, bytes]) -> RoutingOptions:
         explain=bool(ours and ours.explain),
         metadata=ours.metadata if ours else None,
     )
-
-
-_PLAIN = RoutingOptions()
 
 
 def parse_chat(
@@ -227,7 +224,7 @@ def parse_chat(
         or chat.provider is not None
         or b"x-suffice-objective" in headers
     )
-    steering = _steering(chat, headers) if steers else _PLAIN
+    options = _options(chat, headers) if steers else NO_OPTIONS
     for name in OWN_FIELDS:
         fields.pop(name, None)
 
@@ -252,32 +249,32 @@ def parse_chat(
         messages=messages,
         fields=fields,
         stream=bool(chat.stream),
-        wants_usage=bool(chat.stream_options and chat.stream_options.include_usage),
-        needs=_needs(chat, messages),
+        include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
+        required_capabilities=_required_capabilities(chat, messages),
         max_output_tokens=limit,
-        steering=steering,
+        options=options,
         session=session,
         request_id=request_id,
-        headers=_passed_on(headers),
+        headers=_forwarded_headers(headers),
         key_id=key_id,
     )
 
 
-def _needs(chat: _Chat, messages: tuple[Message, ...]) -> frozenset[str]:
-    needs: set[str] | None = None
+def _required_capabilities(chat: _Chat, messages: tuple[Message, ...]) -> frozenset[str]:
+    required: set[str] | None = None
     if chat.tools or chat.functions:
-        needs = {"tools"}
+        required = {"tools"}
     if chat.response_format is not None and chat.response_format.type == "json_schema":
-        needs = (needs or set()) | {"json_schema"}
+        required = (required or set()) | {"json_schema"}
     for m in messages:
         if m.images:
-            needs = (needs or set()) | {"vision"}
+            required = (required or set()) | {"vision"}
         if m.audio:
-            needs = (needs or set()) | {"audio"}
-    return frozenset(needs) if needs else _NO_NEEDS
+            required = (required or set()) | {"audio"}
+    return frozenset(required) if required else _NONE_REQUIRED
 
 
-def _passed_on(headers: Mapping[bytes, bytes]) -> tuple[tuple[str, str], ...]:
+def _forwarded_headers(headers: Mapping[bytes, bytes]) -> tuple[tuple[str, str], ...]:
     trace = headers.get(b"traceparent")
     if trace is None:
         return ()

@@ -164,6 +164,6 @@ def _exhausted(
         calls = f"{len(attempts)} attempts at {len(models)} model{'s' if len(models) > 1 else ''}"
         message = f"{calls} failed ({', '.join(models)}); the most telling: {last.message}"
     if skipped:
-        out = "; ".join(f"{s.model}: {s.why}" for s in skipped)
+        out = "; ".join(f"{s.model}: {s.reason}" for s in skipped)
         message = f"{message} Not called: {out}."
     return AllAttemptsFailedError(message, last=last, attempts=tuple(attempts))

@@ -89,13 +89,13 @@ def extract(messages: Sequence[Message], *, extra_tokens: int = 0, tools: int = 
     last = messages[-1] if messages else None
     return Features(
         signals=to_array(values),
-        ask_chars=ask.chars,
-        ask_tokens=int(np.expm1(ask_tokens)) if ask_tokens else 0,
+        user_message_chars=ask.chars,
+        user_message_tokens=int(np.expm1(ask_tokens)) if ask_tokens else 0,
         input_tokens=int(prompt_tokens) + 1,
         human_turns=max(1, human_turns),
         follow_up=len(asks) > 1,
         in_tool_loop=last is not None and last.is_tool_result,
-        harness_chars=max(0, total_chars - ask.chars),
+        context_chars=max(0, total_chars - ask.chars),
         # By way of array: a third of what NumPy takes to read a list.
         token_ids=np.frombuffer(array("i", ids), np.int32),
         schema=SCHEMA,

@@ -40,9 +40,9 @@ class App:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 try:
-                    self.router.warm()
-                    self.router.learn()
-                    self.router.watch()
+                    self.router.warm_up()
+                    self.router.start_learning()
+                    self.router.start_monitoring()
                 except SufficeError as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return

@@ -210,7 +210,7 @@ class ChatEndpoint:
         try:
             answer = await self._router.answer(query, started)
             if stream is not None:
-                await stream.run(answer, wants_usage=query.wants_usage)
+                await stream.run(answer, include_usage=query.include_usage)
             else:
                 self._sweeper.discard(leaving)
                 await self._send_whole(send, answer, request_id.encode("latin-1"))
@@ -289,7 +289,7 @@ class SSEWriter:
         self.begun = True
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def run(self, answer: RoutedResponse, *, wants_usage: bool) -> None:
+    async def run(self, answer: RoutedResponse, *, include_usage: bool) -> None:
         send = self._send
         try:
             if not self.begun:
@@ -302,7 +302,7 @@ class SSEWriter:
                     answer.overhead_ms,
                 )
                 await self._begin(headers + SSE)
-            async for data in answer.events(wants_usage=wants_usage):
+            async for data in answer.events(include_usage=include_usage):
                 self._last_s = self._loop.time()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             tail = DONE

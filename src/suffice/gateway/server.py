@@ -120,7 +120,7 @@ def serve(
         router.close()
         _serve_many(config, host, port, n, lambda: ready(url, router) if ready else None)
         return
-    router.warm()  # a store that cannot be opened is said here, before anything listens
+    router.warm_up()  # a store that cannot be opened is said here, before anything listens
     _settle()
     import uvloop
 

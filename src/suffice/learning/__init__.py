@@ -48,8 +48,9 @@ from suffice.learning.regression import (
 from suffice.names import column_of
 from suffice.policies.priors import output_tokens, priors, slope
 from suffice.policies.trained import Embed, Fold, TrainedPolicy
+from suffice.store.protocols import Store
 from suffice.store.versions import snapshot
-from suffice.types import Candidate, FeedbackEvent, Model, Store
+from suffice.types import Candidate, FeedbackEvent, Model
 
 Mode = Literal["off", "shadow", "on"]
 Float32Array = NDArray[np.float32]
@@ -243,7 +244,7 @@ class RouteLearner:
         """Learn from labels in their order; returns how many counted. A label whose decision was
         recorded without vectors, or with those of another version, is passed over."""
         usable = [x for x in labels if self._usable(x)]
-        models = [self._served(x.judged) for x in usable]
+        models = [self._served(x.scored_model) for x in usable]
         rows = LabelBatch(
             ids=np.array([x.seq for x in usable], np.int64),
             signals=np.array([x.signals for x in usable], np.float32).reshape(
@@ -255,7 +256,7 @@ class RouteLearner:
             models=[m or "" for m in models],
             scores=np.array([x.score for x in usable], float),
             sources=[source_of(x) for x in usable],
-            times_s=np.array([x.scored_s for x in usable], float),
+            times_s=np.array([x.feedback_at_s for x in usable], float),
             weights=np.array([_weight(x.weight) for x in usable], float),
             replaced=np.array(
                 [np.nan if x.previous_score is None else x.previous_score for x in usable], float
@@ -297,7 +298,7 @@ class RouteLearner:
     def _explore(self, x: FeedbackEvent, model: str, weight: float) -> None:
         if x.snapshot != self.serving:
             return  # what another policy predicted says nothing of how wrong this one is
-        offline = next((p.quality for p in x.predictions if p.model == x.judged), None)
+        offline = next((p.quality for p in x.predictions if p.model == x.scored_model), None)
         if offline is not None and -10.0 <= offline <= 10.0:
             self.explorer.update(model, offline, x.score, weight)
 
@@ -305,7 +306,7 @@ class RouteLearner:
         """How long the model's answers are, from what they cost: a retry's cost is not one's."""
         price = self.models[self.names.index(name)].price
         i, o = price.input_usd_per_mtok, price.output_usd_per_mtok
-        if x.cost_usd is None or x.judged != x.model or x.status >= 400 or i is None or not o:
+        if x.cost_usd is None or x.scored_model != x.model or x.status >= 400 or i is None or not o:
             return
         assert x.signals is not None
         tokens = (x.cost_usd * 1e6 - float(np.expm1(x.signals[self.facts.prompt])) * i) / o

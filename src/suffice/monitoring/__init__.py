@@ -22,7 +22,7 @@ from suffice.monitoring.certificate_monitor import (
 )
 from suffice.monitoring.labelling import ROUTE, SOURCE, AuditedRoute, MonitorDependencies
 from suffice.monitoring.sampling import AuditSample, AuditSampler, is_drawn
-from suffice.types import Store
+from suffice.store.protocols import Store
 
 __all__ = [
     "ROUTE",

@@ -25,7 +25,8 @@ from suffice.monitoring import sequential_test as watches
 from suffice.monitoring.labelling import SOURCE
 from suffice.monitoring.sampling import label_key
 from suffice.monitoring.sequential_test import SequentialTest
-from suffice.types import FeedbackEvent, Store
+from suffice.store.protocols import Store
+from suffice.types import FeedbackEvent
 
 if TYPE_CHECKING:
     from suffice.config import AuditSpec  # pydantic: 100 ms

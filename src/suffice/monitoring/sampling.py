@@ -160,7 +160,7 @@ class AuditSampler:
         if (
             decision.explored
             or query.dialect != "openai"
-            or query.steering.order
+            or query.options.order
             or x.input_tokens > LONGEST_TOKENS
             or any(m.images or m.audio for m in query.messages)
         ):

@@ -281,5 +281,6 @@ def _label(given: dict[str, Any]) -> FeedbackEvent:
     row["predictions"] = predictions_of(row.pop("detail")).predictions
     row["signals"] = unpacked(row.pop("features"), "<f4")
     row["embedding"] = unpacked(row["embedding"], "<f2")
-    row["judged"] = row["chosen"] if row["source"] == UPSTREAM_ERROR else row["model"]
+    row["feedback_at_s"] = row.pop("scored_s")
+    row["scored_model"] = row["chosen"] if row["source"] == UPSTREAM_ERROR else row["model"]
     return FeedbackEvent(**row)

@@ -110,7 +110,7 @@ class Snapshots(Database):
                 route=route,
                 version=version,
                 previous=history[-1].version if history else None,
-                at_s=now_s,
+                promoted_at_s=now_s,
                 by=by[:128],
                 kind="promote",
                 forced=forced,
@@ -142,7 +142,7 @@ class Snapshots(Database):
                 route=route,
                 version=used[-2],
                 previous=used[-1],
-                at_s=now_s,
+                promoted_at_s=now_s,
                 by=by[:128],
                 kind="rollback",
             )
@@ -159,6 +159,7 @@ class Snapshots(Database):
 def _promotion(fields: dict[str, Any]) -> Promotion:
     evidence = fields["evidence"]
     fields["evidence"] = None if evidence is None else msgspec.json.decode(evidence)
+    fields["promoted_at_s"] = fields.pop("at_s")
     fields["by"] = fields.pop("made_by")
     fields["forced"] = bool(fields["forced"])
     return Promotion(**fields)
@@ -172,6 +173,7 @@ def _history(connection: sa.Connection, route: str) -> list[Promotion]:
 
 def _enter(connection: sa.Connection, p: Promotion) -> None:
     row = msgspec.structs.asdict(p)
+    row["at_s"] = row.pop("promoted_at_s")
     row["made_by"] = row.pop("by")  # `by` is a word of SQL
     if p.evidence is not None:
         row["evidence"] = msgspec.json.encode(p.evidence).decode()

@@ -27,7 +27,8 @@ from suffice.lab.collect.budget import Budget, Hold, worst_usd
 from suffice.lab.collect.journal import Answer, CallStarted, Failed, Ledger
 from suffice.providers import KNOWN
 from suffice.router import Router
-from suffice.types import Message, Model, PlanStep, Query, RetryPolicy, Store
+from suffice.store.protocols import Store
+from suffice.types import Message, Model, PlanStep, Query, RetryPolicy
 
 # A bulk job has time: it waits out a rate limit that an interactive request would not.
 PATIENT = RetryPolicy(per_model=3, max_attempts=4, base_s=1.0, max_wait_s=60.0)
@@ -339,7 +340,7 @@ def _query(ask: Ask, limit: str, warm: bool) -> Query:
         model=ask.model.name,
         messages=ask.canonical,
         fields=fields,
-        needs=ask.needs,
+        required_capabilities=ask.needs,
         max_output_tokens=ask.limit_tokens,
     )
 

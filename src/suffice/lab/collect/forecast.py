@@ -67,7 +67,7 @@ def forecast(book: RunState, rows: Sequence[int], max_usd: float | None) -> Fore
     """
     table = book.pool.table
     x = {i: features.extract(table.messages[i]) for i in rows}
-    length = np.array([x[i].ask_tokens for i in rows], float)
+    length = np.array([x[i].user_message_tokens for i in rows], float)
     rank = np.argsort(np.argsort(length, kind="stable"), kind="stable") / max(1, len(rows))
     prior = {
         i: output_tokens(float(u), book.max_output_tokens) for i, u in zip(rows, rank, strict=True)

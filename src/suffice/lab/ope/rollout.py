@@ -166,8 +166,8 @@ def _own(
     in_loop = before is not None and turns == before.turns and prompt_tokens > before.prompt_tokens
     x = Features(
         signals=s,
-        ask_chars=round(expm1(float(s[_CHARS]))),
-        ask_tokens=round(expm1(float(s[_TOKENS]))),
+        user_message_chars=round(expm1(float(s[_CHARS]))),
+        user_message_tokens=round(expm1(float(s[_TOKENS]))),
         input_tokens=prompt_tokens + 1,
         human_turns=round(expm1(turns)) + 1,
         in_tool_loop=in_loop,

@@ -307,9 +307,11 @@ def _calls(t: Traffic) -> dict[str, Calls]:
 def _events(url: str, routes: list[str], t: Traffic) -> tuple[Event, ...]:
     """Oldest first, from the report's first request on."""
     with reader.snapshots(url) as store:
-        found = [p for r in routes for p in store.promotions(r, 1000) if p.at_s >= t.first_s]
+        found = [
+            p for r in routes for p in store.promotions(r, 1000) if p.promoted_at_s >= t.first_s
+        ]
     return tuple(
-        Event(p.at_s, p.route, p.kind, p.version, p.previous, p.by, p.forced)
+        Event(p.promoted_at_s, p.route, p.kind, p.version, p.previous, p.by, p.forced)
         for p in sorted(found, key=lambda p: p.generation)
     )
 
