@@ -1,10 +1,12 @@
-"""Generates docs/reference/: the commands from their own help, the config from its own schema.
+"""Generates docs/reference/: commands from their help, the config from its schema, the API from docstrings.
 
 Usage: python scripts/build_reference.py   (tests/test_docs.py checks that it is current)
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -140,11 +142,59 @@ def settings() -> str:
     return "\n".join(out) + "\n"
 
 
+# Modules and their public names, in the order of the page. A class lists its public methods.
+API: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "suffice",
+        ("Router", "Client", "AsyncClient", "Decision", "Prediction", "Features", "Feedback"),
+    ),
+    ("suffice", ("Objective", "Policy", "Settings", "ConfigError", "SufficeError")),
+    ("suffice.providers.fake", ("FakeUpstream",)),
+    ("suffice.lab.predictors.base", ("Predictor",)),
+    ("suffice.lab.ope.estimators", ("LoggedData", "ips", "snips", "doubly_robust", "estimate")),
+)
+
+
+def api() -> str:
+    """The Python API: signatures and docstrings of the public names."""
+    lines = ["# Python API", "", "Generated from docstrings; do not edit."]
+    for module, names in API:
+        for name in names:
+            thing = getattr(importlib.import_module(module), name)
+            lines += ["", f"## {module}.{name}", "", *entry(name, thing)]
+            if inspect.isclass(thing):
+                for method, function in public_methods(thing):
+                    lines += ["", f"### {name}.{method}", "", *entry(method, function)]
+    return "\n".join(lines) + "\n"
+
+
+def public_methods(cls: type) -> list[tuple[str, Any]]:
+    """The documented public methods and class methods that `cls` itself defines."""
+    found = []
+    for name, member in vars(cls).items():
+        function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
+        if not name.startswith("_") and inspect.isfunction(function) and function.__doc__:
+            found.append((name, function))
+    return found
+
+
+def entry(name: str, thing: Any) -> list[str]:
+    """A code block with the signature, then the docstring."""
+    try:
+        signature = f"{name}{inspect.signature(thing)}"
+    except (TypeError, ValueError):
+        signature = name
+    signature = signature.replace("'", "")
+    doc = inspect.getdoc(thing) or ""
+    return ["```text", signature, *(["", *doc.splitlines()] if doc else []), "```"]
+
+
 def main() -> None:
     folder = ROOT / "docs" / "reference"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cli.md").write_text(cli(), encoding="utf-8")
     (folder / "config.md").write_text(settings(), encoding="utf-8")
+    (folder / "api.md").write_text(api(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -291,7 +291,7 @@ def test_a_policy_that_is_no_distribution_is_refused(pi: Any) -> None:
 def test_the_page_says_what_the_results_say() -> None:
     root = Path(__file__).parents[2]
     runner = root / "benchmarks/quality/offpolicy.py"
-    page = root / "docs/concepts/offpolicy.md"
+    page = root / "docs/concepts/off-policy-evaluation.md"
     done = subprocess.run(
         [sys.executable, runner, "--out", runner.parent / "results", "--page", page, "--check"],
         capture_output=True, text=True, check=False,

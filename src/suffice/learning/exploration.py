@@ -11,7 +11,7 @@ forgetting; Haykin, "Adaptive Filter Theory", ch. 10): a model that was found wo
 labels say otherwise, but a few of them are enough after a while, since it is uncertain again.
 
 Exploring is bounded three ways: a share of the traffic, a share of the spend, and a gate on quality.
-Wide exploration was measured to cost more than it brings (docs/concepts/learning.md).
+Wide exploration was measured to cost more than it brings (docs/concepts/online-learning.md).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Anytime-valid: look after every label, for ever. While the expected loss of every decision stays at
 most `max_loss`, the probability that this watch ever raises an alarm is at most `false_alarm`; that
 is a rate per watch (per certificate), not per look. How long a real change stays unseen is measured
-(docs/concepts/guarantees.md), not promised.
+(docs/concepts/certified-thresholds.md), not promised.
 
 Wealth is bet against 'the loss is at most max_loss': a label multiplies it by 1 + bet x (loss -
 max_loss), whose expectation is at most 1 while that holds, so that wealth reaches 1 / false_alarm

@@ -167,7 +167,7 @@ def certify(
     loss: (n,) in [0, 1], what would be lost if cheap served. score: (n,), low goes cheap. kind:
     whether every loss is known to be 0 or 1; then the bound is Clopper-Pearson, else it is the
     betting bound, which certifies more than Hoeffding-Bentkus on nearly all graded tables tried
-    (docs/concepts/guarantees.md). groups: (n,) numbers of what is not independent: then
+    (docs/concepts/certified-thresholds.md). groups: (n,) numbers of what is not independent: then
     a group's mean is one value of the betting bound, since groups are what is exchangeable, and the
     loss is that of a random query of a random group. thresholds: ascending, chosen without any
     calibration row (`quantile_thresholds`); None = every distinct score of the rows. seed: of the

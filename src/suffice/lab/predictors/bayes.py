@@ -21,7 +21,7 @@ from suffice.lab.data.table import FloatArray
 # Prior variances of the weights, in units of target per standardised feature.
 WIDTHS: tuple[float, ...] = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 # Hyperpriors of log10 width, normal mean and deviation, and the log odds of nothing but length:
-# chosen on pairs of models of the training tables (docs/concepts/brain.md).
+# chosen on pairs of models of the training tables (docs/concepts/learned-policies.md).
 _SIGNALS_LOG10 = (-4.0, 0.75)
 _VECTORS_LOG10 = (-3.75, 0.5)
 NOTHING_ODDS = 2.0
