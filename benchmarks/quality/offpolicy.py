@@ -10,7 +10,7 @@ target from that log alone. The truth is the target's mean over the whole table.
 
 The trained router (the lab's head, cross-fitted over five folds) is both a target and, less five
 times the cost in dollars, what two of the logging policies follow. The reward model of the doubly
-robust estimate is the product's (`suffice.lab.replay.reward_model`), fitted on each log alone.
+robust estimate is the product's (`suffice.lab.ope.replay.cross_fit_q_hat`), fitted on each log alone.
 
 --page PAGE writes the table of committed results into a page of the docs, and runs nothing; with
 --check it only says whether the page is up to date.
@@ -44,7 +44,7 @@ from provenance import provenance, write_json
 from suffice.lab.data.load import load_table
 from suffice.lab.ope import estimators
 from suffice.lab.ope.estimators import LoggedData
-from suffice.lab.ope.replay import reward_model
+from suffice.lab.ope.replay import cross_fit_q_hat
 from suffice.lab.predictors.base import batch_of
 from suffice.lab.predictors.registry import LinearHead
 
@@ -162,7 +162,7 @@ def conversations(
 def switched(log: LoggedData, pi: FloatArray, q: FloatArray) -> estimators.EstimatorTerms:
     """Switch-DR (Wang, Agarwal and Dudik 2017): the model alone where the weight is large. Not in
     the product: here to show why."""
-    w = estimators.weights(log, pi)
+    w = estimators.importance_weights(log, pi)
     at = np.arange(len(log))
     error = np.where(w <= SWITCH, w * (log.reward - q[at, log.action]), 0.0)
     return estimators.EstimatorTerms((pi * q).sum(axis=1) + error, np.ones(len(log)))
@@ -178,7 +178,7 @@ def measure(w: World, log: Logging, runs: int, seed: int) -> tuple[list[dict[str
     for run in range(runs):
         rng = np.random.default_rng([seed, run])
         rows, made = draw(w, log, rng)
-        q = reward_model(made, w.signals[rows], w.vectors[rows].astype(float))
+        q = cross_fit_q_hat(made, w.signals[rows], w.vectors[rows].astype(float))
         simple = LoggedData(made.action, made.propensity, made.reward, made.propensities)
         terms, sizes = {}, {}
         for name, all_pi in aims.items():
@@ -188,15 +188,17 @@ def measure(w: World, log: Logging, runs: int, seed: int) -> tuple[list[dict[str
             terms[name, "doubly_robust"] = estimators.doubly_robust(made, pi, q)
             terms[name, "direct"] = estimators.direct(made, pi, q)
             terms[name, "switch"] = switched(made, pi, q)
-            sizes[name] = estimators.effective(estimators.weights(made, pi), made.episodes)
+            sizes[name] = estimators.effective_sample_size(
+                estimators.importance_weights(made, pi), made.episodes
+            )
             if run < 3:
                 samples.append((made, pi, q, {e: terms[name, e].value for e in
                                               ("ips", "snips", "doubly_robust", "direct")}))  # fmt: skip
         named = {"/".join(key): t for key, t in terms.items()}
         kinds = {"resamples": RESAMPLES, "seed": run}
-        boot = estimators.estimates(named, made, **kinds)
-        plain = estimators.estimates(named, made, method="asymptotic")
-        alone = estimators.estimates(named, simple, method="asymptotic")
+        boot = estimators.estimate_policy_values(named, made, **kinds)
+        plain = estimators.estimate_policy_values(named, made, method="asymptotic")
+        alone = estimators.estimate_policy_values(named, simple, method="asymptotic")
         for (name, estimator), _ in terms.items():
             b, a, s = (f[f"{name}/{estimator}"] for f in (boot, plain, alone))
             t, d = truth[name], truth[name] - happened

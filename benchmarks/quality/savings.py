@@ -10,17 +10,18 @@ models and random bounds of the default policy's difficulty, sends each query to
 the dearer), and forgets the others' costs. Predicted costs are the default policy's prior, which knows
 no model's length of answers. Error: log(estimated / true cost) of one model alone on all queries.
 
-report: the product's (`suffice.lab.savings.costs`). by model: predictions scaled by paid / predicted
-of the requests that the model took. by request: by paid / predicted of the request, no matter who
+report: the product's (`suffice.lab.savings.counterfactual_cost`). by model: predictions scaled by paid /
+predicted of the requests that the model took. by request: by paid / predicted of the request, no matter who
 answered. plain: the predictions as they are. covers: share of the report's 95 % intervals that hold
 the truth.
 
 No table here is held out. On the first three, four ways were compared (by model, by request, their
-geometric mean, the fit), then seven settings of the two deviations (WORDY, UNSEEN in costs.py): 0.12/0,
-0.3/0, 0.3/0.1, 0.3/0.2, 0.45/0.1, 0.45/0.2, 0.6/0.2; 0.3/0.15 was taken. Then the fourth was looked at
-under 0.3/0.15, 0.5/0.15, 0.7/0.15 (coverage 66, 73, 80 % in 25 draws) and 0.5/0.2 (89 % in 60), and only
-after that was 0.3/0.2 settled on. So its figures are not clean either, and coverage on new traffic may
-be lower than any of these. One of its models reasons at length, several times the others' answers.
+geometric mean, the fit), then seven settings of the two deviations (VERBOSITY_SD, INTERACTION_SD in
+counterfactual_cost.py): 0.12/0, 0.3/0, 0.3/0.1, 0.3/0.2, 0.45/0.1, 0.45/0.2, 0.6/0.2; 0.3/0.15 was
+taken. Then the fourth was looked at under 0.3/0.15, 0.5/0.15, 0.7/0.15 (coverage 66, 73, 80 % in 25
+draws) and 0.5/0.2 (89 % in 60), and only after that was 0.3/0.2 settled on. So its figures are not clean
+either, and coverage on new traffic may be lower than any of these. One of its models reasons at length,
+several times the others' answers.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from provenance import provenance, write_json
 
 from suffice import catalog, features
 from suffice.lab.evaluate.problem import Prices, read_prices
-from suffice.lab.savings.counterfactual_cost import singles
-from suffice.lab.savings.reading import priced
-from suffice.lab.savings.traffic import Route
+from suffice.lab.savings.counterfactual_cost import single_model_costs
+from suffice.lab.savings.reading import add_costs
+from suffice.lab.savings.traffic import RouteTotals
 from suffice.policies import priors
 from suffice.types import Prediction
 
@@ -111,7 +112,7 @@ def reported(
     guess: FloatArray, paid: FloatArray, action: NDArray[np.intp], difficulty: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """((k,) USD of each model alone, (k, 2) its interval) by the product."""
-    route = Route()
+    route = RouteTotals()
     names = [str(j) for j in range(guess.shape[1])]
     for name in names:
         route.column(name)
@@ -123,9 +124,9 @@ def reported(
         told = tuple(
             Prediction(m, None, float(guess[i, j]), None, 0.0) for j, m in enumerate(names)
         )
-        priced(row, told, float(paid[i]), group, route)
+        add_costs(row, told, float(paid[i]), group, route)
     route.trim()
-    found = singles(route)
+    found = single_model_costs(route)
     return (
         np.array([found[m].usd for m in names], float),
         np.array([found[m].usd_ci for m in names], float),

@@ -262,16 +262,16 @@ def replayed(low: float | None, high: float | None, cost: float | None, word: st
     ],
 )
 def test_the_rule(low: float, high: float, cost: float | None, passes: bool) -> None:
-    ruling = promotion.decide(replayed(low, high, cost))
+    ruling = promotion.check_rule(replayed(low, high, cost))
     assert ruling.passed is passes
     assert f"{low:+.4f}" in ruling.reason
 
 
 def test_the_rule_takes_no_verdict_for_none() -> None:
-    assert not promotion.decide(replayed(0.5, 0.6, 0.1, "cannot judge")).passed
-    assert not promotion.decide(replayed(None, None, 0.1)).passed
-    assert promotion.decide(replayed(-0.05, 0.1, 0.9), margin=0.05).passed
-    assert not promotion.decide(replayed(-0.05, 0.1, 0.9), margin=0.04).passed
+    assert not promotion.check_rule(replayed(0.5, 0.6, 0.1, "cannot judge")).passed
+    assert not promotion.check_rule(replayed(None, None, 0.1)).passed
+    assert promotion.check_rule(replayed(-0.05, 0.1, 0.9), margin=0.05).passed
+    assert not promotion.check_rule(replayed(-0.05, 0.1, 0.9), margin=0.04).passed
 
 
 def test_a_snapshot_of_another_features_schema_is_refused_too(tmp_path: Path) -> None:
@@ -285,4 +285,4 @@ def test_a_snapshot_of_another_features_schema_is_refused_too(tmp_path: Path) ->
         s = snapshot(route="auto", kind="brain", content=artifacts.pack(old), created_s=1.0)
         store.put_snapshot(s)
         with pytest.raises(ArtifactError, match=f"this version makes {features.SCHEMA!r}"):
-            promotion.candidate(s.version, store, None, load_settings(house.config, {}), 2.0)
+            promotion.load_candidate(s.version, store, None, load_settings(house.config, {}), 2.0)

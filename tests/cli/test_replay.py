@@ -14,7 +14,7 @@ import pytest
 from tests.support.common import toml
 
 from suffice import features
-from suffice.cli.replay import moment
+from suffice.cli.options import parse_since
 from suffice.errors import UsageError
 from suffice.store import open_store
 from suffice.types import Decision, Feedback, Objective, PlanStep, Prediction, RequestRecord
@@ -152,13 +152,13 @@ def test_no_store_is_said_and_none_is_made(tmp_path: Path) -> None:
 
 
 def test_moments() -> None:
-    assert moment("7d", 1e9) == 1e9 - 7 * 86400
-    assert moment("12h", 1e9) == 1e9 - 12 * 3600
-    assert moment("30m", 1e9) == 1e9 - 1800
-    assert moment("2w", 1e9) == 1e9 - 14 * 86400
-    assert moment("1970-01-02", 0.0) == 86400.0
-    assert moment("1970-01-01T01:00Z", 0.0) == 3600.0
-    assert moment("1970-01-01T02:00+01:00", 0.0) == 3600.0
+    assert parse_since("7d", 1e9) == 1e9 - 7 * 86400
+    assert parse_since("12h", 1e9) == 1e9 - 12 * 3600
+    assert parse_since("30m", 1e9) == 1e9 - 1800
+    assert parse_since("2w", 1e9) == 1e9 - 14 * 86400
+    assert parse_since("1970-01-02", 0.0) == 86400.0
+    assert parse_since("1970-01-01T01:00Z", 0.0) == 3600.0
+    assert parse_since("1970-01-01T02:00+01:00", 0.0) == 3600.0
     for wrong in ("", "d", "-1d", "7", "7y", "soon", "2026-13-01", "²d"):
         with pytest.raises(UsageError, match="--since"):
-            moment(wrong, 1e9)
+            parse_since(wrong, 1e9)

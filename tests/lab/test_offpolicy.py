@@ -89,15 +89,17 @@ def test_unbiased_by_exact_enumeration() -> None:
 def test_the_logs_own_policy_is_what_happened() -> None:
     log, _, q = random_log(3)
     assert log.propensities is not None
-    base = estimators.observed(log).value
+    base = estimators.on_policy_value(log).value
     assert estimators.ips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
     assert estimators.snips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
     for terms in (estimators.ips, estimators.snips):
-        found = estimators.estimate(terms(log, log.propensities), log)
+        found = estimators.estimate_policy_value(terms(log, log.propensities), log)
         width = found.difference_high - found.difference_low
         assert abs(found.difference) < 1e-9 and width < 1e-6, "paired: nothing is left to vary"
     perfect = np.where(np.isnan(log.reward), 0.0, log.reward)[:, None] * np.ones(3)
-    found = estimators.estimate(estimators.doubly_robust(log, log.propensities, perfect), log)
+    found = estimators.estimate_policy_value(
+        estimators.doubly_robust(log, log.propensities, perfect), log
+    )
     assert found.value == pytest.approx(base, abs=1e-12)
     assert q.shape == perfect.shape
 
@@ -110,21 +112,21 @@ def test_missing_feedback_is_not_negative() -> None:
         log.action[seen], log.propensity[seen], log.reward[seen], log.propensities[seen],
         log.session[seen],
     )  # fmt: skip
-    a = estimators.estimate(estimators.doubly_robust(log, pi, q), log)
-    b = estimators.estimate(estimators.doubly_robust(only, pi[seen], q[seen]), only)
+    a = estimators.estimate_policy_value(estimators.doubly_robust(log, pi, q), log)
+    b = estimators.estimate_policy_value(estimators.doubly_robust(only, pi[seen], q[seen]), only)
     assert a.value == pytest.approx(b.value, abs=1e-12)
     assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=0.02)
     nothing = LoggedData(log.action, log.propensity, np.full(200, np.nan), log.propensities)
     assert np.isnan(estimators.ips(nothing, pi).value)
-    assert np.isnan(estimators.estimate(estimators.snips(nothing, pi), nothing).low)
+    assert np.isnan(estimators.estimate_policy_value(estimators.snips(nothing, pi), nothing).low)
 
 
 def test_effective_size_counts_units() -> None:
     w = np.array([1.0, 1.0, 1.0, 1.0])
-    assert estimators.effective(w) == pytest.approx(4.0)
-    assert estimators.effective(w, np.array([0, 0, 1, 1])) == pytest.approx(2.0)
-    assert estimators.effective(np.array([40.0, 0, 0, 0])) == pytest.approx(1.0)
-    assert estimators.effective(np.zeros(4)) == 0.0
+    assert estimators.effective_sample_size(w) == pytest.approx(4.0)
+    assert estimators.effective_sample_size(w, np.array([0, 0, 1, 1])) == pytest.approx(2.0)
+    assert estimators.effective_sample_size(np.array([40.0, 0, 0, 0])) == pytest.approx(1.0)
+    assert estimators.effective_sample_size(np.zeros(4)) == 0.0
 
 
 def test_support_is_what_the_log_could_have_done() -> None:
@@ -153,8 +155,8 @@ def test_intervals_know_that_turns_of_a_session_are_alike() -> None:
     log, pi, _ = sticky(np.random.default_rng(0), 150, 10)
     alone = LoggedData(log.action, log.propensity, log.reward, log.propensities)
     for method in ("bootstrap", "asymptotic"):
-        wide = estimators.estimate(estimators.ips(log, pi), log, method=method)
-        narrow = estimators.estimate(estimators.ips(alone, pi), alone, method=method)
+        wide = estimators.estimate_policy_value(estimators.ips(log, pi), log, method=method)
+        narrow = estimators.estimate_policy_value(estimators.ips(alone, pi), alone, method=method)
         assert wide.value == narrow.value
         assert wide.high - wide.low > 1.8 * (narrow.high - narrow.low)
 
@@ -167,7 +169,7 @@ def test_clustered_intervals_hold_where_simple_ones_fail(method: Any) -> None:
         log, pi, _ = sticky(np.random.default_rng(run), 80, 8)
         alone = LoggedData(log.action, log.propensity, log.reward, log.propensities)
         for name, given_ in (("clustered", log), ("simple", alone)):
-            e = estimators.estimate(
+            e = estimators.estimate_policy_value(
                 estimators.ips(given_, pi), given_, method=method, resamples=300, seed=run
             )
             inside[name] += e.low <= 0.75 <= e.high  # 1 - 0.5 x mean difficulty
@@ -178,16 +180,20 @@ def test_clustered_intervals_hold_where_simple_ones_fail(method: Any) -> None:
 def test_the_seed_decides_the_interval() -> None:
     log, pi, _ = random_log(9, n=120)
     terms = estimators.snips(log, pi)
-    assert estimators.estimate(terms, log, seed=4) == estimators.estimate(terms, log, seed=4)
-    assert estimators.estimate(terms, log, seed=4) != estimators.estimate(terms, log, seed=5)
+    assert estimators.estimate_policy_value(terms, log, seed=4) == estimators.estimate_policy_value(
+        terms, log, seed=4
+    )
+    assert estimators.estimate_policy_value(terms, log, seed=4) != estimators.estimate_policy_value(
+        terms, log, seed=5
+    )
 
 
 def test_what_was_never_seen_widens() -> None:
     e = estimators.Estimate(0.5, 0.4, 0.6, 0.1, 0.05, 0.15)
-    wide = estimators.widened(e, 0.03)
+    wide = estimators.widen(e, 0.03)
     assert (wide.low, wide.high) == pytest.approx((0.37, 0.63))
     assert (wide.difference_low, wide.difference_high) == pytest.approx((0.02, 0.18))
-    assert estimators.widened(e, 0.0) == e
+    assert estimators.widen(e, 0.0) == e
 
 
 def test_students_quantiles() -> None:
@@ -212,7 +218,7 @@ def test_cost_comes_from_the_token_model_scaled_by_what_was_paid() -> None:
     paid[:50] = np.nan
     log = LoggedData(action, p[np.arange(n), action], np.full(n, np.nan), p)
     pi = np.tile([0.0, 1.0], (n, 1))
-    found = estimators.cost(log, pi, predicted, paid)
+    found = estimators.estimate_cost(log, pi, predicted, paid)
     assert found.counted == n - 50
     assert found.low < real[:, 1].mean() < found.high
     assert found.ratio == pytest.approx([2.0, 0.5], rel=0.05)
@@ -220,7 +226,7 @@ def test_cost_comes_from_the_token_model_scaled_by_what_was_paid() -> None:
     assert found.difference == pytest.approx(found.value - found.paid)
     # Weights do not enter: the propensities may be anything.
     other = LoggedData(action, np.full(n, 0.01), log.reward)
-    assert estimators.cost(other, pi, predicted, paid).value == found.value
+    assert estimators.estimate_cost(other, pi, predicted, paid).value == found.value
 
 
 def test_unknown_costs_are_left_out_and_never_zero() -> None:
@@ -228,9 +234,9 @@ def test_unknown_costs_are_left_out_and_never_zero() -> None:
     log = LoggedData(np.array([0, 1, 0, 1]), np.full(4, 0.5), np.full(4, np.nan), p)
     predicted = np.array([[1.0, np.nan]] * 4)
     paid = np.array([1.0, 2.0, 1.0, np.nan])
-    first = estimators.cost(log, np.tile([1.0, 0.0], (4, 1)), predicted, paid)
+    first = estimators.estimate_cost(log, np.tile([1.0, 0.0], (4, 1)), predicted, paid)
     assert (first.value, first.counted) == (pytest.approx(1.0), 2)
-    second = estimators.cost(log, np.tile([0.0, 1.0], (4, 1)), predicted, paid)
+    second = estimators.estimate_cost(log, np.tile([0.0, 1.0], (4, 1)), predicted, paid)
     assert np.isnan(second.value) and second.counted == 0
 
 
@@ -241,20 +247,24 @@ def test_propensities_that_were_not_drawn_from_are_seen() -> None:
     rng = np.random.default_rng(0)
     p = np.tile([0.9, 0.1], (2000, 1))
     honest = (rng.random(2000) > 0.9).astype(np.intp)
-    assert np.abs(estimators.misfit(honest, p)).max() < 4
+    assert np.abs(estimators.propensity_z_scores(honest, p)).max() < 4
     liar = (rng.random(2000) > 0.7).astype(np.intp)
-    assert np.abs(estimators.misfit(liar, p)).max() > 10
+    assert np.abs(estimators.propensity_z_scores(liar, p)).max() > 10
     certain = np.tile([1.0, 0.0], (5, 1))
-    assert estimators.misfit(np.zeros(5, np.intp), certain) == pytest.approx([0.0, 0.0])
-    assert np.abs(estimators.misfit(np.array([0, 1, 0, 0, 0]), certain)).min() > 10
+    assert estimators.propensity_z_scores(np.zeros(5, np.intp), certain) == pytest.approx(
+        [0.0, 0.0]
+    )
+    assert np.abs(estimators.propensity_z_scores(np.array([0, 1, 0, 0, 0]), certain)).min() > 10
 
 
 def test_labels_that_depend_on_the_model_are_seen() -> None:
     rng = np.random.default_rng(0)
     action = rng.integers(0, 2, 1000)
-    assert not estimators.uneven(action, rng.random(1000) < 0.5, 2)
-    assert estimators.uneven(action, rng.random(1000) < np.where(action == 0, 0.3, 0.7), 2)
-    assert not estimators.uneven(action, np.zeros(1000, bool), 2)
+    assert not estimators.labels_missing_not_at_random(action, rng.random(1000) < 0.5, 2)
+    assert estimators.labels_missing_not_at_random(
+        action, rng.random(1000) < np.where(action == 0, 0.3, 0.7), 2
+    )
+    assert not estimators.labels_missing_not_at_random(action, np.zeros(1000, bool), 2)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from suffice.gateway import BackgroundServer
 from suffice.lab.data.decisions import read
 from suffice.lab.ope import replay
 from suffice.lab.ope.estimators import Estimate
-from suffice.lab.ope.rollout import courses
+from suffice.lab.ope.rollout import roll_out
 from suffice.providers.fake import FakeUpstream
 from suffice.store import open_store
 from suffice.types import (
@@ -128,7 +128,7 @@ class House:
     def setting(self, policy: str, objective: Any = None) -> replay.EvaluationPolicySetup:
         from suffice.config import load_settings
 
-        return replay.setting(load_settings(self.toml, {}), policy, {}, objective)
+        return replay.load_evaluation_policy(load_settings(self.toml, {}), policy, {}, objective)
 
     def replay(self, policy: str, **more: Any) -> replay.Replay:
         self.settle()
@@ -259,7 +259,7 @@ def test_turns_that_kept_to_a_choice_have_its_propensity(house: House) -> None:
             house.add(decided(n + t, chosen, {chosen: 1.0, other: 0.0}, talk, session=f"s{s}"), 1.0)
         n += 3
     house.settle()
-    found = courses(read(house.url).rows, house.setting("best"))
+    found = roll_out(read(house.url).rows, house.setting("best"))
     assert found.log.propensity == pytest.approx(
         [0.2 if s % 3 == 0 else 0.8 for s in range(30) for _ in range(3)]
     )
@@ -285,7 +285,7 @@ def test_the_policy_follows_its_own_course(house: House) -> None:
     )
     house.add(decided(1, STRONG, {WEAK: 0.0, STRONG: 1.0}, loop, session="s"), 1.0)
     house.settle()
-    found = courses(read(house.url).rows, house.setting("default"))
+    found = roll_out(read(house.url).rows, house.setting("default"))
     weak = found.models.index(WEAK)
     assert found.pi[:, weak] == pytest.approx([1.0, 1.0])
     assert found.log.propensity == pytest.approx([0.5, 0.5])
@@ -310,7 +310,7 @@ def test_a_mixed_policy_keeps_its_mix_through_a_conversation(house: House) -> No
     half = replay.EvaluationPolicySetup(
         {"auto": Half()}, setting.objectives, setting.catalog, {}, Half
     )
-    found = courses(read(house.url).rows, half)
+    found = roll_out(read(house.url).rows, half)
     assert found.pi == pytest.approx(np.full((2, 2), 0.5))
     liar = Half()
     liar.decide = lambda x, pool, objective, session=None, **_: (
@@ -319,7 +319,7 @@ def test_a_mixed_policy_keeps_its_mix_through_a_conversation(house: House) -> No
         ).decision
     )
     with pytest.raises(JobError, match="sum to 1"):
-        courses(
+        roll_out(
             read(house.url).rows,
             replay.EvaluationPolicySetup(
                 {"auto": liar}, setting.objectives, setting.catalog, {}, Half
@@ -332,7 +332,7 @@ def test_the_same_question_again_is_a_new_conversation(house: House) -> None:
     for i in range(4):
         house.add(decided(i, (WEAK, STRONG)[i % 2], {WEAK: 0.5, STRONG: 0.5}, session="hash"), 1.0)
     house.settle()
-    found = courses(read(house.url).rows, house.setting("best"))
+    found = roll_out(read(house.url).rows, house.setting("best"))
     assert len(np.unique(found.log.episodes)) == 4
     assert len(np.unique(found.log.sessions)) == 1
     assert found.log.propensity == pytest.approx([0.5] * 4)
@@ -343,7 +343,7 @@ def test_an_idle_conversation_begins_anew(house: House) -> None:
     house.add(decided(0, WEAK, {WEAK: 0.5, STRONG: 0.5}, session="s"))
     house.add(decided(1, WEAK, {WEAK: 1.0, STRONG: 0.0}, talk, session="s", created_s=1_010_000.0))
     house.settle()
-    found = courses(read(house.url).rows, house.setting("best"))
+    found = roll_out(read(house.url).rows, house.setting("best"))
     assert found.log.propensity == pytest.approx([0.5, 1.0])
 
 
@@ -377,7 +377,7 @@ def test_a_log_of_the_real_gateway_replays_to_what_happened(
     settings = load_settings(path, {})
 
     def found(policy: str) -> replay.Replay:
-        setting = replay.setting(settings, policy, {})
+        setting = replay.load_evaluation_policy(settings, policy, {})
         return replay.run(settings.store.url, setting, policy, route="drawn")
 
     same = found("random")
@@ -522,7 +522,7 @@ def test_a_policy_that_does_not_exist(house: House) -> None:
     with pytest.raises(ConfigError):
         from suffice.config import parse_settings
 
-        replay.setting(parse_settings({"routes": {}}), "best", {})
+        replay.load_evaluation_policy(parse_settings({"routes": {}}), "best", {})
 
 
 def test_the_objective_may_be_another(house: House) -> None:
@@ -561,9 +561,9 @@ def test_the_reward_model_never_sees_what_it_predicts(house: House) -> None:
     """Scores that are pure noise: fitted on their own rows it would follow them."""
     explored(house, 400, seed=3)
     house.settle()
-    found = courses(read(house.url).rows, house.setting("best"))
+    found = roll_out(read(house.url).rows, house.setting("best"))
     signals = np.random.default_rng(0).normal(size=(400, 200))
-    q = replay.reward_model(found.log, signals, None)
+    q = replay.cross_fit_q_hat(found.log, signals, None)
     at = np.arange(400)
     told = q[at, found.log.action]
     for a in (0, 1):

@@ -18,7 +18,7 @@ from suffice.errors import JobError, StoreError, UsageError
 from suffice.lab import savings
 from suffice.lab.report import savings as page
 from suffice.lab.savings import quality, traffic
-from suffice.lab.savings.headline import percent, usd
+from suffice.lab.savings.headline import format_percent, format_usd
 from suffice.types import Feedback, RequestRecord
 
 CERTAIN_WEAK = {WEAK: 1.0, STRONG: 0.0}
@@ -33,8 +33,8 @@ def house(tmp_path: Path) -> House:
 def told(house: House, **more: Any) -> savings.Report:
     from suffice.config import load_settings
 
-    known = savings.references(load_settings(house.config, {}), {})
-    return savings.report(house.url, now_s=NOW_S + 1e6, known=known, **more)
+    known = savings.reference_models(load_settings(house.config, {}), {})
+    return savings.build_report(house.url, now_s=NOW_S + 1e6, known=known, **more)
 
 
 # ── money ────────────────────────────────────────────────────────────────────────────────────────
@@ -268,7 +268,7 @@ def test_intervals_of_quality_hold_the_truth() -> None:
     missed = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        route = traffic.Route()
+        route = traffic.RouteTotals()
         route.decisions = route.answered = route.labelled = route.weighable = 300
         route.expected[STRONG] = traffic.CandidateTotals(drawable=300, inverse=600.0)
         route.models = {WEAK: 0, STRONG: 1}
@@ -281,7 +281,7 @@ def test_intervals_of_quality_hold_the_truth() -> None:
                 traffic.Labelled(chosen, shares, good, group, i, X.signals.tobytes(), None)
             )
         route.trim()
-        q = quality.measured(route, STRONG)
+        q = quality.estimate_quality(route, STRONG)
         assert q.kept_ci is not None
         missed += not q.kept_ci[0] <= 0.7 / 0.8 <= q.kept_ci[1]
     assert missed <= 8
@@ -540,9 +540,9 @@ def test_nothing_is_left_half_written(house: House, monkeypatch: pytest.MonkeyPa
 
 
 def test_words() -> None:
-    assert [usd(v) for v in (None, 0.0, 0.00012345, 0.5, 1234.5, -0.25)] == [
+    assert [format_usd(v) for v in (None, 0.0, 0.00012345, 0.5, 1234.5, -0.25)] == [
         "unknown", "$0.00", "$0.000123", "$0.5000", "$1,234.50", "-$0.2500",
     ]  # fmt: skip
-    assert [percent(v) for v in (None, 0.0, 0.034, 0.5, -0.021)] == [
+    assert [format_percent(v) for v in (None, 0.0, 0.034, 0.5, -0.021)] == [
         "unknown", "0%", "3.4%", "50%", "-2.1%",
     ]  # fmt: skip

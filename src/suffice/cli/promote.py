@@ -42,8 +42,8 @@ def command(
     carry an estimate (too few labels, no exploration), it is refused with exit code 1, and nothing
     changes. An artifact's file is stored as a snapshot first. Workers swap without a restart.
     """
+    from suffice.cli.options import parse_since
     from suffice.cli.output import print_json
-    from suffice.cli.replay import moment
     from suffice.config import load_settings, resolve
     from suffice.errors import JobError, UsageError
     from suffice.lab.ope import promotion
@@ -52,11 +52,11 @@ def command(
     if not 0.0 <= margin <= 1.0:  # also catches NaN
         raise UsageError(f"--margin: expected a number from 0 to 1, got {margin}.")
     now_s = time.time()
-    since_s = None if since is None else moment(since, now_s)
+    since_s = None if since is None else parse_since(since, now_s)
     settings = load_settings(config, os.environ)
     resolve(settings, os.environ, need_keys=False)  # a config that is wrong is said first
     with reader.snapshots(settings.store.url, make=force) as store:
-        found = promotion.candidate(policy, store, route, settings, now_s)
+        found = promotion.load_candidate(policy, store, route, settings, now_s)
         store.put_snapshot(found)
         before = store.current(found.route)
         if before == found.version:
@@ -69,13 +69,13 @@ def command(
             return
         replayed: Replay | None = None
         try:
-            replayed = promotion.evaluate(
+            replayed = promotion.replay_snapshot(
                 found, settings, os.environ, since_s=since_s, progress=not json
             )
-            ruling = promotion.decide(replayed, margin)
+            ruling = promotion.check_rule(replayed, margin)
         except JobError as error:
             ruling = promotion.PromotionDecision(False, f"Cannot judge: {error.message}", margin)
-        evidence = promotion.evidence(replayed, ruling)
+        evidence = promotion.build_evidence(replayed, ruling)
         if not ruling.passed and not force:
             if json:
                 print_json(_told(found, None, evidence, ruling.reason) | {"current": before})

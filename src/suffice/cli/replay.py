@@ -12,8 +12,6 @@ import typer
 if TYPE_CHECKING:
     from suffice.lab.ope.replay import Replay
 
-_UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-
 
 def command(
     policy: str = typer.Option(..., "--policy", help="A policy's name, or an artifact's path."),
@@ -31,23 +29,18 @@ def command(
     json: bool = typer.Option(False, "--json", help="One JSON object."),
 ) -> None:
     """Estimate what a policy would have scored and cost on recorded decisions and feedback."""
+    from suffice.cli.options import parse_since, require_known_route
     from suffice.cli.output import print_json
     from suffice.config import load_settings
-    from suffice.errors import UsageError, nearest
     from suffice.lab.ope import replay
 
-    since_s = None if since is None else moment(since, time.time())
+    since_s = None if since is None else parse_since(since, time.time())
     settings = load_settings(config, os.environ)
-    if route is not None and route not in settings.routes:
-        close = nearest(route, list(settings.routes), 1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(
-            f"--route: there is no route {route!r}.{hint}",
-            remedy=f"Known: {', '.join(settings.routes)}.",
-        )
+    if route is not None:
+        require_known_route(route, settings.routes)
     found = replay.run(
         settings.store.url,
-        replay.setting(settings, policy, os.environ, _objective(objective)),
+        replay.load_evaluation_policy(settings, policy, os.environ, _objective(objective)),
         policy,
         since_s=since_s,
         route=route,
@@ -70,30 +63,6 @@ def _objective(text: str | None) -> Any:
         return parse_objective(text)
     except ValueError as error:
         raise UsageError(f"--objective: {error}.") from None
-
-
-def moment(text: str, now_s: float) -> float:
-    """Unix time of `7d`, `12h`, `30m`, `2w` before `now_s`, or of an ISO date or time (UTC where
-    it names no zone). Raises UsageError.
-
-    >>> moment("12h", 100_000.0)
-    56800.0
-    """
-    from datetime import UTC, datetime
-
-    from suffice.errors import UsageError
-
-    told = text.strip()
-    if told[-1:] in _UNITS_S and told[:-1].isdecimal():
-        return now_s - int(told[:-1]) * _UNITS_S[told[-1]]
-    try:
-        at = datetime.fromisoformat(told)
-    except ValueError:
-        raise UsageError(
-            f"--since: {text!r} is no time.",
-            remedy="Give 7d, 12h, 30m, 2w, a date as 2026-11-01, or a time as 2026-11-01T08:00Z.",
-        ) from None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def show(r: Replay) -> None:

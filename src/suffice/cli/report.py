@@ -30,33 +30,28 @@ def command(
     scaled by what was paid over what was predicted where it was taken. Quality against the
     reference model comes from feedback, and is not stated where labels are too few to say.
     """
+    from suffice.cli.options import parse_since, require_known_route
     from suffice.cli.output import print_json
-    from suffice.cli.replay import moment
     from suffice.config import load_settings
-    from suffice.errors import JobError, UsageError, nearest
+    from suffice.errors import JobError
     from suffice.lab import savings
 
     now_s = time.time()
-    since_s = None if since is None else moment(since, now_s)
+    since_s = None if since is None else parse_since(since, now_s)
     settings = load_settings(config, os.environ)
     try:
-        found = savings.report(
+        found = savings.build_report(
             settings.store.url,
             now_s=now_s,
             since_s=since_s,
             route=route,
-            known=savings.references(settings, os.environ),
+            known=savings.reference_models(settings, os.environ),
         )
     except JobError:
-        if route is None or route in settings.routes:
-            raise
-        # Only now: a route that is no longer configured may have a past.
-        close = nearest(route, list(settings.routes), 1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(
-            f"--route: there is no route {route!r}, and no request of it.{hint}",
-            remedy=f"Known: {', '.join(settings.routes)}.",
-        ) from None
+        # Checked only now: a route that is no longer configured may have recorded requests.
+        if route is not None:
+            require_known_route(route, settings.routes, ", and no request of it")
+        raise
     written: list[Path] = []
     if out is not None:
         from suffice.lab.report.savings import write
@@ -108,7 +103,7 @@ def _table(title: str, left: int, *names: str) -> Any:
 def _costs(name: str, one: RouteReport) -> Any:
     from rich.text import Text
 
-    from suffice.lab.savings.headline import percent, saved, usd
+    from suffice.lab.savings.headline import format_percent, format_saved, format_usd
 
     table = _table(
         f"Route {name}: one model alone on the same requests (reference: {one.reference})", 1,
@@ -117,14 +112,14 @@ def _costs(name: str, one: RouteReport) -> Any:
     for s in one.singles.values():
         dearer = s.saved is not None and s.saved < 0
         span = "" if s.saved_ci is None or dearer else (
-            f"{percent(s.saved_ci[0])} to {percent(s.saved_ci[1])}"
+            f"{format_percent(s.saved_ci[0])} to {format_percent(s.saved_ci[1])}"
         )  # fmt: skip
-        part = "" if s.coverage > 0.9995 else f" on {percent(s.coverage)}"
+        part = "" if s.coverage > 0.9995 else f" on {format_percent(s.coverage)}"
         table.add_row(
             Text(s.model),
-            usd(s.usd) + part,
-            "" if s.usd_ci is None else f"{usd(s.usd_ci[0])} to {usd(s.usd_ci[1])}",
-            f"{1 - s.saved:.1f} x spent" if dearer and s.saved is not None else saved(s),
+            format_usd(s.usd) + part,
+            "" if s.usd_ci is None else f"{format_usd(s.usd_ci[0])} to {format_usd(s.usd_ci[1])}",
+            f"{1 - s.saved:.1f} x spent" if dearer and s.saved is not None else format_saved(s),
             span,
         )
     return table
@@ -182,7 +177,7 @@ def _failures(console: Any, r: Report) -> None:
 
 
 def _learning(console: Any, r: Report) -> None:
-    from suffice.lab.savings.headline import moment
+    from suffice.lab.savings.headline import format_time
 
     told = ", ".join(
         f"{s} {f.decisions:,} ({'mean ' if f.kind == 'explicit' else 'implicit, mean '}{f.mean:.2f})"
@@ -192,7 +187,7 @@ def _learning(console: Any, r: Report) -> None:
     for e in r.events:
         forced = ", forced" if e.forced else ""
         console.print(
-            f"{moment(e.at_s)} {e.route}: {e.kind} {e.version or 'the configured policy'} "
+            f"{format_time(e.at_s)} {e.route}: {e.kind} {e.version or 'the configured policy'} "
             f"(before: {e.previous or 'the configured policy'}; by {e.by}{forced})",
             highlight=False, markup=False,
         )  # fmt: skip

@@ -24,11 +24,11 @@ def command(
 
     from suffice.cli.output import print_json
     from suffice.config import load_settings
-    from suffice.lab.ope.promotion import chosen_route
+    from suffice.lab.ope.promotion import require_route
     from suffice.store import reader
 
     settings = load_settings(config, os.environ)
-    name = chosen_route(route, settings)
+    name = require_route(route, settings)
     with reader.snapshots(settings.store.url) as store:
         entry = store.rollback(name, by="cli", now_s=time.time())
     if json:

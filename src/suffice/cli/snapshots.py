@@ -20,9 +20,9 @@ def command(
     """List policy snapshots with their cards, which of them is current, and the promotions so far."""
     import msgspec
 
+    from suffice.cli.options import require_known_route
     from suffice.cli.output import print_json
     from suffice.config import load_settings
-    from suffice.errors import UsageError, nearest
     from suffice.store import reader
 
     settings = load_settings(config, os.environ)
@@ -30,13 +30,8 @@ def command(
         rows = store.snapshots(route)
         # A route that is no longer configured keeps its snapshots.
         names = dict.fromkeys([*settings.routes, *(s["route"] for s in rows)])
-        if route is not None and route not in names:
-            close = nearest(route, list(names), 1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UsageError(
-                f"--route: there is no route {route!r}.{hint}",
-                remedy=f"Known: {', '.join(names)}.",
-            )
+        if route is not None:
+            require_known_route(route, names)
         shown = [route] if route is not None else list(names)
         histories = {name: store.promotions(name) for name in shown}
     found = {
@@ -60,7 +55,7 @@ def _show(name: str, told: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from suffice.lab.savings.headline import moment
+    from suffice.lab.savings.headline import format_time
 
     console = Console()
     current = told["current"] or f"the configured policy ({told['configured']})"
@@ -73,7 +68,7 @@ def _show(name: str, told: dict[str, Any]) -> None:
             table.add_row(
                 "→" if s["version"] == told["current"] else "",
                 s["version"],
-                moment(s["created_s"]),
+                format_time(s["created_s"]),
                 Text(s["created_by"]),
                 f"{s['bytes'] / 1000:.0f}",
                 Text(_card(s["card"])),
@@ -100,11 +95,11 @@ def _card(card: dict[str, Any]) -> str:
 
 
 def _entry(p: Promotion) -> str:
-    from suffice.lab.savings.headline import moment
+    from suffice.lab.savings.headline import format_time
 
     after, before = (v or "the configured policy" for v in (p.version, p.previous))
     words = "promoted" if p.kind == "promote" else "rolled back to"
-    text = f"{moment(p.promoted_at_s)} {words} {after}, before {before}, by {p.by}"
+    text = f"{format_time(p.promoted_at_s)} {words} {after}, before {before}, by {p.by}"
     if p.forced:
         text += ", forced"
     evidence = p.evidence or {}

@@ -120,7 +120,7 @@ class Estimate:
 # ── weights ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def weights(log: LoggedData, pi: FloatArray) -> FloatArray:
+def importance_weights(log: LoggedData, pi: FloatArray) -> FloatArray:
     """(n,) probability of the logged action under the policy, over that under the log. pi: (n, k).
 
     Raises ValueError where `pi` is no distribution.
@@ -132,7 +132,7 @@ def weights(log: LoggedData, pi: FloatArray) -> FloatArray:
     return np.asarray(pi[np.arange(len(log)), log.action] / log.propensity)
 
 
-def effective(weight: FloatArray, unit: Ints | None = None) -> float:
+def effective_sample_size(weight: FloatArray, unit: Ints | None = None) -> float:
     """Effective sample size (sum w)^2 / sum w^2 (Kish 1965) over units: a unit's weight is the sum
     of its decisions'. 0 where all weights are."""
     w = weight if unit is None else _sums(weight[:, None], unit)[:, 0]
@@ -156,7 +156,7 @@ def _known(
     return EstimatorTerms(np.where(seen, numerator, 0.0), np.where(seen, denominator, 0.0))
 
 
-def observed(log: LoggedData) -> EstimatorTerms:
+def on_policy_value(log: LoggedData) -> EstimatorTerms:
     """What happened: the mean score of labelled decisions."""
     return _known(log, log.reward)
 
@@ -164,13 +164,13 @@ def observed(log: LoggedData) -> EstimatorTerms:
 def ips(log: LoggedData, pi: FloatArray) -> EstimatorTerms:
     """Inverse propensity score (Horvitz and Thompson 1952): mean of w r. Unbiased where the log
     could have made every choice of the policy; noisy where weights are large."""
-    return _known(log, weights(log, pi) * log.reward)
+    return _known(log, importance_weights(log, pi) * log.reward)
 
 
 def snips(log: LoggedData, pi: FloatArray) -> EstimatorTerms:
     """Self-normalised IPS (Swaminathan and Joachims 2015, "The self-normalized estimator for
     counterfactual learning", equation 8): sum of w r over sum of w."""
-    w = weights(log, pi)
+    w = importance_weights(log, pi)
     return _known(log, w * log.reward, w)
 
 
@@ -182,17 +182,17 @@ def doubly_robust(log: LoggedData, pi: FloatArray, q: FloatArray) -> EstimatorTe
     """
     n = len(log)
     error = log.reward - q[np.arange(n), log.action]
-    return _known(log, _under(pi, q) + weights(log, pi) * error)
+    return _known(log, expected_under_policy(pi, q) + importance_weights(log, pi) * error)
 
 
 def direct(log: LoggedData, pi: FloatArray, q: FloatArray) -> EstimatorTerms:
     """The direct method: the reward model's word alone. As wrong as the model is, and its interval
     does not know it."""
-    weights(log, pi)  # checks pi
-    return _known(log, _under(pi, q))
+    importance_weights(log, pi)  # checks pi
+    return _known(log, expected_under_policy(pi, q))
 
 
-def _under(pi: FloatArray, x: FloatArray) -> FloatArray:
+def expected_under_policy(pi: FloatArray, x: FloatArray) -> FloatArray:
     """(n,) mean of x (n, k) under the policy; what it never takes may be unknown."""
     return np.asarray(np.where(pi > 0, pi * x, 0.0).sum(axis=1))
 
@@ -211,7 +211,7 @@ def _sums(columns: FloatArray, unit: Ints) -> FloatArray:
 Method = Literal["bootstrap", "asymptotic"]
 
 
-def estimate(
+def estimate_policy_value(
     terms: EstimatorTerms,
     log: LoggedData,
     *,
@@ -221,11 +221,13 @@ def estimate(
     method: Method = "bootstrap",
 ) -> Estimate:
     """`estimates` of one."""
-    found = estimates({"": terms}, log, level=level, resamples=resamples, seed=seed, method=method)
+    found = estimate_policy_values(
+        {"": terms}, log, level=level, resamples=resamples, seed=seed, method=method
+    )
     return found[""]
 
 
-def estimates(
+def estimate_policy_values(
     terms: Mapping[str, EstimatorTerms],
     log: LoggedData,
     *,
@@ -242,7 +244,7 @@ def estimates(
     12.5), which follows the skew that large weights bring. asymptotic: linearised, cluster-robust,
     with Student's quantile. benchmarks/quality/offpolicy.py measures both.
     """
-    base = observed(log)
+    base = on_policy_value(log)
     columns = [base.numerator, base.denominator]
     for t in terms.values():
         columns += [t.numerator, t.denominator]
@@ -328,7 +330,7 @@ def student(p: float, df: int) -> float:
     return out + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
 
 
-def widened(e: Estimate, missing: float) -> Estimate:
+def widen(e: Estimate, missing: float) -> Estimate:
     """The estimate where a share `missing` of the policy's choices was never seen: scores lie in
     [0, 1], so it may be off by that share either way (Manski 1990's bounds)."""
     return Estimate(
@@ -345,7 +347,7 @@ def widened(e: Estimate, missing: float) -> Estimate:
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostEstimate:
     """Mean USD a decision under the policy, and what was paid; NaN where unknown. ratio: (k,) paid
     over predicted, by which each model's predictions were scaled. counted: decisions whose costs
     are known."""
@@ -361,14 +363,14 @@ class Cost:
     counted: int
 
 
-def cost(
+def estimate_cost(
     log: LoggedData,
     pi: FloatArray,
     predicted: FloatArray,
     paid: FloatArray,
     *,
     level: float = LEVEL,
-) -> Cost:
+) -> CostEstimate:
     """Cost by the token model: sum of pi times predicted cost, each model's predictions scaled by
     what was paid over what was predicted where it was taken. Weights never enter.
 
@@ -379,12 +381,12 @@ def cost(
     """
     n, k = predicted.shape
     rows = np.arange(n)
-    usable = ~np.isnan(paid) & ~np.isnan(_under(pi, predicted))
+    usable = ~np.isnan(paid) & ~np.isnan(expected_under_policy(pi, predicted))
     usable &= ~np.isnan(predicted[rows, log.action])
     m = int(usable.sum())
     nothing = float("nan")
     if m == 0:
-        return Cost(*(nothing,) * 7, np.full(k, nothing), 0)
+        return CostEstimate(*(nothing,) * 7, np.full(k, nothing), 0)
     pi, predicted, paid = pi[usable], predicted[usable], paid[usable]
     action, session = log.action[usable], log.sessions[usable]
     rows = np.arange(m)
@@ -407,7 +409,7 @@ def cost(
     else:
         e = student(1 - (1 - level) / 2, g - 1) * np.sqrt((s**2).sum(axis=0) * g / (g - 1)) / m
     d = value - happened
-    return Cost(
+    return CostEstimate(
         value, value - float(e[0]), value + float(e[0]),
         happened, d, d - float(e[1]), d + float(e[1]), ratio, m,
     )  # fmt: skip
@@ -416,7 +418,7 @@ def cost(
 # ── whether the log can be believed ──────────────────────────────────────────────────────────────
 
 
-def misfit(action: Ints, propensities: FloatArray) -> FloatArray:
+def propensity_z_scores(action: Ints, propensities: FloatArray) -> FloatArray:
     """(k,) how many standard deviations each model was chosen more often than the propensities say.
     Recorded propensities that are not what was drawn from make every weight wrong."""
     k = propensities.shape[1]
@@ -427,7 +429,7 @@ def misfit(action: Ints, propensities: FloatArray) -> FloatArray:
     return np.where(np.abs(off) < 1e-6, 0.0, off / np.maximum(spread, 1e-3))
 
 
-def uneven(action: Ints, labelled: NDArray[np.bool_], k: int) -> bool:
+def labels_missing_not_at_random(action: Ints, labelled: NDArray[np.bool_], k: int) -> bool:
     """Whether models differ in their share of labelled decisions by more than chance: by three
     standard deviations and a twentieth."""
     taken = np.bincount(action, minlength=k).astype(float)

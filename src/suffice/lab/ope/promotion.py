@@ -41,7 +41,7 @@ class PromotionDecision(msgspec.Struct, frozen=True):
     margin: float
 
 
-def decide(r: Replay, margin: float = MARGIN) -> PromotionDecision:
+def check_rule(r: Replay, margin: float = MARGIN) -> PromotionDecision:
     """The rule, over the doubly robust estimate and the cost by predicted tokens."""
     v, c = r.verdict, r.cost
     if v.word == "cannot judge" or v.lower_bound is None:
@@ -72,7 +72,7 @@ def decide(r: Replay, margin: float = MARGIN) -> PromotionDecision:
 # ── what is to be promoted ───────────────────────────────────────────────────────────────────────
 
 
-def candidate(
+def load_candidate(
     argument: str, store: Snapshots, route: str | None, settings: Any, now_s: float
 ) -> PolicySnapshot:
     """The snapshot that `argument` means: a version in the store, or an artifact's file, which is
@@ -85,7 +85,7 @@ def candidate(
         content = Path(argument).read_bytes()
         card = artifacts.unpack(content, argument).card
         _servable(card, argument)
-        found = of_artifact(content, card, chosen_route(route, settings), now_s)
+        found = snapshot_of_artifact(content, card, require_route(route, settings), now_s)
     else:
         try:
             found = store.get_snapshot(argument)
@@ -101,13 +101,15 @@ def candidate(
                 f"Snapshot {argument} was learned for route {found.route!r}, not {route!r}.",
                 remedy=f"Promote it for {found.route!r}.",
             )
-        chosen_route(found.route, settings)
+        require_route(found.route, settings)
         _servable(artifacts.unpack(found.content, argument).card, argument)
     _knows(found, settings)
     return found
 
 
-def of_artifact(content: bytes, card: artifacts.Card, route: str, now_s: float) -> PolicySnapshot:
+def snapshot_of_artifact(
+    content: bytes, card: artifacts.Card, route: str, now_s: float
+) -> PolicySnapshot:
     """The snapshot that an artifact's bytes make."""
     from suffice.store import snapshot
 
@@ -117,7 +119,7 @@ def of_artifact(content: bytes, card: artifacts.Card, route: str, now_s: float) 
     )
 
 
-def chosen_route(route: str | None, settings: Any) -> str:
+def require_route(route: str | None, settings: Any) -> str:
     """The route meant. Raises UsageError that names those there are."""
     names = list(settings.routes)
     if route is None:
@@ -166,7 +168,7 @@ def _absent(argument: str, store: Snapshots, error: ArtifactError) -> SufficeErr
 # ── evidence ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def evaluate(
+def replay_snapshot(
     found: PolicySnapshot,
     settings: Any,
     env: Mapping[str, str],
@@ -180,7 +182,7 @@ def evaluate(
     with _file(found) as path:
         return replay.run(
             settings.store.url,
-            replay.setting(settings, str(path), env),
+            replay.load_evaluation_policy(settings, str(path), env),
             found.version,
             since_s=since_s,
             route=found.route,
@@ -197,7 +199,7 @@ def _file(found: PolicySnapshot) -> Iterator[Path]:
         yield path
 
 
-def evidence(r: Replay | None, ruling: PromotionDecision) -> dict[str, Any]:
+def build_evidence(r: Replay | None, ruling: PromotionDecision) -> dict[str, Any]:
     """What is kept with the promotion: the rule, what it came to, and the replay's figures."""
     out: dict[str, Any] = {
         "rule": RULE,

@@ -1,6 +1,6 @@
 """Replay: from recorded decisions to what a policy P would have scored and cost.
 
-read(store) -> courses(rows, P) -> off-policy estimates -> verdict
+read(store) -> roll_out(rows, P) -> off-policy estimates -> verdict
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from suffice.lab.data.decisions import DecisionLog, LoggedDecision, read
 from suffice.lab.data.table import FloatArray
 from suffice.lab.ope import estimators
 from suffice.lab.ope.estimators import Estimate, LoggedData
-from suffice.lab.ope.rollout import CERTAIN, EvaluationPolicySetup, Rollout, courses
+from suffice.lab.ope.rollout import CERTAIN, EvaluationPolicySetup, Rollout, roll_out
 from suffice.lab.predictors.bayes import BayesianModelAveragingRegression
 
 _FOLDS = 5
@@ -76,7 +76,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 # ── the policy ───────────────────────────────────────────────────────────────────────────────────
 
 
-def setting(
+def load_evaluation_policy(
     settings: Any, policy: str, env: Mapping[str, str], objective: Any = None
 ) -> EvaluationPolicySetup:
     """P as the routes of `settings` would have it: their pools and objectives, P's name or the path
@@ -120,7 +120,7 @@ def setting(
 # ── the reward model ─────────────────────────────────────────────────────────────────────────────
 
 
-def reward_model(
+def cross_fit_q_hat(
     log: LoggedData, signals: NDArray[np.floating], vectors: FloatArray | None
 ) -> FloatArray:
     """(n, k) predicted scores: the lab's Bayesian head on each model's labelled decisions, fitted
@@ -212,7 +212,7 @@ def run(
     time. sources: of feedback, None = all. Raises StoreError, and JobError where there is nothing
     to replay."""
     reading = read(url, since_s=since_s, route=route, sources=sources)
-    found = courses(reading.rows, setting, progress)
+    found = roll_out(reading.rows, setting, progress)
     if not found.rows:
         parts = [f"{n} {why}" for why, n in {**reading.left_out, **found.refused}.items()]
         parts += [f"{reading.n_skipped} cannot be read"] if reading.n_skipped else []
@@ -240,8 +240,8 @@ def evaluate(
     seen = log.labelled
     assert log.propensities is not None
     q = _predicted_scores(c.rows, log)
-    w = estimators.weights(log, pi)
-    ess = estimators.effective(w[seen], log.episodes[seen])
+    w = estimators.importance_weights(log, pi)
+    ess = estimators.effective_sample_size(w[seen], log.episodes[seen])
     supported = estimators.support(log.propensities, pi)
     share = float(supported[seen].mean()) if seen.any() else float(supported.mean())
     explored = float((log.propensity < CERTAIN).mean())
@@ -251,13 +251,13 @@ def evaluate(
         "doubly_robust": estimators.doubly_robust(log, pi, q),
     }
     made = {
-        name: estimators.widened(e, 1.0 - share)
-        for name, e in estimators.estimates(terms, log).items()
+        name: estimators.widen(e, 1.0 - share)
+        for name, e in estimators.estimate_policy_values(terms, log).items()
     }
     word = estimators.direct(log, pi, q).value
-    happened = estimators.observed(log).value
+    happened = estimators.on_policy_value(log).value
     sessions = len(np.unique(log.sessions[seen]))
-    usd = estimators.cost(log, pi, c.predicted, c.paid)
+    usd = estimators.estimate_cost(log, pi, c.predicted, c.paid)
     estimates = {name: _plain(e) for name, e in made.items()}
     estimates["direct"] = {"value": _number(word), "difference": _number(word - happened)}
     return Replay(
@@ -300,7 +300,7 @@ def _predicted_scores(rows: Sequence[LoggedDecision], log: LoggedData) -> FloatA
     points = [r.embedding for r in rows]
     whole = [p for p in points if p is not None]
     vectors = np.stack(whole).astype(float) if len(whole) == len(rows) else None
-    return reward_model(log, signals, vectors)
+    return cross_fit_q_hat(log, signals, vectors)
 
 
 def _pool(setting: EvaluationPolicySetup, route: str | None) -> list[str]:
@@ -318,7 +318,7 @@ def _plain(e: Estimate) -> dict[str, float | None]:
     return {n: _number(getattr(e, n)) for n in names}
 
 
-def _plain_cost(c: estimators.Cost, models: Sequence[str]) -> dict[str, Any]:
+def _plain_cost(c: estimators.CostEstimate, models: Sequence[str]) -> dict[str, Any]:
     names = ("value", "low", "high", "paid", "difference", "difference_low", "difference_high")
     out: dict[str, Any] = {n: _number(getattr(c, n)) for n in names}
     out["decisions"] = c.counted
@@ -342,14 +342,14 @@ def _warnings(reading: DecisionLog, c: Rollout, pool: Sequence[str]) -> tuple[st
     out = []
     if reading.cut:
         out.append(f"Only the newest {len(log)} decisions were read.")
-    if estimators.uneven(log.action, log.labelled, len(c.models)):
+    if estimators.labels_missing_not_at_random(log.action, log.labelled, len(c.models)):
         out.append(
             "Labelling depends on the model: the share of labelled decisions differs between "
             "models by more than chance, so the labelled are no fair sample and the estimates lean."
         )
     assert log.propensities is not None
     free = np.unique(log.episodes, return_index=True)[1]
-    off = estimators.misfit(log.action[free], log.propensities[free])
+    off = estimators.propensity_z_scores(log.action[free], log.propensities[free])
     for m, z in zip(c.models, off.tolist(), strict=True):
         if abs(z) > _OFF:
             out.append(

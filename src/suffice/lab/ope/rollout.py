@@ -99,7 +99,7 @@ class RoutePolicy:
         return found
 
 
-def courses(
+def roll_out(
     rows: Sequence[LoggedDecision], setting: EvaluationPolicySetup, progress: bool = False
 ) -> Rollout:
     """Ask P on every row, oldest first. Routes that are no more are asked with the objective that

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from suffice.lab.report.charts import figures
-from suffice.lab.report.html import demand_folder, figure, table, write_folder
+from suffice.lab.report.html import figure, require_folder, table, write_atomically
 from suffice.lab.report.verdict import verdict
 
 _CSS = """
@@ -46,14 +46,14 @@ def write(result: Mapping[str, Any], out: Path) -> list[Path]:
 
     Raises UsageError where `out` cannot be written.
     """
-    demand_folder(out)
+    require_folder(out)
     pictures = figures(result)
     contents = {
         "results.json": msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n",
         **pictures,
         "report.html": html(result, pictures).encode(),
     }
-    return write_folder(contents, out)
+    return write_atomically(contents, out)
 
 
 def html(result: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:

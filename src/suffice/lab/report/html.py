@@ -14,18 +14,18 @@ from pathlib import Path
 from suffice.errors import UsageError
 
 
-def demand_folder(out: Path) -> None:
+def require_folder(out: Path) -> None:
     """Raises UsageError where `out` is a file: asked before anything is drawn."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: there is a file of that name.", remedy="Give a folder.")
 
 
-def write_folder(contents: Mapping[str, bytes], out: Path) -> list[Path]:
+def write_atomically(contents: Mapping[str, bytes], out: Path) -> list[Path]:
     """Files by name in the folder `out`, all of them or none. Returns the paths.
 
     Raises UsageError where `out` cannot be written.
     """
-    demand_folder(out)
+    require_folder(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         # Written beside and moved: a full disk leaves no half of a report.

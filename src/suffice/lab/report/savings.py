@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from suffice.lab.report.html import demand_folder, figure, table, write_folder
+from suffice.lab.report.html import figure, require_folder, table, write_atomically
 from suffice.lab.report.savings_charts import costs_file, figures, span
-from suffice.lab.savings.headline import METHOD, between, moment, percent, saved, usd
+from suffice.lab.savings.headline import (
+    METHOD,
+    format_interval,
+    format_percent,
+    format_saved,
+    format_time,
+    format_usd,
+)
 
 if TYPE_CHECKING:
     from suffice.lab.savings import Report, RouteReport
@@ -49,14 +56,14 @@ def write(r: Report, out: Path) -> list[Path]:
 
     Raises UsageError where `out` cannot be written.
     """
-    demand_folder(out)
+    require_folder(out)
     pictures = figures(r)
     contents = {
         "savings.json": msgspec.json.format(msgspec.json.encode(r), indent=2) + b"\n",
         **pictures,
         "report.html": html(r, pictures).encode(),
     }
-    return write_folder(contents, out)
+    return write_atomically(contents, out)
 
 
 def html(r: Report, pictures: dict[str, bytes]) -> str:
@@ -67,8 +74,8 @@ def html(r: Report, pictures: dict[str, bytes]) -> str:
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>suffice report</title><style>{_CSS}</style></head><body><main>",
         "<h1>Savings and quality</h1>",
-        f"<p class=facts>{escape(of)}, {moment(r.first_s)} to {moment(r.last_s)} UTC. Made "
-        f"{moment(r.made_s)} UTC by suffice {version('suffice')}.</p>",
+        f"<p class=facts>{escape(of)}, {format_time(r.first_s)} to {format_time(r.last_s)} UTC. Made "
+        f"{format_time(r.made_s)} UTC by suffice {version('suffice')}.</p>",
         _cards(r),
         _warnings(r),
     ]
@@ -97,10 +104,10 @@ def html(r: Report, pictures: dict[str, bytes]) -> str:
 def _cards(r: Report) -> str:
     cards = [
         _card(
-            usd(r.spent_usd),
+            format_usd(r.spent_usd),
             f"spent on {r.requests:,} requests"
             + (f"; cost of {r.cost_unknown:,} unknown" if r.cost_unknown else "")
-            + (f"; {usd(r.audits_usd)} more on audits" if r.audits else ""),
+            + (f"; {format_usd(r.audits_usd)} more on audits" if r.audits else ""),
         )
     ]
     for name, one in r.routes.items():
@@ -110,17 +117,17 @@ def _cards(r: Report) -> str:
         words = f"less than {one.reference} alone{of}"
         if told is not None and told.saved is not None and told.saved < 0:
             words = f"what {one.reference} alone would have cost{of}"
-        cards.append(_card(None if told is None else saved(told), words))
+        cards.append(_card(None if told is None else format_saved(told), words))
         cards.append(
             _card(
-                percent(q.kept) if q.kept is not None else None,
+                format_percent(q.kept) if q.kept is not None else None,
                 f"of {one.reference}'s quality kept{of}"
                 + (
                     ""
                     if q.kept_ci is None
-                    else f" ({percent(q.kept_ci[0])} to {percent(q.kept_ci[1])})"
+                    else f" ({format_percent(q.kept_ci[0])} to {format_percent(q.kept_ci[1])})"
                 )
-                + f"; {q.labelled:,} labels, {percent(q.labelled_share)} of decisions",
+                + f"; {q.labelled:,} labels, {format_percent(q.labelled_share)} of decisions",
                 "not known" if q.labelled else "no labels",
             )
         )
@@ -157,7 +164,7 @@ def _ci(text: str) -> str:
 
 
 def _route(r: Report, name: str, one: RouteReport, pictures: dict[str, bytes]) -> list[str]:
-    from suffice.lab.savings.headline import saving
+    from suffice.lab.savings.headline import saving_sentence
 
     plain = one.singles.get(one.reference)
     known = plain is not None and plain.saved is not None
@@ -167,7 +174,7 @@ def _route(r: Report, name: str, one: RouteReport, pictures: dict[str, bytes]) -
         caption += " * Drawn as if it could have taken all: scaled up from those it could take."
     return [
         f"<h2>Route {escape(name)}: savings</h2>",
-        f"<p class={'said' if known else 'unsaid'}>{escape(saving(one))}</p>",
+        f"<p class={'said' if known else 'unsaid'}>{escape(saving_sentence(one))}</p>",
         f"<p class=facts>{one.decisions:,} decisions, {one.answered:,} answered, {one.compared:,} "
         f"of known cost and compared. Reference: {escape(one.reference)}, "
         f"{escape(one.reference_why)}.</p>",
@@ -183,7 +190,7 @@ def _costs(one: RouteReport) -> str:
     rows = []
     for s in one.singles.values():
         span_ = "" if s.saved_ci is None or (s.saved or 0) < 0 else (
-            f"[{percent(s.saved_ci[0])}, {percent(s.saved_ci[1])}]"
+            f"[{format_percent(s.saved_ci[0])}, {format_percent(s.saved_ci[1])}]"
         )  # fmt: skip
         scaled = "never taken" if s.calibrated_on == 0 else f"{s.calibrated_on:,} answers"
         if s.paid_over_predicted is not None:
@@ -191,10 +198,10 @@ def _costs(one: RouteReport) -> str:
         rows.append(
             [
                 escape(s.model) + (" <b>reference</b>" if s.model == one.reference else ""),
-                percent(s.coverage),
-                usd(s.usd) + _ci(between(s.usd_ci)),
-                usd(s.spent_usd),
-                escape(saved(s)) + _ci(span_),
+                format_percent(s.coverage),
+                format_usd(s.usd) + _ci(format_interval(s.usd_ci)),
+                format_usd(s.spent_usd),
+                escape(format_saved(s)) + _ci(span_),
                 scaled,
             ]
         )
@@ -206,9 +213,9 @@ def _costs(one: RouteReport) -> str:
 def _quality(one: RouteReport) -> list[str]:
     q = one.quality
     facts = (
-        f"{q.labelled:,} labelled decisions ({percent(q.labelled_share)}); worth "
-        f"{q.effective:.0f} labels of {q.reference} alone; {percent(q.support)} of them could have "
-        f"gone to it; {percent(q.explored)} of free choices were drawn."
+        f"{q.labelled:,} labelled decisions ({format_percent(q.labelled_share)}); worth "
+        f"{q.effective:.0f} labels of {q.reference} alone; {format_percent(q.support)} of them could have "
+        f"gone to it; {format_percent(q.explored)} of free choices were drawn."
     )
     out = [f"<p class=facts>{escape(facts)}</p>"]
     if q.said:
@@ -223,7 +230,7 @@ def _quality(one: RouteReport) -> list[str]:
     if q.predicted_kept is not None:
         resting = ", ".join(f"{b} on {n:,}" for b, n in q.basis.items())
         out.append(
-            f"<p class=facts>The policy's own predictions put it at {percent(q.predicted_kept)} of "
+            f"<p class=facts>The policy's own predictions put it at {format_percent(q.predicted_kept)} of "
             f"{escape(q.reference)}'s quality (basis: {escape(resting)} decisions). That is what "
             "was aimed at, and measures nothing.</p>"
         )
@@ -274,8 +281,8 @@ def _latency(r: Report, pictures: dict[str, bytes]) -> str:
 
 def _failures(r: Report) -> list[str]:
     rows = [
-        [escape(m), f"{c.calls:,}", f"{c.failed:,}", percent(c.failed / max(1, c.calls)),
-         usd(c.wasted_usd) if c.failed else "",
+        [escape(m), f"{c.calls:,}", f"{c.failed:,}", format_percent(c.failed / max(1, c.calls)),
+         format_usd(c.wasted_usd) if c.failed else "",
          escape(", ".join(f"{o} {n:,}" for o, n in c.outcomes.items() if o != "ok")) or "none"]
         for m, c in r.calls.items()
     ]  # fmt: skip
@@ -287,7 +294,7 @@ def _failures(r: Report) -> list[str]:
     ]
     if r.bypass:
         out.append(
-            f"<p class=facts>{r.bypass:,} requests ({usd(r.bypass_usd)}) asked for a model by name: "
+            f"<p class=facts>{r.bypass:,} requests ({format_usd(r.bypass_usd)}) asked for a model by name: "
             "no policy decided them.</p>"
         )
     if rows:
@@ -300,7 +307,7 @@ def _learning(r: Report) -> list[str]:
     out = []
     if r.events:
         rows = [
-            [moment(e.at_s), escape(e.route), e.kind + (" (forced)" if e.forced else ""),
+            [format_time(e.at_s), escape(e.route), e.kind + (" (forced)" if e.forced else ""),
              escape(e.version or "the configured policy"),
              escape(e.previous or "the configured policy"), escape(e.by)]
             for e in r.events

@@ -11,7 +11,7 @@ import numpy as np
 
 from suffice.errors import UsageError
 from suffice.lab.report.charts import short
-from suffice.lab.savings.headline import usd
+from suffice.lab.savings.headline import format_usd
 
 if TYPE_CHECKING:
     from suffice.lab.savings import Report, RouteReport
@@ -72,14 +72,16 @@ def _costs(one: RouteReport, palette: dict[str, str]) -> bytes:
             axes.plot([v * share for v in s.usd_ci], [row, row], color="#222222", linewidth=1.6)
         end = max(value, s.usd_ci[1] if s.usd_ci else value) * share
         axes.annotate(
-            usd(value * share) + ("" if s.coverage > 0.9995 else " *"), (end, row),
+            format_usd(value * share) + ("" if s.coverage > 0.9995 else " *"), (end, row),
             xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
     # On the requests that are compared, as far as some model could take all of them.
     whole = [s.spent_usd for s in known if s.spent_usd is not None and s.coverage > 0.9995]
     spent = max(whole, default=one.spent_usd)
-    axes.axvline(spent, color="black", linestyle="--", linewidth=1.3, label=f"spent: {usd(spent)}")
+    axes.axvline(
+        spent, color="black", linestyle="--", linewidth=1.3, label=f"spent: {format_usd(spent)}"
+    )
     names = [
         short(s.model) + (" (reference)" if s.model == one.reference else "")
         for s in reversed(known)

@@ -15,14 +15,14 @@ import msgspec
 import numpy as np
 
 from suffice.errors import ArtifactError, JobError
-from suffice.lab.savings.counterfactual_cost import SingleModelCost, singles
+from suffice.lab.savings.counterfactual_cost import SingleModelCost, single_model_costs
 from suffice.lab.savings.headline import headline
-from suffice.lab.savings.quality import Quality, measured
+from suffice.lab.savings.quality import Quality, estimate_quality
 from suffice.lab.savings.reading import read
-from suffice.lab.savings.traffic import Route, Traffic
+from suffice.lab.savings.traffic import RouteTotals, Traffic
 from suffice.store import reader
 
-__all__ = ["Report", "RouteReport", "references", "report"]
+__all__ = ["Report", "RouteReport", "build_report", "reference_models"]
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -129,7 +129,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
 
 
-def report(
+def build_report(
     url: str,
     *,
     now_s: float,
@@ -138,7 +138,7 @@ def report(
     known: Mapping[str, tuple[str, str]] | None = None,
 ) -> Report:
     """The report on what the store at `url` holds. now_s, since_s: unix time. known: route ->
-    (reference model, why that), as `references` gives it.
+    (reference model, why that), as `reference_models` gives it.
 
     Raises StoreError, and JobError where there is nothing to report.
     """
@@ -189,8 +189,8 @@ def report(
     return msgspec.structs.replace(made, headline=headline(made))
 
 
-def _route(name: str, r: Route, told: tuple[str, str] | None) -> RouteReport:
-    alone = singles(r)
+def _route(name: str, r: RouteTotals, told: tuple[str, str] | None) -> RouteReport:
+    alone = single_model_costs(r)
     reference, why = told or _likeliest(r)
     return RouteReport(
         decisions=r.decisions,
@@ -202,12 +202,12 @@ def _route(name: str, r: Route, told: tuple[str, str] | None) -> RouteReport:
         reference=reference,
         reference_why=why,
         singles=alone,
-        quality=measured(r, reference),
+        quality=estimate_quality(r, reference),
         policies=dict(r.policies.most_common()),
     )
 
 
-def _likeliest(r: Route) -> tuple[str, str]:
+def _likeliest(r: RouteTotals) -> tuple[str, str]:
     """The reference where the config names none: the best by the recorded predictions."""
     best = max(
         r.models, key=lambda m: r.expected[m].quality / max(1, r.expected[m].known)
@@ -216,7 +216,7 @@ def _likeliest(r: Route) -> tuple[str, str]:
     return best, "the best by the recorded predictions"
 
 
-def references(settings: Any, env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+def reference_models(settings: Any, env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Route -> (its reference model, why that), as the config and the promoted snapshots have it.
     Raises ConfigError."""
     from suffice.artifacts import artifact

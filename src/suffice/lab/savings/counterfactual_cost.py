@@ -38,14 +38,14 @@ from suffice.lab.savings.traffic import (
     RATIOS,
     SPENT,
     TAKEN,
-    Route,
+    RouteTotals,
 )
 
 RESAMPLES = 999
 # Standard deviations of logarithms: of models' lengths of answer at equal difficulty, and of how
 # much that differs from one difficulty to another, which no traffic shows where a model never answers.
-WORDY = 0.3
-UNSEEN = 0.2
+VERBOSITY_SD = 0.3
+INTERACTION_SD = 0.2
 _LEVEL = 1e-3  # requests' worth of a difficulty's term at zero
 _NOISE, _FEW = 0.3, 10.0  # prior variance of one request's logarithm, and its worth in requests
 _CELLS = 4_000_000  # numbers held at a time while resampling, 32 MB
@@ -71,7 +71,7 @@ class SingleModelCost(msgspec.Struct, frozen=True, kw_only=True):
     calibrated_on: int = 0
 
 
-def singles(route: Route, *, seed: int = 0) -> Mapping[str, SingleModelCost]:
+def single_model_costs(route: RouteTotals, *, seed: int = 0) -> Mapping[str, SingleModelCost]:
     """Each candidate of the route, the dearest first; those whose cost is unknown last."""
     requests = float(route.requests.sum())
     totals = route.sums.sum(axis=1)
@@ -108,7 +108,7 @@ def singles(route: Route, *, seed: int = 0) -> Mapping[str, SingleModelCost]:
     return {s.model: s for s in sorted(out, key=lambda s: (s.usd is None, -(s.usd or 0.0)))}
 
 
-def _drawn(route: Route, seed: int) -> tuple[FloatArray, FloatArray]:
+def _drawn(route: RouteTotals, seed: int) -> tuple[FloatArray, FloatArray]:
     """(USD of each model alone, USD spent beside it), (draws, models): as it is first, then drawn;
     only the first row where there are not two sessions."""
     groups, k = len(route.requests), len(route.models)
@@ -123,8 +123,8 @@ def _drawn(route: Route, seed: int) -> tuple[FloatArray, FloatArray]:
             counts = np.zeros((m, groups))
             even = np.full(len(used), 1 / len(used))
             counts[:, used] = rng.multinomial(len(used), even, size=m)
-            prior = WORDY * rng.standard_normal((m, k))
-            parts.append(_would(route, counts, prior, UNSEEN * rng.standard_normal((m, k))))
+            prior = VERBOSITY_SD * rng.standard_normal((m, k))
+            parts.append(_would(route, counts, prior, INTERACTION_SD * rng.standard_normal((m, k))))
     would, spent, covered = (np.concatenate(p) for p in zip(*parts, strict=True))
     # Sessions differ in length, but how many requests there were is no matter of chance.
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -133,7 +133,7 @@ def _drawn(route: Route, seed: int) -> tuple[FloatArray, FloatArray]:
 
 
 def _would(
-    route: Route, counts: FloatArray, prior: FloatArray, unseen: FloatArray
+    route: RouteTotals, counts: FloatArray, prior: FloatArray, unseen: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """(USD of each model alone, USD spent beside it, requests), (draws, models). counts: (draws,
     groups), how often each counts. prior, unseen: (draws, models), what each model's term is shrunk
@@ -163,7 +163,7 @@ def _fitted(
     free = np.maximum(n.sum(axis=(1, 2)) - (n > 0).sum(axis=(1, 2)), 0.0)
     # Of one request around its cell; a few pseudo-requests where there are hardly any.
     noise = (within + _FEW * _NOISE) / (free + _FEW)
-    shrunk = (noise / WORDY**2)[:, None]
+    shrunk = (noise / VERBOSITY_SD**2)[:, None]
     gram = np.zeros((draws, bins + k, bins + k))
     gram[:, at, at] = n.sum(axis=2) + _LEVEL
     gram[:, to, to] = n.sum(axis=1) + shrunk

@@ -30,7 +30,7 @@ METHOD = (
 )
 
 
-def usd(value: float | None) -> str:
+def format_usd(value: float | None) -> str:
     """An amount as it is read: at least three digits that mean something."""
     if value is None:
         return "unknown"
@@ -39,43 +39,43 @@ def usd(value: float | None) -> str:
     return f"{'-' if value < 0 else ''}${size:,.{digits}f}"
 
 
-def between(span: tuple[float, float] | None) -> str:
+def format_interval(span: tuple[float, float] | None) -> str:
     """An interval of amounts in brackets; nothing where there is none."""
-    return "" if span is None else f" [{usd(span[0])}, {usd(span[1])}]"
+    return "" if span is None else f" [{format_usd(span[0])}, {format_usd(span[1])}]"
 
 
-def percent(value: float | None, sign: bool = False) -> str:
+def format_percent(value: float | None, sign: bool = False) -> str:
     if value is None:
         return "unknown"
     digits = 0 if abs(value) >= 0.1 or value == 0 else 1
     return f"{value:{'+' if sign else ''}.{digits}%}"
 
 
-def moment(at_s: float) -> str:
+def format_time(at_s: float) -> str:
     """UTC, to the minute."""
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def headline(r: Report) -> tuple[str, ...]:
     """What the report comes to, a sentence or two a route."""
-    spent = f"{usd(r.spent_usd)} spent on {r.requests:,} requests"
+    spent = f"{format_usd(r.spent_usd)} spent on {r.requests:,} requests"
     if r.cost_unknown:
         spent += f", {r.cost_unknown:,} of them of unknown cost and not in it"
     if r.audits:
-        spent += f", and {usd(r.audits_usd)} on {r.audits:,} calls that audited some of them"
-    out = [f"{spent}, {moment(r.first_s)} to {moment(r.last_s)} UTC."]
+        spent += f", and {format_usd(r.audits_usd)} on {r.audits:,} calls that audited some of them"
+    out = [f"{spent}, {format_time(r.first_s)} to {format_time(r.last_s)} UTC."]
     for name, one in r.routes.items():
         prefix = "" if len(r.routes) == 1 else f"{name}: "
-        out.append(prefix + saving(one))
+        out.append(prefix + saving_sentence(one))
         out.append(prefix + one.quality.why)
     return tuple(out)
 
 
-def saving(one: RouteReport) -> str:
+def saving_sentence(one: RouteReport) -> str:
     """The route against its reference model alone."""
     single = one.singles.get(one.reference)
     if single is not None and single.usd is not None and single.saved is None:
-        return f"{one.reference} alone is free, and {usd(single.spent_usd)} was spent."
+        return f"{one.reference} alone is free, and {format_usd(single.spent_usd)} was spent."
     if single is None or single.usd is None or single.saved is None:
         return (
             f"What {one.reference} alone would have cost is unknown: no cost of it was predicted."
@@ -83,20 +83,20 @@ def saving(one: RouteReport) -> str:
     span = ""
     if single.saved_ci is not None:
         low, high = single.saved_ci
-        span = f" (95 %: {percent(low)} to {percent(high)})"
+        span = f" (95 %: {format_percent(low)} to {format_percent(high)})"
     on = (
         "the same requests"
         if single.coverage > 0.9995
-        else f"the {percent(single.coverage)} of requests it could take"
+        else f"the {format_percent(single.coverage)} of requests it could take"
     )
     text = (
-        f"{one.reference} alone would have cost about {usd(single.usd)} on {on}, where "
-        f"{usd(single.spent_usd)} was spent: "
+        f"{one.reference} alone would have cost about {format_usd(single.usd)} on {on}, where "
+        f"{format_usd(single.spent_usd)} was spent: "
     )
     text += (
-        f"{percent(single.saved)}{span} less."
+        f"{format_percent(single.saved)}{span} less."
         if single.saved >= 0
-        else f"{percent(-single.saved)}{_flipped(single.saved_ci)} more."
+        else f"{format_percent(-single.saved)}{_flipped(single.saved_ci)} more."
     )
     if single.saved_ci is not None and single.saved_ci[0] <= 0.0 <= single.saved_ci[1]:
         text += " The interval holds zero, so no saving is shown."
@@ -106,15 +106,17 @@ def saving(one: RouteReport) -> str:
 
 
 def _flipped(span: tuple[float, float] | None) -> str:
-    return "" if span is None else f" (95 %: {percent(-span[1])} to {percent(-span[0])})"
+    return (
+        "" if span is None else f" (95 %: {format_percent(-span[1])} to {format_percent(-span[0])})"
+    )
 
 
-def saved(s: SingleModelCost) -> str:
+def format_saved(s: SingleModelCost) -> str:
     """Against one model alone, as it is read: a share of its cost, or how many times it."""
     if s.usd is None:
         return "unknown"
     if s.saved is None or s.spent_usd is None:
         return "it is free"
     if s.saved >= 0:
-        return percent(s.saved)
+        return format_percent(s.saved)
     return f"{s.spent_usd / s.usd:.1f} x its cost was spent"

@@ -13,8 +13,8 @@ from suffice import features
 from suffice.lab.data.table import FloatArray
 from suffice.lab.ope import estimators
 from suffice.lab.ope.estimators import Estimate, EstimatorTerms, LoggedData
-from suffice.lab.ope.replay import reward_model
-from suffice.lab.savings.traffic import SCORE, SCORED, Labelled, Route
+from suffice.lab.ope.replay import cross_fit_q_hat
+from suffice.lab.savings.traffic import SCORE, SCORED, Labelled, RouteTotals
 
 MIN_LABELS = 30  # of one model, below which its mean score is not stated
 _Z = 1.959964  # of a two-sided 95 % interval
@@ -73,7 +73,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
-def measured(route: Route, reference: str) -> Quality:
+def estimate_quality(route: RouteTotals, reference: str) -> Quality:
     """What can be said of the route's quality against `reference`, and what cannot."""
     rows = [r for r in route.quality if _whole(r)]
     e = route.expected.get(reference)
@@ -109,7 +109,9 @@ def measured(route: Route, reference: str) -> Quality:
     told = replace(
         told,
         support=float(estimators.support(log.propensities, target).mean()),
-        effective=estimators.effective(estimators.weights(log, target), log.episodes),
+        effective=estimators.effective_sample_size(
+            estimators.importance_weights(log, target), log.episodes
+        ),
         sessions=len(np.unique(log.sessions)),
     )
     enough = (
@@ -122,7 +124,7 @@ def measured(route: Route, reference: str) -> Quality:
     return _estimated(told, log, target, _predicted(log, rows))
 
 
-def _unsaid(told: Quality, route: Route, weight: float | None) -> Quality:
+def _unsaid(told: Quality, route: RouteTotals, weight: float | None) -> Quality:
     """Why nothing is claimed, and about how many labels would change that. A label of a decision
     that goes to the reference with probability p is worth p of one of its own. weight: mean 1 / p."""
     n = f"{told.labelled:,} label" + ("" if told.labelled == 1 else "s")
@@ -156,11 +158,11 @@ def _unsaid(told: Quality, route: Route, weight: float | None) -> Quality:
 def _estimated(told: Quality, log: LoggedData, target: FloatArray, q: FloatArray) -> Quality:
     dr = estimators.doubly_robust(log, target, q)
     # Both are means over the same labelled decisions, so their ratio is one of two sums.
-    kept = EstimatorTerms(estimators.observed(log).numerator, dr.numerator)
+    kept = EstimatorTerms(estimators.on_policy_value(log).numerator, dr.numerator)
     terms = {"dr": dr, "snips": estimators.snips(log, target), "kept": kept}
-    made = estimators.estimates(terms, log)
+    made = estimators.estimate_policy_values(terms, log)
     unseen = 1.0 - told.support
-    e, s = (estimators.widened(made[name], unseen) for name in ("dr", "snips"))
+    e, s = (estimators.widen(made[name], unseen) for name in ("dr", "snips"))
     ratio = _ratio(made["kept"], e.value, unseen)
     why = (
         f"{ratio[0]:.1%} of the quality of {told.reference} was kept (95 %: {ratio[1]:.1%} to "
@@ -171,7 +173,7 @@ def _estimated(told: Quality, log: LoggedData, target: FloatArray, q: FloatArray
         told,
         said=True,
         why=why,
-        happened=estimators.observed(log).value,
+        happened=estimators.on_policy_value(log).value,
         always_reference=e.value,
         always_reference_ci=(e.low, e.high),
         snips=s.value,
@@ -223,7 +225,7 @@ def _predicted(log: LoggedData, rows: list[Labelled]) -> FloatArray:
     vectors = None
     if all(b is not None and len(b) == _VECTOR_BYTES for b in points):
         vectors = np.stack([np.frombuffer(b or b"", "<f2") for b in points]).astype(float)
-    return reward_model(log, signals, vectors)
+    return cross_fit_q_hat(log, signals, vectors)
 
 
 def _uneven(models: Mapping[str, ModelScore]) -> bool:
@@ -232,10 +234,10 @@ def _uneven(models: Mapping[str, ModelScore]) -> bool:
     if not requests:
         return False
     action = np.repeat(np.arange(len(requests)), requests)
-    return estimators.uneven(action, np.concatenate(labelled), len(requests))
+    return estimators.labels_missing_not_at_random(action, np.concatenate(labelled), len(requests))
 
 
-def _by_model(route: Route) -> dict[str, ModelScore]:
+def _by_model(route: RouteTotals) -> dict[str, ModelScore]:
     sums = route.sums
     out = {}
     for model, requests in route.by_model.most_common():

@@ -26,7 +26,7 @@ from suffice.lab.savings.traffic import (
     TAKEN,
     CandidateTotals,
     Labelled,
-    Route,
+    RouteTotals,
     Source,
     Traffic,
 )
@@ -205,7 +205,7 @@ def _take(row: Mapping[str, Any], score: float | None, found: Traffic) -> None:
         found.bypass += 1
         found.bypass_usd += usd or 0.0
         return
-    route = found.routes.setdefault(row["route"], Route())
+    route = found.routes.setdefault(row["route"], RouteTotals())
     route.decisions += 1
     route.answered += answered
     route.spent_usd += usd or 0.0
@@ -227,7 +227,7 @@ def _add(
     predictions: tuple[Prediction, ...],
     usd: float | None,
     score: float | None,
-    route: Route,
+    route: RouteTotals,
     found: Traffic,
 ) -> None:
     """The part of a route that needs what was predicted. usd: None = unknown, or nobody answered."""
@@ -240,7 +240,7 @@ def _add(
     if group >= len(route.requests) or len(route.models) > route.sums.shape[2]:
         route.room()
     if usd is not None:
-        priced(row, predictions, usd, group, route)
+        add_costs(row, predictions, usd, group, route)
     if score is not None:
         route.labelled += 1
         if at is not None:
@@ -275,12 +275,12 @@ def _add(
         )
 
 
-def priced(
+def add_costs(
     row: Mapping[str, Any],
     predictions: tuple[Prediction, ...],
     usd: float,
     group: int,
-    route: Route,
+    route: RouteTotals,
 ) -> None:
     """Add what a request says of the cost of each candidate, whose columns the route has. row: model
     (who answered), difficulty, attempts. usd: paid, known. group: of its session."""
@@ -318,7 +318,7 @@ def priced(
             route.binned[BESIDE_FREE, group, part, j] += other
 
 
-def _expect(predictions: tuple[Prediction, ...], model: str | None, route: Route) -> None:
+def _expect(predictions: tuple[Prediction, ...], model: str | None, route: RouteTotals) -> None:
     said = next((p.quality for p in predictions if p.model == model), None)
     if said is None:
         return

@@ -59,7 +59,7 @@ class CandidateTotals:
     inverse: float = 0.0
 
 
-class Route:
+class RouteTotals:
     """What one route's policy decided. sums: (7, groups, models) and binned: (4, groups, bins,
     models), rows as named above; scaled: (groups, models, models), by the model that answered, what
     each candidate would have cost if the answer were as much longer than predicted as the one that
@@ -184,7 +184,7 @@ class Traffic:
     audits: int = 0
     audits_usd: float = 0.0
     overruled: int = 0
-    routes: dict[str, Route] = field(default_factory=dict)
+    routes: dict[str, RouteTotals] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)
     failed: int = 0
     client_left: int = 0
