@@ -15,14 +15,14 @@ import msgspec
 
 from suffice import features
 from suffice.dialects.openai_request import parse_chat
-from suffice.policies.priors import Scorer
-from suffice.policies.quantiles import table_of
+from suffice.policies.priors import DifficultyScorer
+from suffice.policies.traffic import quantile_table
 
 ROOT = Path(__file__).parents[1] / "src" / "suffice"
 
 
 def main() -> None:
-    score = Scorer(features.SIGNAL_NAMES)
+    score = DifficultyScorer(features.SIGNAL_NAMES)
     scores = []
     for line in (ROOT / "cli" / "demo_queries.jsonl").read_bytes().splitlines():
         row = msgspec.json.decode(line)
@@ -32,7 +32,7 @@ def main() -> None:
         "about": "Quantiles 0 %, 1 %, ..., 100 % of the default policy's score over the demo's "
         f"{len(scores)} queries. Built by scripts/build_quantiles.py.",
         "features": features.SCHEMA,
-        "quantiles": [round(q, 4) for q in table_of(scores)],
+        "quantiles": [round(q, 4) for q in quantile_table(scores)],
     }
     (ROOT / "policies" / "quantiles.json").write_text(json.dumps(out, indent=1) + "\n")
     print(f"{len(scores)} scores from {min(scores):.2f} to {max(scores):.2f}")

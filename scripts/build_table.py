@@ -72,8 +72,8 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4, choices=(4, 8))
     given = parser.parse_args()
 
-    from suffice.features import asks_of
-    from suffice.features.wordpiece import shipped
+    from suffice.features import scored_texts
+    from suffice.features.wordpiece import load_default
     from suffice.types import Message
 
     pieces = (
@@ -86,10 +86,10 @@ def main() -> None:
         if given.teacher:
             np.save(given.teacher, raw)
 
-    wordpiece = shipped()
+    wordpiece = load_default()
     seen: dict[str, list[int]] = {}
     for prompt in prompts(given.data):
-        text = " ".join(asks_of((Message("user", prompt),)))
+        text = " ".join(scored_texts((Message("user", prompt),)))
         seen.setdefault(text, wordpiece.ids(text))
     ids = [np.array(v, np.int64) for _, v in sorted(seen.items()) if v]
     count = np.bincount(np.concatenate(ids), minlength=len(pieces)).astype(np.float64)

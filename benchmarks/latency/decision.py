@@ -127,13 +127,7 @@ def main() -> None:
     raw, train_s = ten_models(texts)
     with tempfile.NamedTemporaryFile(suffix=".npz") as file:
         Path(file.name).write_bytes(raw)
-        policy = policies.load_trained(
-            file.name,
-            fold=features.compile_heads,
-            embed=features.embed,
-            features=features.SCHEMA,
-            table=features.table_version(),
-        )
+        policy = policies.load_trained(file.name)
     pool = tuple(
         Candidate(Model(m, "bench", m, price=Price(0.1 * 2**i, 0.4 * 2**i)), 0.5, 80.0)
         for i, m in enumerate(MODELS)
@@ -154,8 +148,8 @@ def main() -> None:
     out: dict[str, Any] = {}
     fresh = []
     for _ in range(given.rounds):
-        wordpiece.shipped.cache_clear()
-        wordpiece.shipped()
+        wordpiece.load_default.cache_clear()
+        wordpiece.load_default()
         fresh.append(timed(talks, by(policy)))
     out["trained, ten models, 200 tokens, never seen"] = best(fresh)
     for name, chosen, asked in (

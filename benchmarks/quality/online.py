@@ -119,11 +119,11 @@ class Ours:
     def __init__(
         self, stream: Stream, warm: Stream | None, lam: float, seed: int, explore: bool = True
     ) -> None:
-        from suffice.features import standard
+        from suffice.features import feature_scaler
 
         self.stream, self.lam, self.seed = stream, lam, seed
         self.share = 0.02 if explore else 0.0
-        mean, deviation = standard()
+        mean, deviation = feature_scaler()
         p = len(mean) + stream.vectors.shape[1]
         guess = price_priors(stream.price.tolist())
         prior = cold(stream.models, guess, p)
@@ -226,9 +226,9 @@ class Pareto:
         from pareto_bandit.feature_service import FeatureService
         from pareto_bandit.types import RouterConfig
 
-        from suffice.features import standard
+        from suffice.features import feature_scaler
 
-        mean, deviation = standard()
+        mean, deviation = feature_scaler()
         self.stream = stream
         x = design(stream.signals, stream.vectors, mean, deviation)
         w = None if warm is None else design(warm.signals, warm.vectors, mean, deviation)

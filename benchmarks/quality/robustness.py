@@ -145,13 +145,7 @@ def trained_policy(folder: Path) -> tuple[Policy, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "router.npz"
         saved = artifacts.save(made, path)
-        policy = policies.load_trained(
-            str(path),
-            fold=features.compile_heads,
-            embed=features.embed,
-            features=features.SCHEMA,
-            table=features.table_version(),
-        )
+        policy = policies.load_trained(str(path))
     return policy, {"version": saved.version, "queries": saved.card.queries}
 
 

@@ -85,7 +85,7 @@ def load(folder: Path, per: Prices) -> tuple[FloatArray, FloatArray, FloatArray]
     rng = np.random.default_rng(0)
     if len(ids) > QUERIES:
         ids = [ids[i] for i in np.sort(rng.choice(len(ids), QUERIES, replace=False))]
-    scorer = priors.Scorer(features.SIGNAL_NAMES)
+    scorer = priors.DifficultyScorer(features.SIGNAL_NAMES)
     found = [features.extract_text(prompts[q]) for q in ids]
     score = np.array([scorer(x) for x in found])
     difficulty = score.argsort(kind="stable").argsort() / len(score)

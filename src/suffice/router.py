@@ -326,9 +326,9 @@ class Router:
         self._shadowed: dict[tuple[str, ...], tuple[Model, ...]] = {}
         # A policy that solves its objective over traffic says what it wants to remember of it.
         self._sketches = {
-            name: policy.sketch()
+            name: policy.traffic_window()
             for name, policy in self._policies.items()
-            if hasattr(policy, "sketch")
+            if isinstance(policy, policies.TrafficAware)
         }
         self._spend: dict[str, float] = {}  # route that explores -> mean USD a query
         self._pools: dict[tuple[str, ...], tuple[Model, ...]] = {}
@@ -766,13 +766,7 @@ class Router:
 
     def _make_policy(self, spec: Any) -> Policy:
         if policies.is_path(spec.policy):
-            policy: Any = policies.load_trained(
-                self._beside_config(spec.policy),
-                fold=features.compile_heads,
-                embed=features.embed,
-                features=features.SCHEMA,
-                table=features.table_version(),
-            )
+            policy: Any = policies.load_trained(self._beside_config(spec.policy))
         else:
             try:
                 policy = policies.make(spec.policy, features.SIGNAL_NAMES)
@@ -790,20 +784,20 @@ class Router:
         path = self._certificate_file(spec)
         if path is None or (spec.certificate is None and not path.exists()):
             return policy  # type: ignore[no-any-return]
-        if not hasattr(policy, "under"):
+        if not isinstance(policy, policies.Certifiable):
             raise ConfigError(
                 f"The policy {spec.policy!r} cannot be certified.",
                 field=f"routes.{spec.name}.certificate",
                 source=self._resolved.settings.source,
             )
-        return policy.under(certificate.load(path), _score_version(policy))  # type: ignore[no-any-return]
+        return policy.with_certificate(certificate.load(path))
 
     def _certificate_file(self, spec: Any) -> Path | None:
         """Where a route's certificate is or would be; None where the config names no place for it."""
         if spec.certificate is not None:
             return Path(self._beside_config(spec.certificate))
         if policies.is_path(spec.policy):
-            return certificate.beside(self._beside_config(spec.policy))
+            return certificate.default_path(self._beside_config(spec.policy))
         return None
 
     def _serving(self, route: str) -> monitoring.ServedCertificate:
@@ -815,8 +809,8 @@ class Router:
         """Serve a route under another certificate, or under an alarm, from the next request on."""
         for held in (self._configured, self._policies):
             policy: Any = held[route]
-            if hasattr(policy, "under"):
-                held[route] = policy.under(told, _score_version(policy), alarm)
+            if isinstance(policy, policies.Certifiable):
+                held[route] = policy.with_certificate(told, alarm)
         self.__dict__.pop("_routes", None)
 
     def _beside_config(self, name: str) -> str:
@@ -1154,15 +1148,15 @@ class Router:
         if policy is not None:
             own: Any = self._configured[route]
             told, alarm = getattr(own, "certificate", None), getattr(own, "alarm", "")
-            serves = policy.under(told, policy.score_version, alarm)
+            serves = policy.with_certificate(told, alarm)
             self._warm(route, serves)  # on the learner's thread, not on that of the next request
         if version is None:
             self._snapshots.pop(route, None)
         else:
             self._snapshots[route] = version
         self._policies[route] = serves
-        if hasattr(serves, "sketch"):
-            self._sketches[route] = serves.sketch()
+        if isinstance(serves, policies.TrafficAware):
+            self._sketches[route] = serves.traffic_window()
         self.__dict__.pop("_routes", None)
 
     def close(self) -> None:
@@ -1188,23 +1182,15 @@ class Router:
 EXAMPLE_POOL = "an example pool (no config, no keys)"
 
 
-def _score_version(policy: Any) -> str:
-    """Of a policy's score, as a certificate names it."""
-    own = getattr(policy, "score_version", None)
-    return own or certificate.prior_version(policy.name, features.SCHEMA)
-
-
 def _facts() -> learning.FeatureSpec:
-    mean, deviation = features.standard()
+    mean, deviation = features.feature_scaler()
     return learning.FeatureSpec(
         features.SCHEMA,
-        features.table_version(),
+        features.embedding_version(),
         features.DIMENSIONS,
         mean,
         deviation,
         features.SIGNAL_NAMES.index("log_prompt_tokens"),
-        features.compile_heads,
-        features.embed,
     )
 
 

@@ -28,8 +28,8 @@ def test_what_was_saved_is_loaded(kind: str, tmp_path: Path) -> None:
     signals = rng.normal(2, 1, (50, len(features.SIGNAL_NAMES))).astype(np.float32)
     vectors = rng.normal(size=(50, 256)).astype(np.float32)
     for a, b in zip(
-        found.estimator.expect(signals, vectors),
-        made.estimator.expect(signals, vectors),
+        found.estimator.predict(signals, vectors),
+        made.estimator.predict(signals, vectors),
         strict=True,
     ):
         assert np.array_equal(a, b)
@@ -137,11 +137,11 @@ def test_a_kind_that_is_not_installed_says_what_to_install() -> None:
 
 def test_features_of_another_version_are_refused() -> None:
     card = artifact("linear").card
-    artifacts.check(card, card.features, card.table, "x")
+    artifacts.check_versions(card, card.features, card.table, "x")
     with pytest.raises(ArtifactError, match=rf"features '{features.SCHEMA}'.*'ask-99'"):
-        artifacts.check(card, "ask-99", card.table, "x")
+        artifacts.check_versions(card, "ask-99", card.table, "x")
     with pytest.raises(ArtifactError, match="token table"):
-        artifacts.check(card, card.features, "other", "x")
+        artifacts.check_versions(card, card.features, "other", "x")
 
 
 def test_an_unwritable_place_loses_nothing(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from suffice.artifacts import certificate as certificates
 from suffice.artifacts.certificate import Certificate
 from suffice.errors import ArtifactError
+from suffice.policies import priors
 from suffice.types import Objective
 
 
@@ -35,7 +36,7 @@ def asked(value: float, confidence: float | None = None) -> Objective:
 
 
 def test_the_file_gives_back_the_same_certificate(tmp_path: Path) -> None:
-    path = certificates.beside(tmp_path / "router.npz")
+    path = certificates.default_path(tmp_path / "router.npz")
     assert path.name == "router.npz.certificate.json"
     saved = certificates.save(made(), path)
     assert certificates.load(path) == saved
@@ -106,49 +107,51 @@ def test_figures_that_contradict_each_other_are_never_saved(
 
 def test_it_covers_what_is_no_stricter() -> None:
     c = made()
-    assert c.covers(asked(0.05, 0.9)) and c.covers(asked(0.1, 0.8)) and c.covers(asked(0.05))
-    assert "0.02 is asked for" in (c.why_not(asked(0.02, 0.9)) or "")
-    assert "0.95 is asked for" in (c.why_not(asked(0.05, 0.95)) or "")
-    assert "keep_quality" in (c.why_not(Objective(kind="keep_quality", value=0.9)) or "")
+    assert (
+        c.satisfies(asked(0.05, 0.9)) and c.satisfies(asked(0.1, 0.8)) and c.satisfies(asked(0.05))
+    )
+    assert "0.02 is asked for" in (c.unmet_reason(asked(0.02, 0.9)) or "")
+    assert "0.95 is asked for" in (c.unmet_reason(asked(0.05, 0.95)) or "")
+    assert "keep_quality" in (c.unmet_reason(Objective(kind="keep_quality", value=0.9)) or "")
 
 
 def test_it_is_stale_when_policy_model_or_price_changes() -> None:
     c = made()
     now: dict[str, tuple[float, float] | None] = dict(c.prices)
-    assert c.stale("linear-0011", now) is None
-    assert "linear-0012 serves" in (c.stale("linear-0012", now) or "")
+    assert c.stale_reason("linear-0011", now) is None
+    assert "linear-0012 serves" in (c.stale_reason("linear-0012", now) or "")
     gone = {k: v for k, v in now.items() if k != "p/weak"}
-    assert "p/weak, which is not there" in (c.stale("linear-0011", gone) or "")
+    assert "p/weak, which is not there" in (c.stale_reason("linear-0011", gone) or "")
     dearer = {**now, "p/strong": (3.0, 10.0)}
     assert "$2.5/$10 per million tokens when it was made, and costs $3/$10 now" in (
-        c.stale("linear-0011", dearer) or ""
+        c.stale_reason("linear-0011", dearer) or ""
     )
     unknown = {**now, "p/strong": None, "p/middle": (1.0, 1.0)}
-    assert c.stale("linear-0011", unknown) is None, "unknown is not changed"
+    assert c.stale_reason("linear-0011", unknown) is None, "unknown is not changed"
 
 
 def test_it_finds_its_models_among_served_names() -> None:
     c = made(reference="strong", cheap=("weak",), cost_usd=(0.0,), prices={})
-    assert c.columns(("q/weak", "q/strong")) == (1, 0)
-    assert c.columns(("q/strong",)) is None
-    assert c.columns(("q/strong", "a/weak", "b/weak")) is None, "which one is not known"
+    assert c.find_columns(("q/weak", "q/strong")) == (1, 0)
+    assert c.find_columns(("q/strong",)) is None
+    assert c.find_columns(("q/strong", "a/weak", "b/weak")) is None, "which one is not known"
 
 
 @given(st.lists(st.floats(-0.5, 1.5), min_size=3, max_size=3), st.floats(0, 1000))
 def test_the_alternative_is_the_best_after_its_cost(quality: list[float], rate: float) -> None:
     c = made(exchange_rate=rate)
-    place, gap = c.pick(quality)
+    place, gap = c.choose_alternative(quality)
     merit = [quality[1] - rate * 0.001, quality[2] - rate * 0.004]
     assert merit[place] == max(merit)
     assert gap == quality[0] - quality[1 + place]
-    assert c.allows(gap) is (gap <= 0.25)
+    assert c.accepts(gap) is (gap <= 0.25)
 
 
 def test_versions_of_priors_differ_by_name_and_features() -> None:
-    one = certificates.prior_version("default", "3")
-    assert one == certificates.prior_version("default", "3")
-    assert len({one, certificates.prior_version("length", "3"),
-                certificates.prior_version("default", "4")}) == 3  # fmt: skip
+    one = priors.prior_version("default", "3")
+    assert one == priors.prior_version("default", "3")
+    assert len({one, priors.prior_version("length", "3"),
+                priors.prior_version("default", "4")}) == 3  # fmt: skip
 
 
 def test_the_record_is_frozen() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.artifacts.state import pack, unpack
+from suffice.artifacts.npz import pack_state, unpack_state
 from suffice.errors import ArtifactError
 
 
@@ -21,7 +21,7 @@ class Card(msgspec.Struct, frozen=True):
 
 
 ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array([1, 2], np.int64)}
-RAW = pack("thing-1", Card("x", 3), ARRAYS)
+RAW = pack_state("thing-1", Card("x", 3), ARRAYS)
 
 
 def forged(**members: bytes) -> bytes:
@@ -35,24 +35,24 @@ def forged(**members: bytes) -> bytes:
 
 
 def test_it_comes_back_as_it_was_and_the_same_gives_the_same_bytes() -> None:
-    card, arrays = unpack(RAW, "thing-1", Card)
+    card, arrays = unpack_state(RAW, "thing-1", Card)
     assert card == Card("x", 3)
     assert all(
         np.array_equal(arrays[n], a) and arrays[n].dtype == a.dtype for n, a in ARRAYS.items()
     )
-    assert pack("thing-1", card, arrays) == RAW
+    assert pack_state("thing-1", card, arrays) == RAW
 
 
 @given(st.integers(0, len(RAW) - 1), st.integers(1, 255), st.booleans())
 def test_damage_is_refused_and_never_another_error(at: int, flip: int, cut: bool) -> None:
     bad = RAW[:at] if cut else RAW[:at] + bytes([RAW[at] ^ flip]) + RAW[at + 1 :]
     try:
-        card, arrays = unpack(bad, "thing-1", Card)
+        card, arrays = unpack_state(bad, "thing-1", Card)
     except ArtifactError as error:
         assert "state" in str(error)
         return
     # Bits of the archive's bookkeeping that nobody reads may differ; the content may not.
-    assert pack("thing-1", card, arrays) == RAW
+    assert pack_state("thing-1", card, arrays) == RAW
 
 
 def test_what_was_changed_on_purpose_is_refused_with_the_reason() -> None:
@@ -65,13 +65,13 @@ def test_what_was_changed_on_purpose_is_refused_with_the_reason() -> None:
         (b"", "is none, or was cut"),
     ):
         with pytest.raises(ArtifactError, match=why):
-            unpack(bad, "thing-1", Card)
+            unpack_state(bad, "thing-1", Card)
     with pytest.raises(ArtifactError, match="schema 'thing-1'; this version reads 'thing-2'"):
-        unpack(RAW, "thing-2", Card)
+        unpack_state(RAW, "thing-2", Card)
 
 
 def test_a_pickle_is_never_read() -> None:
     buffer = BytesIO()
     np.save(buffer, np.array([{"a": 1}], object), allow_pickle=True)
     with pytest.raises(ArtifactError):
-        unpack(forged(a=buffer.getvalue()), "thing-1", Card)
+        unpack_state(forged(a=buffer.getvalue()), "thing-1", Card)

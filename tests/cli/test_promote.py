@@ -18,7 +18,7 @@ from tests.support.trained_artifacts import artifact
 from suffice import features
 from suffice.artifacts import artifact as artifacts
 from suffice.artifacts.artifact import Artifact
-from suffice.artifacts.estimators import Constant
+from suffice.artifacts.estimators import ConstantEstimator
 from suffice.errors import ArtifactError
 from suffice.lab.ope import promotion
 from suffice.lab.ope.replay import Replay, Verdict
@@ -40,7 +40,7 @@ def suffice(*args: str, cwd: Path) -> tuple[int, str, str]:
 def leaning(weak: float, strong: float) -> Artifact:
     """An artifact that expects the same of every query."""
     made = artifact("constant")
-    e = Constant(
+    e = ConstantEstimator(
         (WEAK, STRONG), np.array([weak, strong]), np.array([1e-4, 2e-3]), np.array([200.0, 200.0])
     )
     m = len(made.sample_input)

@@ -29,7 +29,7 @@ class Labels(NamedTuple):
 
 def batch(n: int, seed: int) -> Batch:
     rng = np.random.default_rng(seed)
-    mean, deviation = features.standard()
+    mean, deviation = features.feature_scaler()
     signals = mean + deviation * rng.normal(size=(n, len(features.SIGNAL_NAMES)))
     vectors = 0.1 * rng.normal(size=(n, features.DIMENSIONS))
     return Batch(signals.astype(np.float32), vectors.astype(np.float32))
@@ -200,7 +200,7 @@ def test_without_labels_the_trained_head_ranks_exactly_by_length() -> None:
 
 
 def _z(length: NDArray[np.float32]) -> NDArray[np.float32]:
-    mean, deviation = features.standard()
+    mean, deviation = features.feature_scaler()
     return np.asarray((length - mean[0]) / deviation[0])
 
 

@@ -54,7 +54,7 @@ def test_a_vocabulary_without_unknown_is_refused() -> None:
 
 
 def test_every_script_has_pieces() -> None:
-    known = tokens.shipped()
+    known = tokens.load_default()
     for text in ("Résumé naïve", "Привет, мир", "你好世界", "नमस्ते दुनिया", "مرحبا", "日本語テスト"):
         ids = known.ids(text)
         assert ids
@@ -98,9 +98,9 @@ def test_serving_and_training_see_the_same_ids() -> None:
     x = features.extract(talk)
     assert x.token_ids is not None
     assert x.token_ids.tolist() == [
-        i for text in features.asks_of(talk) for i in tokens.shipped().ids(text)
+        i for text in features.scored_texts(talk) for i in tokens.load_default().ids(text)
     ]
-    assert features.asks_of(talk) == ["yes, go on", "Explain how a B-tree splits its pages."]
+    assert features.scored_texts(talk) == ["yes, go on", "Explain how a B-tree splits its pages."]
 
 
 @given(st.integers(0, 2**31), st.integers(0, 60), st.integers(1, 11))
@@ -122,9 +122,9 @@ def test_compiled_heads_say_what_the_vector_says(seed: int, n: int, heads: int) 
 
 
 def test_the_shipped_table_is_half_whitened_and_under_8_mb() -> None:
-    shipped = embedding.shipped()
-    assert shipped.packed.shape == (tokens.shipped().size, features.DIMENSIONS // 2)
-    assert shipped.packed.nbytes + tokens.shipped().size * 4 < 8e6
+    shipped = embedding.load_default()
+    assert shipped.packed.shape == (tokens.load_default().size, features.DIMENSIONS // 2)
+    assert shipped.packed.nbytes + tokens.load_default().size * 4 < 8e6
     near = [features.embed(_x(t)) for t in ("Solve x^2 = 9.", "Find the roots of y^2 = 16.")]
     far = features.embed(_x("Write a lullaby for my cat."))
     assert _cosine(near[0], near[1]) > _cosine(near[0], far) + 0.2

@@ -18,6 +18,7 @@ from suffice.lab.calibrate.calibrate import Calibration, calibrate, exchange_rat
 from suffice.lab.data.table import Table
 from suffice.lab.predictors.base import batch_of
 from suffice.lab.train.train import train
+from suffice.policies import priors
 from suffice.policies.trained import TrainedPolicy
 from suffice.types import Candidate, Model, Objective, Price
 
@@ -61,8 +62,8 @@ def test_a_trained_policy_sends_the_easy_half_away(artifact: str) -> None:
     assert told.costs is not None and told.costs[1] < 0.8 * told.costs[0]
     # The certificate alone, asked as serving asks it, gives the figures that it states.
     x = batch_of(cal)
-    quality = artifacts.load(artifact).estimator.expect(x.signals, x.vectors)[0][:, [1, 0]]
-    goes = np.array([c.allows(c.pick(q)[1]) for q in quality.tolist()])
+    quality = artifacts.load(artifact).estimator.predict(x.signals, x.vectors)[0][:, [1, 0]]
+    goes = np.array([c.accepts(c.choose_alternative(q)[1]) for q in quality.tolist()])
     lost = np.maximum(0, cal.score[:, 1] - cal.score[:, 0])[goes]
     assert goes.mean() == pytest.approx(c.cheap_share)
     assert lost.sum() == c.losses
@@ -75,16 +76,16 @@ def test_serving_sees_the_score_that_was_calibrated(three: str) -> None:
     pool = tuple(
         Candidate(Model(m, "lab", m[4:], Price(1.0, 1.0 + i))) for i, m in enumerate(THREE)
     )
-    policy = TrainedPolicy(made, features.compile_heads, features.embed)
-    columns = c.columns(THREE)
+    policy = TrainedPolicy(made)
+    columns = c.find_columns(THREE)
     assert columns is not None
     x = batch_of(cal)
-    lab = made.estimator.expect(x.signals, x.vectors)[0]
+    lab = made.estimator.predict(x.signals, x.vectors)[0]
     for i, messages in enumerate(cal.messages):
         decided = policy.decide(features.extract(messages), pool, Objective(kind="best"))
         served = [p.quality or 0.0 for p in decided.predictions]
-        place, gap = c.pick([served[j] for j in columns])
-        place_lab, gap_lab = c.pick([float(lab[i, j]) for j in columns])
+        place, gap = c.choose_alternative([served[j] for j in columns])
+        place_lab, gap_lab = c.choose_alternative([float(lab[i, j]) for j in columns])
         assert place == place_lab and gap == pytest.approx(gap_lab, abs=1e-3)
 
 
@@ -120,7 +121,7 @@ def test_the_default_policy_is_calibrated_without_training() -> None:
     told = run(table(500, seed=1), "default")
     c = of(told)
     assert c.score == "rank" and c.exchange_rate == 0.0
-    assert c.policy_version == certificates.prior_version("default", features.SCHEMA)
+    assert c.policy_version == priors.prior_version("default", features.SCHEMA)
     many = run(table(500, THREE, seed=1), "default", max_loss=0.3)
     assert of(many).cheap == ("lab/small",)
     assert any("only the cheapest is certified" in n for n in many.notes)
@@ -203,4 +204,4 @@ def test_the_exchange_rate_buys_what_saves_most() -> None:
 
 
 def test_a_path_is_where_the_certificate_goes(artifact: str) -> None:
-    assert certificates.beside(artifact) == Path(f"{artifact}.certificate.json")
+    assert certificates.default_path(artifact) == Path(f"{artifact}.certificate.json")

@@ -26,7 +26,7 @@ def test_what_differs_by_topic_is_learned_and_chosen() -> None:
     assert outcome.nested is not None
     assert outcome.nested[0] > 0.02
     hard, easy = batch_of(table(60, seed=9)), table(60, seed=9)
-    quality = made.estimator.expect(hard.signals, hard.vectors)[0]
+    quality = made.estimator.predict(hard.signals, hard.vectors)[0]
     gap = quality[:, 1] - quality[:, 0]
     which = np.array(easy.benchmark) == "hard"
     assert gap[which].mean() > gap[~which].mean() + 0.2
@@ -58,7 +58,7 @@ def test_every_learner_can_be_asked_for_and_is_what_it_was_in_the_lab(policy: st
     x = batch_of(table(30, THREE, seed=5))
     fitted = registry.make(policy).fit(batch_of(t), t.score, t.cost_usd, t.mean_cost(), t.models)
     # float32 weights and float16 points are what a file holds.
-    for a, b in zip(again.estimator.expect(x.signals, x.vectors), fitted.expect(x), strict=True):
+    for a, b in zip(again.estimator.predict(x.signals, x.vectors), fitted.expect(x), strict=True):
         if policy == "knn":  # of two nearly as near, another may be the twentieth
             assert np.abs(a - b).mean() < 0.02
         else:
@@ -119,8 +119,8 @@ def test_a_new_model_is_one_column_and_moves_no_other() -> None:
     grown = extend(old, t.rows(np.arange(200)))
     assert grown.card.models == ("lab/small", "lab/large", "lab/middle")
     x = batch_of(table(50, THREE, seed=8))
-    before = old.estimator.expect(x.signals, x.vectors)[0]
-    after = grown.estimator.expect(x.signals, x.vectors)[0]
+    before = old.estimator.predict(x.signals, x.vectors)[0]
+    after = grown.estimator.predict(x.signals, x.vectors)[0]
     assert np.allclose(before, after[:, :2], atol=1e-9)
     assert before[:, 0].mean() < after[:, 2].mean() < before[:, 1].mean()
     assert grown.version != old.version
@@ -207,7 +207,7 @@ class OwnEstimator:
     def __init__(self, models: tuple[str, ...], level: np.ndarray, price: np.ndarray) -> None:
         self.models, self.level, self.price = models, level, price
 
-    def expect(self, signals: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, signals: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         n = len(signals)
         return np.tile(self.level, (n, 1)), np.tile(self.price, (n, 1))
 
@@ -234,7 +234,7 @@ def test_a_users_own_class_trains_saves_and_serves(monkeypatch: pytest.MonkeyPat
     again = artifacts.unpack(artifacts.pack(made))
     assert again.card.kind == "own"
     assert again.version.startswith("own-")
-    policy = policies.TrainedPolicy(again, features.compile_heads, features.embed)
+    policy = policies.TrainedPolicy(again)
     pool = tuple(Candidate(Model(m, "lab", m, price=Price(1.0, 2.0))) for m in t.models)
     d = policy.decide(features.extract_text("hi"), pool, Objective(kind="best"))
     assert d.model == "lab/strong"

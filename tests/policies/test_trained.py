@@ -12,8 +12,9 @@ from tests.support.trained_artifacts import KINDS, artifact
 
 from suffice import features, policies
 from suffice.artifacts import certificate as certificates
-from suffice.names import column_of
-from suffice.policies.traffic import PredictionWindow, cheapest_mix
+from suffice.names import match_model
+from suffice.policies import priors
+from suffice.policies.traffic import PredictionWindow, min_cost_for_quality
 from suffice.policies.trained import TrainedPolicy
 from suffice.types import Candidate, Model, Objective, Price, Session
 
@@ -31,7 +32,7 @@ TEXTS = [
 
 
 def policy(kind: str = "linear", tokens: bool = True) -> TrainedPolicy:
-    return TrainedPolicy(artifact(kind, tokens=tokens), features.compile_heads, features.embed)
+    return TrainedPolicy(artifact(kind, tokens=tokens))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,7 +40,7 @@ def test_folded_or_not_says_what_the_estimator_says(kind: str) -> None:
     p = policy(kind)
     for text in TEXTS:
         x = features.extract_text(text)
-        expected = p.artifact.estimator.expect(x.signals[None], features.embed(x)[None])[0][0]
+        expected = p.artifact.estimator.predict(x.signals[None], features.embed(x)[None])[0][0]
         d = p.decide(x, (WEAK, STRONG), KEEP)
         told = [q.quality for q in d.predictions]
         assert told == pytest.approx(expected, abs=2e-3)
@@ -151,7 +152,7 @@ def certified(**changed: object) -> certificates.Certificate:
         "cheap_share": 0.4, "prices": {"p/strong": (2.0, 8.0), "p/weak": (0.1, 0.4)},
         "made": "2026-01-02", "table": "labels",
     }  # fmt: skip
-    return certificates.sealed(certificates.Certificate(**{**plain, **changed}))  # type: ignore[arg-type]
+    return certificates.with_digest(certificates.Certificate(**{**plain, **changed}))  # type: ignore[arg-type]
 
 
 LOSS = policies.parse_objective({"max_quality_loss": 0.02, "confidence": 0.9})
@@ -159,7 +160,7 @@ LOSS = policies.parse_objective({"max_quality_loss": 0.02, "confidence": 0.9})
 
 def test_a_certificate_serves_cheap_exactly_up_to_its_threshold() -> None:
     p = policy()
-    held = p.under(certified(), p.score_version)
+    held = p.with_certificate(certified())
     assert held.version != p.version
     seen = set()
     for text in TEXTS:
@@ -176,7 +177,7 @@ def test_a_certificate_serves_cheap_exactly_up_to_its_threshold() -> None:
 
 
 def filled_sketch(p: TrainedPolicy) -> PredictionWindow:
-    sketch = p.sketch()
+    sketch = p.traffic_window()
     for text in TEXTS:
         sketch.add(p.decide(features.extract_text(text), (WEAK, STRONG), KEEP))
     return sketch
@@ -197,7 +198,7 @@ def test_a_certificate_that_does_not_hold_serves_the_reference(
     changed: dict[str, object], said: str
 ) -> None:
     p = policy()
-    d = p.under(certified(**changed), p.score_version).decide(
+    d = p.with_certificate(certified(**changed)).decide(
         features.extract_text("hi"), (WEAK, STRONG), LOSS
     )
     assert d.model == "p/strong"
@@ -208,9 +209,9 @@ def test_a_certificate_that_does_not_hold_serves_the_reference(
 def test_the_default_policy_can_be_certified_by_its_score() -> None:
     p = policies.make("default", features.SIGNAL_NAMES)
     assert isinstance(p, policies.DefaultPolicy)
-    version = certificates.prior_version("default", features.SCHEMA)
+    version = priors.prior_version("default", features.SCHEMA)
     told = certified(score="rank", policy="default", policy_version=version, threshold=3.0)
-    held = p.under(told, version)
+    held = p.with_certificate(told)
     for text in TEXTS:
         x = features.extract_text(text)
         d = held.decide(x, (WEAK, STRONG), LOSS)
@@ -221,7 +222,7 @@ def test_the_default_policy_can_be_certified_by_its_score() -> None:
 
 def test_the_routes_own_traffic_takes_over() -> None:
     p = policy()
-    sketch = p.sketch()
+    sketch = p.traffic_window()
     x = features.extract_text("hi")
     due = [sketch.add(p.decide(x, (WEAK, STRONG), KEEP)) for _ in range(256)]
     assert due[-1]
@@ -232,10 +233,10 @@ def test_the_routes_own_traffic_takes_over() -> None:
 
 
 def test_columns_are_found_by_name_or_by_what_stands_behind_the_slash() -> None:
-    assert column_of("openai/gpt-5", ["openai/gpt-5", "x/gpt-5"]) == 0
-    assert column_of("azure/gpt-5", ["openai/gpt-5", "claude"]) == 0
-    assert column_of("azure/gpt-5", ["openai/gpt-5", "x/gpt-5"]) is None
-    assert column_of("p/claude", ["gpt-5", "claude"]) == 1
+    assert match_model("openai/gpt-5", ["openai/gpt-5", "x/gpt-5"]) == 0
+    assert match_model("azure/gpt-5", ["openai/gpt-5", "claude"]) == 0
+    assert match_model("azure/gpt-5", ["openai/gpt-5", "x/gpt-5"]) is None
+    assert match_model("p/claude", ["gpt-5", "claude"]) == 1
 
 
 @settings(max_examples=150, deadline=None)
@@ -248,7 +249,7 @@ def test_the_mix_is_the_optimum_of_the_linear_program(
     if seed % 3 == 0:
         quality, cost = np.tile(quality[0], (m, 1)), np.tile(cost[0], (m, 1))
     reference = int(np.argmax(quality.mean(axis=0)))
-    mix = cheapest_mix(quality, cost, keep, reference)
+    mix = min_cost_for_quality(quality, cost, keep, reference)
     spent = kept = 0.0
     for q, c in zip(quality.tolist(), cost.tolist(), strict=True):
         low, high = mix.choose(q, c)

@@ -93,7 +93,7 @@ def test_material_behind_a_tag_is_counted_as_pasted() -> None:
 
 
 def test_what_surrounds_the_ask_has_no_say_in_a_learned_head() -> None:
-    mean, deviation = features.standard()
+    mean, deviation = features.feature_scaler()
     for name in ("log_prompt_tokens", "turns", "tools"):
         i = SIGNAL_NAMES.index(name)
         assert abs((12.0 - mean[i]) / deviation[i]) < 1e-6

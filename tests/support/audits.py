@@ -19,6 +19,7 @@ import suffice
 from suffice import config, features, policies
 from suffice.artifacts import certificate as certificates
 from suffice.artifacts.certificate import Certificate
+from suffice.policies import priors
 
 ROUTE = """
 [routes.safe]
@@ -133,7 +134,7 @@ def certificate(**changed: Any) -> Certificate:
     assert easy < hard
     base: dict[str, Any] = {
         "policy": "default",
-        "policy_version": certificates.prior_version("default", features.SCHEMA),
+        "policy_version": priors.prior_version("default", features.SCHEMA),
         "score": "rank", "reference": "p/strong", "cheap": ("p/weak",), "cost_usd": (1e-4,),
         "exchange_rate": 0.0, "threshold": (easy + hard) / 2, "max_loss": 0.05,
         "confidence": 0.9, "method": "clopper-pearson", "kind": "binary", "unit": "queries",
@@ -141,7 +142,7 @@ def certificate(**changed: Any) -> Certificate:
         "prices": {"p/strong": (2.5, 10.0), "p/weak": (0.15, 0.6)},
         "made": "2026-11-02", "table": "labels",
     }  # fmt: skip
-    return certificates.sealed(Certificate(**{**base, **changed}))
+    return certificates.with_digest(Certificate(**{**base, **changed}))
 
 
 def written(

@@ -23,15 +23,15 @@ def estimator(kind: str, models: tuple[str, ...] = MODELS, tokens: bool = True) 
     cost = 1e-4 * 8.0 ** np.arange(k)
     quality = np.linspace(0.6, 0.9, k)
     if kind == "constant":
-        return estimators.Constant(models, quality, cost, np.linspace(200.0, 300.0, k))
+        return estimators.ConstantEstimator(models, quality, cost, np.linspace(200.0, 300.0, k))
     if kind == "cluster":
         centres = rng.normal(size=(5, D)).astype(np.float32) / 16
         table = quality + rng.normal(size=(5, k)) * 0.1
-        return estimators.Clusters(models, centres, table, cost)
+        return estimators.ClusterEstimator(models, centres, table, cost)
     if kind == "knn":
         points = estimators.unit_rows(rng.normal(size=(40, D)).astype(np.float32))
         score = (rng.random((40, k)) < quality).astype(float)
-        return estimators.Neighbours(models, points, score, quality, cost, 10)
+        return estimators.KNNEstimator(models, points, score, quality, cost, 10)
     signals = np.zeros((S, k))
     signals[0] = -0.15 * np.arange(k - 1, -1, -1) / max(1, k - 1)
     vectors = rng.normal(size=(D, k)) * 0.02
@@ -40,7 +40,7 @@ def estimator(kind: str, models: tuple[str, ...] = MODELS, tokens: bool = True) 
         signals = np.concatenate([signals, np.full((S, k), 0.01)], axis=1)
         vectors = np.concatenate([vectors, np.zeros((D, k))], axis=1)
         intercept = np.append(quality, np.log(np.linspace(200.0, 300.0, k)))
-    return estimators.Linear(
+    return estimators.LinearEstimator(
         models, np.full(S, 2.0, np.float32), np.ones(S, np.float32), 4.0, signals, vectors,
         intercept, cost, has_tokens=tokens,
     )  # fmt: skip
@@ -52,14 +52,14 @@ def artifact(kind: str, models: tuple[str, ...] = MODELS, tokens: bool = True) -
     m = 300
     signals = np.abs(rng.normal(2.0, 1.0, size=(m, S))).astype(np.float32)
     vectors = (rng.normal(size=(m, D)) / 16).astype(np.float32)
-    quality, cost = e.expect(signals, vectors)  # type: ignore[attr-defined]
+    quality, cost = e.predict(signals, vectors)  # type: ignore[attr-defined]
     found = e.output_tokens(signals, vectors)  # type: ignore[attr-defined]
     made = Artifact(
         card=Card(
             kind=kind,
             models=models,
             features=features.SCHEMA,
-            table=features.table_version(),
+            table=features.embedding_version(),
             reference=models[-1],
         ),
         estimator=e,

@@ -15,8 +15,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.artifacts.estimators import FORMS, Arrays, Constant, FloatArray, Linear
-from suffice.artifacts.npz import hash_arrays, packed, unpacked, write_whole
+from suffice.artifacts.estimators import (
+    ESTIMATORS,
+    Arrays,
+    ConstantEstimator,
+    FloatArray,
+    LinearEstimator,
+)
+from suffice.artifacts.npz import hash_arrays, pack_npz, unpack_npz, write_atomically
 from suffice.errors import ArtifactError
 
 SCHEMA = "artifact-1"
@@ -81,7 +87,7 @@ def pack(artifact: Artifact) -> bytes:
     arrays["training_keys"] = np.asarray(artifact.training_keys, np.uint64)
     card = msgspec.structs.replace(artifact.card, digest="")
     card = msgspec.structs.replace(card, digest=_digest(card, arrays))
-    return packed(msgspec.json.encode(card, order="deterministic"), arrays)
+    return pack_npz(msgspec.json.encode(card, order="deterministic"), arrays)
 
 
 def save(artifact: Artifact, path: str | Path) -> Artifact:
@@ -89,7 +95,7 @@ def save(artifact: Artifact, path: str | Path) -> Artifact:
     Raises ArtifactError where it cannot be written."""
     where = Path(path)
     raw = pack(artifact)
-    write_whole(raw, where)
+    write_atomically(raw, where)
     return unpack(raw, str(where))
 
 
@@ -113,7 +119,7 @@ def load(path: str | Path) -> Artifact:
 
 def unpack(raw: bytes, name: str = "artifact") -> Artifact:
     """The artifact in the bytes of its file. Raises ArtifactError, as `load`."""
-    plain, arrays = unpacked(
+    plain, arrays = unpack_npz(
         raw,
         msgspec.json.decode,
         most_bytes=4 * MAX_BYTES,
@@ -150,7 +156,7 @@ def unpack(raw: bytes, name: str = "artifact") -> Artifact:
         raise ArtifactError(f"{name}: {error}.", remedy=_RETRAIN) from None
 
 
-def check(card: Card, features: str, table: str, name: str) -> None:
+def check_versions(card: Card, features: str, table: str, name: str) -> None:
     """Raises ArtifactError where the artifact was trained on other numbers than this version makes.
     features, table: the schema of the features room and the digest of its token table now."""
     for what, had, now in (
@@ -165,7 +171,7 @@ def check(card: Card, features: str, table: str, name: str) -> None:
 
 
 def _form(kind: str, name: str) -> Any:
-    form = FORMS.get(kind)
+    form = ESTIMATORS.get(kind)
     if form is not None:
         return form
     from importlib.metadata import entry_points
@@ -189,12 +195,12 @@ def with_models(artifact: Artifact, more: Artifact) -> Artifact:
     """The artifact with the models of `more` beside its own, whose columns stay as they are. Both
     are of one kind and hold the same sample of queries. Raises ArtifactError."""
     old, new = artifact.estimator, more.estimator
-    if type(old) is not type(new) or not isinstance(old, Linear | Constant):
+    if type(old) is not type(new) or not isinstance(old, LinearEstimator | ConstantEstimator):
         raise ArtifactError(
             f"A {new.kind!r} column cannot join an artifact of the kind {old.kind!r}.",
             remedy=_RETRAIN,
         )
-    merged = old.joined(new)
+    merged = old.concat(new)
     wider = {
         n: np.concatenate([getattr(artifact, n), getattr(more, n)], axis=1)
         for n in ("sample_quality", "sample_cost", "sample_tokens")

@@ -8,16 +8,16 @@ was made on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from suffice.artifacts.npz import write_whole
+from suffice.artifacts.npz import write_atomically
 from suffice.errors import ArtifactError
-from suffice.names import column_of
+from suffice.names import match_model
 from suffice.types import Objective
 
 SCHEMA = "certificate-1"
@@ -65,7 +65,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     schema: str = SCHEMA
     digest: str = ""
 
-    def pick(self, quality: Sequence[float]) -> tuple[int, float]:
+    def choose_alternative(self, quality: Sequence[float]) -> tuple[int, float]:
         """(place in `cheap` of the alternative, predicted gap) for predicted qualities in the order
         (reference, *cheap)."""
         rate = self.exchange_rate
@@ -76,15 +76,15 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
                 best, most = i, merit
         return best, quality[0] - quality[best + 1]
 
-    def allows(self, score: float) -> bool:
+    def accepts(self, score: float) -> bool:
         """Whether the alternative may serve a query of this score."""
         return score <= self.threshold
 
-    def covers(self, objective: Objective) -> bool:
+    def satisfies(self, objective: Objective) -> bool:
         """Whether what is certified is at least what the objective asks for."""
-        return self.why_not(objective) is None
+        return self.unmet_reason(objective) is None
 
-    def why_not(self, objective: Objective) -> str | None:
+    def unmet_reason(self, objective: Objective) -> str | None:
         """Why it does not cover the objective, in words; None where it does."""
         if objective.kind != "max_quality_loss":
             return f"it certifies max_quality_loss, not {objective.kind}"
@@ -96,7 +96,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
             return f"it holds with confidence {self.confidence:g}; {sure:g} is asked for"
         return None
 
-    def stale(self, policy_version: str, prices: Prices) -> str | None:
+    def stale_reason(self, policy_version: str, prices: Prices) -> str | None:
         """Why it no longer holds, in words; None where nothing has changed.
 
         prices: model as the certificate names it -> USD per million tokens in and out now, None =
@@ -120,37 +120,29 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
                 )
         return None
 
-    def columns(self, names: Sequence[str]) -> tuple[int, ...] | None:
-        """The places among `names` (of served models or of an artifact) of (reference, *cheap);
-        None where one is missing: then only the reference is safe to serve."""
-        return self.places((self.reference, *self.cheap), names)
+    def find_columns(self, names: Sequence[str]) -> tuple[int, ...] | None:
+        """The indices in `names` of (reference, *cheap), or None if one of them is missing.
 
-    @staticmethod
-    def places(models: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:
-        """The places of `models` among `names`, each another; None where one is missing."""
-        found = [column_of(m, names) for m in models]
-        places = tuple(at for at in found if at is not None)
-        return places if len(set(places)) == len(found) else None
+        names: of served models or of an artifact. Without all of them only the reference is safe.
+        """
+        columns = [match_model(model, names) for model in (self.reference, *self.cheap)]
+        present = tuple(column for column in columns if column is not None)
+        return present if len(set(present)) == len(columns) else None
 
-
-def prior_version(policy: str, features_schema: str) -> str:
-    """The version of an untrained policy's score, for `policy_version`. Its quantiles follow the
-    traffic and are no part of it; what the score is made of is."""
-    from suffice.policies import priors
-
-    made_of = f"{features_schema}/{priors._MOVES}/{priors._FULL_TOKENS}/{priors._NO_TOKENS}"
-    return f"{policy}-score-{blake2b(made_of.encode(), digest_size=4).hexdigest()}"
+    def find_reference(self, names: Sequence[str]) -> int | None:
+        """The index in `names` of the reference model, or None if it is missing."""
+        return match_model(self.reference, names)
 
 
-def beside(policy: str | Path) -> Path:
-    """Where the certificate of an artifact, or of a named policy in this folder, is kept."""
+def default_path(policy: str | Path) -> Path:
+    """The path of the certificate of an artifact, or of a named policy in the working directory."""
     return Path(f"{policy}.certificate.json")
 
 
 # ── the file ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def sealed(certificate: Certificate) -> Certificate:
+def with_digest(certificate: Certificate) -> Certificate:
     """The certificate with its digest. Raises ValueError where its figures contradict each other."""
     _check(certificate)
     return msgspec.structs.replace(certificate, digest=_digest(certificate))
@@ -160,9 +152,9 @@ def save(certificate: Certificate, path: str | Path) -> Certificate:
     """Write the file, whole or not at all. Returns the certificate with its digest. Raises
     ArtifactError where it cannot be written."""
     where = Path(path)
-    whole = sealed(certificate)
+    whole = with_digest(certificate)
     text = msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n"
-    write_whole(text, where)
+    write_atomically(text, where)
     return whole
 
 

@@ -23,7 +23,7 @@ Arrays = dict[str, NDArray[Any]]
 class Estimator(Protocol):
     """kind: its name in an artifact. models: (k,) column names.
 
-    expect: (quality (n, k), cost (n, k) in USD a query of the training table, NaN where unknown).
+    predict: (quality (n, k), cost (n, k) in USD a query of the training table, NaN where unknown).
     output_tokens: (n, k) predicted tokens of the answers, or None where never labelled.
     arrays / from_arrays: all of its state, for the artifact. from_arrays raises ValueError or
     KeyError where the arrays do not fit together.
@@ -33,7 +33,7 @@ class Estimator(Protocol):
 
     @property
     def models(self) -> tuple[str, ...]: ...
-    def expect(
+    def predict(
         self, signals: Float32Array, vectors: Float32Array
     ) -> tuple[FloatArray, FloatArray]: ...
     def output_tokens(self, signals: Float32Array, vectors: Float32Array) -> FloatArray | None: ...
@@ -48,10 +48,10 @@ def _check(ok: bool, what: str) -> None:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearEstimator:
     """Everything linear in the clipped, standardised signals and the vector.
 
-    mean, deviation: (n_signals,). signals: (n_signals, h) and vectors: (n_dimensions, h) weights,
+    mean, std: (n_signals,). signals: (n_signals, h) and vectors: (n_dimensions, h) weights,
     intercept: (h,), for h heads: k qualities, then k log costs if `has_cost`, then k log output
     tokens if `has_tokens`. cost: (k,) mean USD a query, for tables whose costs are no head.
     """
@@ -60,7 +60,7 @@ class Linear:
 
     models: tuple[str, ...]
     mean: Float32Array
-    deviation: Float32Array
+    std: Float32Array
     clip: float
     signals: FloatArray
     vectors: FloatArray
@@ -75,13 +75,13 @@ class Linear:
         _check(self.intercept.shape == (h,), f"{h} heads, intercept {self.intercept.shape}")
         _check(self.signals.shape == (len(self.mean), h), f"signals {self.signals.shape}")
         _check(self.vectors.ndim == 2 and self.vectors.shape[1] == h, "vectors")
-        _check(self.deviation.shape == self.mean.shape, "deviation")
-        _check(bool((self.deviation > 0).all()), "deviation above 0")
+        _check(self.std.shape == self.mean.shape, "deviation")
+        _check(bool((self.std > 0).all()), "deviation above 0")
         _check(self.cost.shape == (k,), f"cost {self.cost.shape}")
 
     def standardise(self, signals: Float32Array) -> Float32Array:
         """(n, n_signals), or one row."""
-        z = (signals - self.mean) / self.deviation
+        z = (signals - self.mean) / self.std
         return np.asarray(np.clip(z, -self.clip, self.clip))
 
     def heads(self, signals: Float32Array, vectors: Float32Array) -> FloatArray:
@@ -89,7 +89,9 @@ class Linear:
         out = self.intercept + self.standardise(signals) @ self.signals + vectors @ self.vectors
         return np.asarray(out, float)
 
-    def expect(self, signals: Float32Array, vectors: Float32Array) -> tuple[FloatArray, FloatArray]:
+    def predict(
+        self, signals: Float32Array, vectors: Float32Array
+    ) -> tuple[FloatArray, FloatArray]:
         k = len(self.models)
         y = self.heads(signals, vectors)
         if self.has_cost:
@@ -101,7 +103,7 @@ class Linear:
             return None
         return np.asarray(np.exp(self.heads(signals, vectors)[:, -len(self.models) :]))
 
-    def joined(self, other: Linear) -> Linear:
+    def concat(self, other: LinearEstimator) -> LinearEstimator:
         """The models of both, in order; heads that only one of them has are dropped."""
         _check(np.array_equal(self.mean, other.mean), "standardised alike")
         _check(len(self.vectors) == len(other.vectors), "vectors of one length")
@@ -117,10 +119,10 @@ class Linear:
                 parts += [a[..., -k:], b[..., -m:]]
             return np.concatenate(parts, axis=-1)
 
-        return Linear(
+        return LinearEstimator(
             (*self.models, *other.models),
             self.mean,
-            self.deviation,
+            self.std,
             self.clip,
             columns(self.signals, other.signals),
             columns(self.vectors, other.vectors),
@@ -133,7 +135,7 @@ class Linear:
     def arrays(self) -> Arrays:
         return {
             "mean": self.mean,
-            "deviation": self.deviation,
+            "deviation": self.std,
             "clip": np.array(self.clip),
             "signals": self.signals.astype(np.float32),
             "vectors": self.vectors.astype(np.float32),
@@ -160,7 +162,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantEstimator:
     """The same for every query: mean quality and mean cost of each model, (k,) each."""
 
     kind: ClassVar[str] = "constant"
@@ -175,7 +177,9 @@ class Constant:
         for name, a in (("quality", self.quality), ("cost", self.cost), ("tokens", self.tokens)):
             _check(a.shape == (k,), f"{name} {a.shape} for {k} models")
 
-    def expect(self, signals: Float32Array, vectors: Float32Array) -> tuple[FloatArray, FloatArray]:
+    def predict(
+        self, signals: Float32Array, vectors: Float32Array
+    ) -> tuple[FloatArray, FloatArray]:
         shape = (len(signals), len(self.models))
         return np.broadcast_to(self.quality, shape), np.broadcast_to(self.cost, shape)
 
@@ -184,9 +188,9 @@ class Constant:
             return None
         return np.broadcast_to(self.tokens, (len(signals), len(self.models)))
 
-    def joined(self, other: Constant) -> Constant:
+    def concat(self, other: ConstantEstimator) -> ConstantEstimator:
         """The models of both, in order."""
-        return Constant(
+        return ConstantEstimator(
             (*self.models, *other.models),
             np.append(self.quality, other.quality),
             np.append(self.cost, other.cost),
@@ -203,7 +207,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Clusters:
+class ClusterEstimator:
     """A table of mean qualities (c, k) for the c nearest-centre cells of the vector."""
 
     kind: ClassVar[str] = "cluster"
@@ -219,7 +223,9 @@ class Clusters:
         _check(len(self.centres) > 0, "at least one cluster")
         _check(self.cost.shape == (k,), f"cost {self.cost.shape}")
 
-    def expect(self, signals: Float32Array, vectors: Float32Array) -> tuple[FloatArray, FloatArray]:
+    def predict(
+        self, signals: Float32Array, vectors: Float32Array
+    ) -> tuple[FloatArray, FloatArray]:
         # |v - c|^2 without |v|^2, which is the same for all centres.
         far = (self.centres**2).sum(axis=1) - 2.0 * (vectors @ self.centres.T)
         quality = self.table[np.argmin(far, axis=1)]
@@ -242,7 +248,7 @@ class Clusters:
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class KNNEstimator:
     """kNN: the mean score of the `neighbours` nearest labelled queries by cosine; the models' means
     where none of them has a score. points: (n, n_dimensions) of length 1; score: (n, k), NaN =
     unknown; mean, cost: (k,)."""
@@ -262,7 +268,9 @@ class Neighbours:
         _check(1 <= self.neighbours <= len(self.points), f"{self.neighbours} neighbours")
         _check(self.mean.shape == self.cost.shape == (k,), "mean, cost")
 
-    def expect(self, signals: Float32Array, vectors: Float32Array) -> tuple[FloatArray, FloatArray]:
+    def predict(
+        self, signals: Float32Array, vectors: Float32Array
+    ) -> tuple[FloatArray, FloatArray]:
         out = np.empty((len(vectors), len(self.models)))
         for at in range(0, len(vectors), 1024):
             near = unit_rows(vectors[at : at + 1024]) @ self.points.T
@@ -304,9 +312,9 @@ def unit_rows(v: Float32Array) -> Float32Array:
     return np.asarray(v / np.maximum(length, 1e-9))
 
 
-FORMS: dict[str, Callable[[Sequence[str], Mapping[str, NDArray[Any]]], Estimator]] = {
-    "linear": Linear.from_arrays,
-    "constant": Constant.from_arrays,
-    "cluster": Clusters.from_arrays,
-    "knn": Neighbours.from_arrays,
+ESTIMATORS: dict[str, Callable[[Sequence[str], Mapping[str, NDArray[Any]]], Estimator]] = {
+    "linear": LinearEstimator.from_arrays,
+    "constant": ConstantEstimator.from_arrays,
+    "cluster": ClusterEstimator.from_arrays,
+    "knn": KNNEstimator.from_arrays,
 }

@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
@@ -49,7 +50,7 @@ class _Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def packed(card: bytes, arrays: Mapping[str, NDArray[Any]], level: int | None = None) -> bytes:
+def pack_npz(card: bytes, arrays: Mapping[str, NDArray[Any]], level: int | None = None) -> bytes:
     """The bytes of an npz with the card, JSON, beside the arrays. level: of compression, 1 fast to
     9 small; None: zlib's own."""
     out = BytesIO()
@@ -64,10 +65,10 @@ def packed(card: bytes, arrays: Mapping[str, NDArray[Any]], level: int | None = 
     return out.getvalue()
 
 
-def unpacked(
+def unpack_npz(
     raw: bytes, decode: Callable[[bytes], _T], *, most_bytes: int, what: str, none: str, remedy: str
 ) -> tuple[_T, Arrays]:
-    """(card, arrays) of bytes that `packed` made.
+    """(card, arrays) of bytes that `pack_npz` made.
 
     decode: of the card's JSON. Raises ArtifactError, which begins with `what`: cut, damaged, without
     a card (`none` says in words that it is not what it should be), or larger unpacked than
@@ -101,7 +102,7 @@ def hash_arrays(into: _Hash, arrays: Mapping[str, NDArray[Any]], lead: str = "")
         into.update(a.tobytes())
 
 
-def write_whole(raw: bytes, path: Path) -> None:
+def write_atomically(raw: bytes, path: Path) -> None:
     """A file, whole or not at all. Raises ArtifactError."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -112,3 +113,63 @@ def write_whole(raw: bytes, path: Path) -> None:
         raise ArtifactError(
             f"{path}: it cannot be written: {error.strerror}.", remedy="Give another --out."
         ) from None
+
+
+MAX_STATE_BYTES = 500_000_000  # unpacked; the largest state of ours is a tenth of that
+_REMEDY = "Go back to an earlier snapshot, or start without one."
+
+
+def pack_state(schema: str, card: Any, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """schema: kind and version, such as "explorer-1". card: a msgspec Struct of plain values."""
+    inner = msgspec.json.encode(card, order="deterministic")
+    head = msgspec.json.encode(
+        {"schema": schema, "digest": _digest(schema, inner, arrays), "card": msgspec.Raw(inner)}
+    )
+    return pack_npz(head, arrays, level=0)
+
+
+def unpack_state(raw: bytes, schema: str, card: type[_T]) -> tuple[_T, dict[str, NDArray[Any]]]:
+    """(card, arrays) of bytes that `pack_state` made. Raises ArtifactError: cut, changed, or of another
+    schema."""
+    kind = schema.rpartition("-")[0]
+    head, arrays = unpack_npz(
+        raw,
+        msgspec.json.Decoder(_Header).decode,
+        most_bytes=MAX_STATE_BYTES,
+        what=f"{kind} state",
+        none="is none",
+        remedy=_REMEDY,
+    )
+    if head.schema != schema:
+        raise ArtifactError(
+            f"{kind} state: has schema {head.schema!r}; this version reads {schema!r}.",
+            remedy=_REMEDY,
+        )
+    if _digest(schema, bytes(head.card), arrays) != head.digest:
+        raise ArtifactError(
+            f"{kind} state: its content does not match its digest {head.digest[:12]}: it was "
+            "changed after it was written.",
+            remedy=_REMEDY,
+        )
+    try:
+        return msgspec.json.decode(head.card, type=card), arrays
+    except msgspec.MsgspecError as error:
+        raise ArtifactError(f"{kind} state: its card is wrong: {error}.", remedy=_REMEDY) from None
+
+
+def mismatch_error(schema: str, what: str) -> ArtifactError:
+    """The error for a state whose parts do not fit together."""
+    kind = schema.rpartition("-")[0]
+    return ArtifactError(f"{kind} state: parts do not fit together: {what}.", remedy=_REMEDY)
+
+
+class _Header(msgspec.Struct, frozen=True):
+    schema: str
+    digest: str
+    card: msgspec.Raw
+
+
+def _digest(schema: str, card: bytes, arrays: Mapping[str, NDArray[Any]]) -> str:
+    h = sha256(f"{schema}\0".encode() + card)
+    hash_arrays(h, arrays, lead="\0")
+    return h.hexdigest()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from suffice.artifacts.state import misfit, pack, unpack
+from suffice.artifacts.npz import mismatch_error, pack_state, unpack_state
 from suffice.budgets.account import NANO, Account, Totals
 from suffice.budgets.lagrange import Multiplier, plan
 from suffice.budgets.traffic_forecast import TrafficForecast
@@ -277,25 +277,25 @@ class Pacer:
             [_told(w) for w in self._worst], tuple([_told(v) for v in self._plan]),
             {m: (t[0], t[1]) for m, t in money.bias.items()}, money.overrun,
         )  # fmt: skip
-        return pack(SCHEMA, card, {"quality": self._quality, "cost": self._cost})
+        return pack_state(SCHEMA, card, {"quality": self._quality, "cost": self._cost})
 
     @classmethod
     def from_state(cls, raw: bytes) -> Pacer:
         """Raises ArtifactError: cut, changed, of another schema."""
-        card, arrays = unpack(raw, SCHEMA, _Card)
+        card, arrays = unpack_state(raw, SCHEMA, _Card)
         shape = (_WINDOW, len(card.models))
         for name in ("quality", "cost"):
             if name not in arrays or arrays[name].shape != shape:
-                raise misfit(SCHEMA, f"{name} is not {shape}")
+                raise mismatch_error(SCHEMA, f"{name} is not {shape}")
         if len(card.worst) != len(card.models):
-            raise misfit(SCHEMA, "worst is not of as many models")
+            raise mismatch_error(SCHEMA, "worst is not of as many models")
         if len(card.plan) != len(Multiplier._fields):
-            raise misfit(SCHEMA, "plan is none")
+            raise mismatch_error(SCHEMA, "plan is none")
         try:
             out = cls(card.usd_per_day, max_usd_per_query=card.max_usd_per_query, aim=card.aim)
             out.day = TrafficForecast.from_card(card.day)
         except ValueError as error:
-            raise misfit(SCHEMA, str(error)) from None
+            raise mismatch_error(SCHEMA, str(error)) from None
         money = out._money
         money.day, money.spent, out._from = out.day.number, card.spent, card.spent
         money.bias = {m: list(t) for m, t in card.bias.items()}

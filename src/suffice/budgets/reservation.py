@@ -12,7 +12,7 @@ from suffice.budgets.cost_bounds import CostBound, RequestSize, bound, dollars
 from suffice.budgets.daily_budget import DailyBudget
 from suffice.budgets.pacer import PacingDecision
 from suffice.errors import NoEligibleModelError
-from suffice.policies.base import HARDER
+from suffice.policies.base import SWITCH_QUALITY_GAIN
 from suffice.policies.priors import cost_usd, output_tokens
 from suffice.types import (
     Attempt,
@@ -139,7 +139,7 @@ class Reservation:
         if found.quality_per_usd == inf:
             return None  # only the cheapest is within the pace
         gain = (told[found.action].quality or 0.0) - (told[at].quality or 0.0)
-        return None if gain > HARDER else at
+        return None if gain > SWITCH_QUALITY_GAIN else at
 
     def _reordered(
         self, decision: Decision, found: PacingDecision, keeps: int | None, failed: frozenset[str]

@@ -62,7 +62,7 @@ def command(
     from suffice.lab.data.load import load_table
     from suffice.lab.evaluate.problem import read_prices
 
-    where = certificates.beside(policy) if out is None else out
+    where = certificates.default_path(policy) if out is None else out
     if where.is_dir():
         raise UsageError(f"--out {where}: is a folder.", remedy="Give a file.")
     if not where.parent.exists():
@@ -98,7 +98,7 @@ def _list_prices(
     config: Path | None, names: Sequence[str]
 ) -> dict[str, tuple[float, float] | None]:
     """USD per million tokens in and out of each model, as serving will see them."""
-    from suffice.names import column_of
+    from suffice.names import match_model
     from suffice.router import Router
 
     if config is not None or Path("suffice.toml").exists():
@@ -110,7 +110,7 @@ def _list_prices(
     served = [m.name for m in models]
     out: dict[str, tuple[float, float] | None] = {}
     for name in names:
-        at = column_of(name, served)
+        at = match_model(name, served)
         if at is None:
             continue
         price = models[at].price

@@ -28,15 +28,15 @@ __all__ = [
     "DIMENSIONS",
     "SCHEMA",
     "SIGNAL_NAMES",
-    "asks_of",
+    "scored_texts",
     "compile_heads",
     "embed",
     "explain",
     "explain_vector",
     "extract",
     "extract_text",
-    "standard",
-    "table_version",
+    "feature_scaler",
+    "embedding_version",
     "vector",
     "vector_variance",
 ]
@@ -76,7 +76,7 @@ def extract(messages: Sequence[Message], *, extra_tokens: int = 0, tools: int = 
             human_turns += 1
     asks = _standing(messages, human_turns)
     ask = asks[0]
-    pieces = wordpiece.shipped()
+    pieces = wordpiece.load_default()
     values, ids = ask_signals(ask, pieces)
     ask_tokens = values[1]
     for earlier in asks[1:]:
@@ -114,7 +114,7 @@ def _standing(messages: Sequence[Message], human_turns: int) -> list[Ask]:
     return asks
 
 
-def asks_of(messages: Sequence[Message]) -> list[str]:
+def scored_texts(messages: Sequence[Message]) -> list[str]:
     """The texts that signals and token ids are made from, newest first."""
     human_turns = sum(1 for m in messages if m.role == "user" and not m.is_tool_result)
     return [ask.text for ask in _standing(messages, human_turns)]
@@ -127,14 +127,14 @@ def embed(features: Features) -> NDArray[np.float32]:
         return features.embedding
     if features.token_ids is None:
         raise ValueError("features: hold neither token ids nor an embedding")
-    return embedding.shipped().embed(features.token_ids)
+    return embedding.load_default().embed(features.token_ids)
 
 
 def compile_heads(heads: NDArray[np.floating]) -> NDArray[np.float32]:
     """heads (DIMENSIONS, h), linear in `embed`, as one row a token: float32 (n_tokens, h + 1), the
     token's weight in the last column. A head's value is the sum of the rows of an ask's ids over
     the sum of their weights."""
-    return embedding.shipped().compile_heads(heads)
+    return embedding.load_default().compile_heads(heads)
 
 
 def extract_text(prompt: str) -> Features:
@@ -143,10 +143,10 @@ def extract_text(prompt: str) -> Features:
 
 
 @cache
-def standard() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def feature_scaler() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(mean, deviation) of each signal over training prompts, float32 (n_signals,) each: what
     everything that learns standardises by (scripts/build_standard.py)."""
-    raw = _standard()
+    raw = _scaler_file()
     deviation = np.array(raw["deviation"], np.float32)
     # Heads are learned from single prompts, where the whole prompt is as long as the ask. Behind a
     # long system prompt or an agent's history it is not, and says nothing of how hard the ask is:
@@ -157,16 +157,16 @@ def standard() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 def vector_variance() -> NDArray[np.float64]:
     """(DIMENSIONS,) variance of each dimension of the embedding over training prompts."""
-    return np.array(_standard()["vector_variance"], float)
+    return np.array(_scaler_file()["vector_variance"], float)
 
 
-def _standard() -> Any:
+def _scaler_file() -> Any:
     return msgspec.json.decode(files(__package__).joinpath("standard.json").read_bytes())
 
 
-def table_version() -> str:
+def embedding_version() -> str:
     """Which token table the embedding comes from: learned weights belong to one."""
-    return embedding.shipped().digest[:16]
+    return embedding.load_default().digest[:16]
 
 
 def vector(features: Features) -> NDArray[np.float32]:

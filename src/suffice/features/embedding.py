@@ -70,7 +70,7 @@ class StaticEmbedding:
 
 
 @cache
-def shipped() -> StaticEmbedding:
+def load_default() -> StaticEmbedding:
     """The table of the package (made by scripts/build_table.py)."""
     with np.load(BytesIO(files(__package__).joinpath("table.npz").read_bytes())) as file:
         card = msgspec.json.decode(file["card"].tobytes())

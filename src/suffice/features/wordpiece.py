@@ -175,7 +175,7 @@ def _words(chunk: str) -> list[str]:
 
 
 @cache
-def shipped() -> WordPiece:
+def load_default() -> WordPiece:
     """The vocabulary of the shipped token table, counting the signals of the ask by the way."""
     from suffice.features.signals import count_chunk
 

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from suffice.artifacts import artifact as artifacts
 from suffice.artifacts.artifact import Artifact, Card
-from suffice.artifacts.estimators import Linear
-from suffice.artifacts.state import pack, unpack
+from suffice.artifacts.estimators import LinearEstimator
+from suffice.artifacts.npz import pack_state, unpack_state
 from suffice.errors import ArtifactError, StoreError, UsageError
 from suffice.learning import refit_process
 from suffice.learning.exploration import FrozenPosterior, ThompsonSampler
@@ -45,9 +45,9 @@ from suffice.learning.regression import (
     OnlineRegression,
     Prior,
 )
-from suffice.names import column_of
-from suffice.policies.priors import output_tokens, priors, slope
-from suffice.policies.trained import Embed, Fold, TrainedPolicy
+from suffice.names import match_model
+from suffice.policies.priors import length_slope, output_tokens, quality_priors
+from suffice.policies.trained import TrainedPolicy
 from suffice.store.protocols import Store
 from suffice.store.versions import snapshot
 from suffice.types import Candidate, FeedbackEvent, Model
@@ -89,8 +89,6 @@ class FeatureSpec(NamedTuple):
     mean: Float32Array
     deviation: Float32Array
     prompt: int
-    fold: Fold
-    embed: Embed
 
 
 class RouteLearner:
@@ -133,24 +131,24 @@ class RouteLearner:
 
     def _known(self) -> list[str]:
         models = self.base.card.models if self.base is not None else ()
-        return [n for n in self.names if column_of(n, models) is not None]
+        return [n for n in self.names if match_model(n, models) is not None]
 
     def prior(self) -> Prior:
         """Weights over the learner's design: the served artifact's, where it has the model; else
         its prior quality, falling with the length of the ask as the default policy has it."""
         f = self.facts
         s, k = len(f.mean), len(self.names)
-        quality = np.array(priors(tuple(Candidate(m) for m in self.models))[0])
+        quality = np.array(quality_priors(tuple(Candidate(m) for m in self.models))[0])
         weights = np.zeros((s + f.n_dimensions, k))
         labels = np.full(k, NEW_LABELS)
         gap = quality.max() - quality
-        weights[0] = [slope(-g) for g in gap.tolist()]
+        weights[0] = [length_slope(-g) for g in gap.tolist()]
         intercept = quality.copy()
         base = self.base
         if base is None:
             return Prior(weights, intercept, labels)
         e = base.estimator
-        columns = [column_of(n, base.card.models) for n in self.names]
+        columns = [match_model(n, base.card.models) for n in self.names]
         means = base.sample_quality.mean(axis=0)
         both = [(means[c], q) for c, q in zip(columns, quality, strict=True) if c is not None]
         # Priors are on another scale than what was learned: shifted by what they are off on average.
@@ -160,11 +158,11 @@ class RouteLearner:
                 intercept[j] = min(1.0, max(0.0, quality[j] + shift))
                 continue
             labels[j] = PRIOR_LABELS
-            if isinstance(e, Linear):
+            if isinstance(e, LinearEstimator):
                 own = e.signals[:, c]
-                weights[:s, j] = own * f.deviation / e.deviation
+                weights[:s, j] = own * f.deviation / e.std
                 weights[s:, j] = e.vectors[:, c] / VECTOR_SCALE
-                intercept[j] = e.intercept[c] + float(own @ ((f.mean - e.mean) / e.deviation))
+                intercept[j] = e.intercept[c] + float(own @ ((f.mean - e.mean) / e.std))
             else:
                 weights[:, j] = 0.0
                 intercept[j] = means[c]
@@ -189,7 +187,7 @@ class RouteLearner:
                 self.explorer = ThompsonSampler.from_state(states["explorer"], share=self.share)
                 self.explorer.retain(self.names)
             if "sample" in states:
-                card, arrays = unpack(states["sample"], _SAMPLE_SCHEMA, _SampleCard)
+                card, arrays = unpack_state(states["sample"], _SAMPLE_SCHEMA, _SampleCard)
                 self._signals = list(arrays["signals"].astype(np.float32))
                 self._vectors = list(arrays["vectors"].astype(np.float32))
                 self.counted = card.counted
@@ -213,7 +211,7 @@ class RouteLearner:
         gone = {n: n for n in saved}
         for name in self.names:
             if name not in saved:
-                at = column_of(name, saved)
+                at = match_model(name, saved)
                 if at is not None and saved[at] not in self.names:
                     gone[saved[at]] = name
         now = tuple(gone[n] for n in saved)
@@ -233,7 +231,7 @@ class RouteLearner:
         }
         return {
             "explorer": self.explorer.state(),
-            "sample": pack(
+            "sample": pack_state(
                 _SAMPLE_SCHEMA,
                 _SampleCard(self.counted, self.began_s, self.refitted_s, self._tokens),
                 arrays,
@@ -292,7 +290,7 @@ class RouteLearner:
 
     def _served(self, judged: str | None) -> str | None:
         """The route's model that a label is about; None: it has none any more."""
-        at = None if judged is None else column_of(judged, self.names)
+        at = None if judged is None else match_model(judged, self.names)
         return None if at is None else self.names[at]
 
     def _explore(self, x: FeedbackEvent, model: str, weight: float) -> None:
@@ -348,7 +346,7 @@ class RouteLearner:
         fit = self.learner.refit() if fit is None else fit
         f, base = self.facts, self.base
         s, k = len(f.mean), len(self.names)
-        e = Linear(
+        e = LinearEstimator(
             self.names, f.mean, f.deviation, CLIP, fit.weights[:s], fit.weights[s:] * VECTOR_SCALE,
             fit.intercept, np.full(k, np.nan),
         )  # fmt: skip
@@ -356,7 +354,7 @@ class RouteLearner:
         n = len(self._signals)
         signals = np.array(self._signals, np.float32).reshape(n, s)
         vectors = np.array(self._vectors, np.float32).reshape(n, f.n_dimensions)
-        quality, cost = e.expect(signals, vectors)
+        quality, cost = e.predict(signals, vectors)
         tokens = e.output_tokens(signals, vectors)
         card = Card(
             kind=e.kind,
@@ -415,7 +413,7 @@ class _SampleCard(msgspec.Struct, frozen=True):
     tokens: dict[str, tuple[float, float]] = {}
 
 
-def _with_tokens(e: Linear, base: Artifact | None, usual: FloatArray) -> Linear:
+def _with_tokens(e: LinearEstimator, base: Artifact | None, usual: FloatArray) -> LinearEstimator:
     """The learned qualities with a head for the tokens of an answer: that of the artifact they
     started from where it has one for the model, else the mean of the route's answers. Without one
     a policy would guess the length from the quality."""
@@ -425,13 +423,13 @@ def _with_tokens(e: Linear, base: Artifact | None, usual: FloatArray) -> Linear:
     old = base.estimator if base is not None else None
     if (
         base is not None
-        and isinstance(old, Linear)
+        and isinstance(old, LinearEstimator)
         and old.has_tokens
         and np.array_equal(old.mean, e.mean)
-        and np.array_equal(old.deviation, e.deviation)
+        and np.array_equal(old.std, e.std)
     ):
         for j, n in enumerate(e.models):
-            c = column_of(n, base.card.models)
+            c = match_model(n, base.card.models)
             if c is not None:
                 at = c - len(old.models)
                 signals[:, j], vectors[:, j] = old.signals[:, at], old.vectors[:, at]
@@ -582,8 +580,8 @@ class LearningWorker:
 
     def policy(self, found: Artifact, name: str) -> TrainedPolicy:
         """What serves an artifact. Raises ArtifactError where it belongs to other features."""
-        artifacts.check(found.card, self._facts.schema, self._facts.table, name)
-        return TrainedPolicy(found, self._facts.fold, self._facts.embed)
+        artifacts.check_versions(found.card, self._facts.schema, self._facts.table, name)
+        return TrainedPolicy(found)
 
     def _look(self, route: Route) -> None:
         """A worker that does not learn takes over what the learner knows."""
@@ -676,7 +674,9 @@ class LearningWorker:
             if row["created_by"] != "learner":
                 try:
                     found = artifacts.unpack(self._store.get_snapshot(version).content, version)
-                    artifacts.check(found.card, self._facts.schema, self._facts.table, version)
+                    artifacts.check_versions(
+                        found.card, self._facts.schema, self._facts.table, version
+                    )
                 except ArtifactError as error:
                     _log.error("route %s: no warm start from %s: %s", route.name, version, error)
                     break

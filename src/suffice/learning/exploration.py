@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.artifacts.state import misfit, pack, unpack
+from suffice.artifacts.npz import mismatch_error, pack_state, unpack_state
 
 SCHEMA = "explorer-2"
 MAX_SHARE = 0.03  # of the traffic
@@ -408,16 +408,16 @@ class ThompsonSampler:
             (a.p_level, a.p_both, a.p_slope, a.level, a.slope, a.centre, a.w, a.updated)
             for a in self._arms.values()
         ]
-        return pack(SCHEMA, card, {"arms": np.array(rows, float).reshape(-1, 8)})
+        return pack_state(SCHEMA, card, {"arms": np.array(rows, float).reshape(-1, 8)})
 
     @classmethod
     def from_state(cls, raw: bytes, *, share: float | None = None) -> ThompsonSampler:
         """share: of now; None = that of the state. Raises ArtifactError: cut, changed, of another
         schema."""
-        card, arrays = unpack(raw, SCHEMA, _Card)
+        card, arrays = unpack_state(raw, SCHEMA, _Card)
         arms = arrays.get("arms")
         if arms is None or arms.shape != (len(card.models), 8):
-            raise misfit(SCHEMA, f"{len(card.models)} models")
+            raise mismatch_error(SCHEMA, f"{len(card.models)} models")
         try:
             out = cls(
                 share=card.share if share is None else share,
@@ -425,7 +425,7 @@ class ThompsonSampler:
                 forget=card.forget, stale=card.stale, bound=card.bound,
             )  # fmt: skip
         except ValueError as error:
-            raise misfit(SCHEMA, str(error)) from None
+            raise mismatch_error(SCHEMA, str(error)) from None
         for model, row in zip(card.models, arms.tolist(), strict=True):
             p_level, p_both, p_slope, level, slope, centre, w, updated = row
             out._arms[model] = _Arm(p_level, p_both, p_slope, level, slope, centre, w, int(updated))

@@ -48,22 +48,22 @@ class _Card(msgspec.Struct, frozen=True):
 
 
 def packed(fit: Fit) -> bytes:
-    from suffice.artifacts.state import pack
+    from suffice.artifacts.npz import pack_state
 
     arrays = {"weights": fit.weights, "intercept": fit.intercept, "labels": fit.labels}
-    return pack(SCHEMA, _Card(fit.own, fit.shared, fit.noise), arrays)
+    return pack_state(SCHEMA, _Card(fit.own, fit.shared, fit.noise), arrays)
 
 
 def unpacked(raw: bytes) -> Fit:
     """Raises ArtifactError."""
-    from suffice.artifacts.state import misfit, unpack
+    from suffice.artifacts.npz import mismatch_error, unpack_state
     from suffice.learning.regression import Fit
 
-    card, a = unpack(raw, SCHEMA, _Card)
+    card, a = unpack_state(raw, SCHEMA, _Card)
     try:
         return Fit(a["weights"], a["intercept"], a["labels"], card.own, card.shared, card.noise)
     except KeyError as error:
-        raise misfit(SCHEMA, f"no {error}") from None
+        raise mismatch_error(SCHEMA, f"no {error}") from None
 
 
 def refit(learner: OnlineRegression, state: bytes, stopped: Callable[[], bool]) -> Fit | None:

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.artifacts.state import misfit, pack, unpack
+from suffice.artifacts.npz import mismatch_error, pack_state, unpack_state
 from suffice.learning.label_limits import SourceLimiter, SourceLimits
 
 SCHEMA = "learner-1"
@@ -396,7 +396,7 @@ class OnlineRegression:
         """All of it and the cursor, for a snapshot; the same state gives the same bytes."""
         upper = np.triu_indices(self._gram.shape[1])
         card = _Card(self.models, self.n_dimensions, self.forget, self.cursor, self.ration.card())
-        return pack(
+        return pack_state(
             SCHEMA,
             card,
             {
@@ -415,7 +415,7 @@ class OnlineRegression:
     @classmethod
     def from_state(cls, raw: bytes) -> OnlineRegression:
         """Raises ArtifactError: cut, changed, of another schema."""
-        card, a = unpack(raw, SCHEMA, _Card)
+        card, a = unpack_state(raw, SCHEMA, _Card)
         try:
             prior = Prior(a["prior_weights"], a["prior_intercept"], a["prior_labels"])
             out = cls(
@@ -436,7 +436,7 @@ class OnlineRegression:
             out._moment, out._square, out._weight = a["moment"], a["square"], a["weight"]
             out.ration = SourceLimiter.from_card(card.ration)
         except (KeyError, ValueError) as error:
-            raise misfit(SCHEMA, str(error)) from None
+            raise mismatch_error(SCHEMA, str(error)) from None
         out.cursor = card.cursor
         return out
 

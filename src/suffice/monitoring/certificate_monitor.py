@@ -102,10 +102,10 @@ def loss_of(
     if x.source not in trusted or x.created_s < began_s:
         return None
     names = [p.model for p in x.predictions]
-    found = certificate.places((certificate.reference,), names)
-    if found is None:
+    reference = certificate.find_reference(names)
+    if reference is None:
         return None
-    return 0.0 if names[found[0]] == x.model else max(0.0, 1.0 - x.score)
+    return 0.0 if names[reference] == x.model else max(0.0, 1.0 - x.score)
 
 
 class CertificateWatcher:

@@ -145,14 +145,14 @@ class AuditSampler:
             return None
         told = self._certificate(route.name)
         names = [p.model for p in decision.predictions]
-        found = None if told is None else told.places((told.reference,), names)
-        if told is None or found is None:
+        reference = None if told is None else told.find_reference(names)
+        if told is None or reference is None:
             return None
-        outcome = self._not_now(route, decision, x, query, names[found[0]])
+        outcome = self._not_now(route, decision, x, query, names[reference])
         if outcome is not None:
             self._count(route.name, outcome)
             return None
-        return AuditSample(decision, query, told, names[found[0]], x.input_tokens)
+        return AuditSample(decision, query, told, names[reference], x.input_tokens)
 
     def _not_now(
         self, route: AuditedRoute, decision: Decision, x: Features, query: Query, reference: str

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from suffice.artifacts.artifact import check, load
+from suffice import features
+from suffice.artifacts.artifact import check_versions, load
 from suffice.errors import nearest
+from suffice.policies.base import Certifiable, TrafficAware, TrafficWindow
 from suffice.policies.default import DefaultPolicy, make_named
 from suffice.policies.objectives import describe, parse_objective
-from suffice.policies.quantiles import ScoreWindow
-from suffice.policies.trained import Embed, Fold, TrainedPolicy
+from suffice.policies.traffic import ScoreWindow
+from suffice.policies.trained import TrainedPolicy
 from suffice.policies.uniform import RandomPolicy
 from suffice.types import Objective, Policy
 
@@ -27,9 +29,12 @@ POLICY_NAMES: tuple[str, ...] = tuple(_BUILT_IN)
 
 __all__ = [
     "POLICY_NAMES",
+    "Certifiable",
     "DefaultPolicy",
     "RandomPolicy",
     "ScoreWindow",
+    "TrafficAware",
+    "TrafficWindow",
     "TrainedPolicy",
     "describe",
     "is_path",
@@ -44,14 +49,15 @@ def is_path(policy: str) -> bool:
     return policy.endswith(".npz") or "/" in policy or "\\" in policy
 
 
-def load_trained(
-    path: str, *, fold: Fold, embed: Embed, features: str, table: str
-) -> TrainedPolicy:
-    """The policy that serves the artifact at `path`. fold, embed: of the features room; features,
-    table: the versions of its signals and token table. Raises ArtifactError."""
+def load_trained(path: str) -> TrainedPolicy:
+    """The policy that serves the artifact at `path`.
+
+    Raises:
+        ArtifactError: the file cannot be read, or was trained on other features.
+    """
     artifact = load(path)
-    check(artifact.card, features, table, path)
-    return TrainedPolicy(artifact, fold, embed)
+    check_versions(artifact.card, features.SCHEMA, features.embedding_version(), path)
+    return TrainedPolicy(artifact)
 
 
 def make(name: str, signal_names: Sequence[str], **params: Any) -> Policy:

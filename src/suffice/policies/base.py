@@ -1,5 +1,5 @@
 """What every policy that predicts does with its predictions: the objective, the conversation, the
-reason. A policy of this family only says what it expects of each candidate (`_look`)."""
+reason. A policy of this family only says what it expects of each candidate (`predict`)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,62 @@ import copy
 import random
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
+from suffice import features
 from suffice.artifacts.certificate import Certificate
+from suffice.names import match_model
 from suffice.policies import priors
 from suffice.policies.objectives import describe
-from suffice.types import Candidate, Decision, Features, Objective, PlanStep, Prediction, Session
+from suffice.types import (
+    Candidate,
+    Decision,
+    Features,
+    Objective,
+    PlanStep,
+    Policy,
+    Prediction,
+    Session,
+)
 
 BALANCED = Objective(kind="weights", cost=1.0, speed=0.5, quality=2.0)
-HARDER = 0.15  # quality that a conversation must be about to lose before it changes its model
+SWITCH_QUALITY_GAIN = (
+    0.15  # quality that a conversation must be about to lose before it changes its model
+)
 _CACHED = 256
+
+
+class TrafficWindow(Protocol):
+    """Recent decisions of one route, as far as a policy needs them."""
+
+    def add(self, decision: Decision) -> bool:
+        """Record a decision. Returns whether the policy is due for `with_traffic`."""
+
+
+@runtime_checkable
+class TrafficAware(Protocol):
+    """A policy that solves its objective over the traffic of its route."""
+
+    def traffic_window(self) -> TrafficWindow:
+        """A new, empty window of traffic for this policy."""
+
+    def with_traffic(self, window: Any) -> Policy:
+        """Copy the policy with the traffic of a window that `traffic_window` made."""
+
+
+@runtime_checkable
+class Certifiable(Protocol):
+    """A policy that serves `max_quality_loss` under a certificate."""
+
+    certificate: Certificate | None
+    alarm: str
+
+    @property
+    def score_version(self) -> str:
+        """The version of the policy's score, which a certificate names."""
+
+    def with_certificate(self, certificate: Certificate | None, alarm: str = "") -> Policy:
+        """Copy the policy with a certificate, or without one."""
 
 
 class PreparedPool:
@@ -76,46 +122,52 @@ class Ranking:
 class PredictivePolicy:
     """Base of policies that predict quality, cost and latency and let the objective choose.
 
-    objective: overrides the route's (the named policies use it). A subclass gives `_make_pool`,
-    `_look` and, where an objective is solved over traffic, `_choose`.
+    objective: overrides the route's (the named policies use it). A subclass gives `prepare_pool`,
+    `predict` and, where an objective is solved over traffic, `rank`.
     """
 
     name = "deciding"
     objective: Objective | None = None
     certificate: Certificate | None = None
     alarm = ""
-    _score_version = ""
     _uncertified = ""
 
     def __init__(self) -> None:
         self._pools: dict[tuple[int, Objective], PreparedPool] = {}
         self._version = self.name
 
-    def under(self, certificate: Certificate | None, score_version: str, alarm: str = "") -> Self:
-        """The same policy under a certificate for `max_quality_loss`. score_version: of the policy's
-        score, to tell whether the certificate was made for it. alarm: why it may not be relied on
-        now, in words; the reference serves then."""
+    @property
+    def score_version(self) -> str:
+        """The version of the policy's score, which a certificate names."""
+        return priors.prior_version(self.name, features.SCHEMA)
+
+    def with_certificate(self, certificate: Certificate | None, alarm: str = "") -> Self:
+        """Copy the policy with a certificate for `max_quality_loss`.
+
+        Args:
+            certificate: None removes the one in use.
+            alarm: why the certificate must not be used now; the reference model then serves.
+        """
         other = copy.copy(self)
         other._pools = {}
         other.certificate = certificate
         other.alarm = alarm
-        other._score_version = score_version
-        own = other._uncertified = self._uncertified or self._version
-        other._version = own
+        uncertified = other._uncertified = self._uncertified or self._version
+        other._version = uncertified
         if certificate is not None:
-            told = f"{own}/{certificate.digest}" + ("/alarm" if alarm else "")
-            base = own.rpartition("-")[0]
-            other._version = f"{base}-{blake2b(told.encode(), digest_size=4).hexdigest()}"
+            hash_input = f"{uncertified}/{certificate.digest}" + ("/alarm" if alarm else "")
+            base = uncertified.rpartition("-")[0]
+            other._version = f"{base}-{blake2b(hash_input.encode(), digest_size=4).hexdigest()}"
         return other
 
     @property
     def version(self) -> str:
         return self._version
 
-    def _make_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool:
+    def prepare_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool:
         raise NotImplementedError
 
-    def _look(
+    def predict(
         self, pool: PreparedPool, x: Features, limit: int | None, incumbent: int | None, cached: int
     ) -> QueryPredictions:
         raise NotImplementedError
@@ -126,32 +178,33 @@ class PredictivePolicy:
         if pool is None or pool.candidates is not candidates:
             if len(self._pools) >= _CACHED:
                 self._pools.clear()
-            pool = self._pools[key] = self._make_pool(candidates, objective)
+            pool = self._pools[key] = self.prepare_pool(candidates, objective)
             if objective.kind == "max_quality_loss":
-                pool.certified = self._holds(pool)
+                pool.certified = self.resolve_certificate(pool)
         return pool
 
-    def _holds(self, pool: PreparedPool) -> tuple[int, ...] | str:
+    def resolve_certificate(self, pool: PreparedPool) -> tuple[int, ...] | str:
         """The places in the pool of the certificate's (reference, *cheap), or why it does not hold
         for this pool and objective."""
-        told = self.certificate
-        if told is None:
+        certificate = self.certificate
+        if certificate is None:
             return "not calibrated"
         if self.alarm:
             return self.alarm
-        prices: dict[str, tuple[float, float] | None] = {}
-        found = told.columns(pool.names)
-        if found is None:
-            missing = [
-                m for m in (told.reference, *told.cheap) if told.places((m,), pool.names) is None
-            ]
+        models = (certificate.reference, *certificate.cheap)
+        columns = certificate.find_columns(pool.names)
+        if columns is None:
+            missing = [m for m in models if match_model(m, pool.names) is None]
             return f"certified with {', '.join(missing)}, which cannot be had now"
-        for name, at in zip((told.reference, *told.cheap), found, strict=True):
-            p = pool.candidates[at].model.price
+        prices: dict[str, tuple[float, float] | None] = {}
+        for name, column in zip(models, columns, strict=True):
+            p = pool.candidates[column].model.price
             known = p.input_usd_per_mtok is not None and p.output_usd_per_mtok is not None
             prices[name] = (p.input_usd_per_mtok, p.output_usd_per_mtok) if known else None  # type: ignore[assignment]
-        why = told.why_not(pool.objective) or told.stale(self._score_version, prices)
-        return found if why is None else f"the certificate does not hold: {why}"
+        reason = certificate.unmet_reason(pool.objective) or certificate.stale_reason(
+            self.score_version, prices
+        )
+        return columns if reason is None else f"the certificate does not hold: {reason}"
 
     def decide(
         self,
@@ -174,12 +227,12 @@ class PredictivePolicy:
         cached, leaving = 0, 0.0
         if session is not None and incumbent is not None:
             cached = session.cached_tokens
-            leaving = priors.switch_usd(candidates[incumbent].model, cached)
-        view = self._look(pool, x, max_output_tokens, incumbent, cached)
+            leaving = priors.switching_cost_usd(candidates[incumbent].model, cached)
+        view = self.predict(pool, x, max_output_tokens, incumbent, cached)
         if objective.kind == "max_quality_loss":
             choice = self._certified(pool, view)
         else:
-            choice = self._choose(pool, view, objective, seed)
+            choice = self.rank(pool, view, objective, seed)
         order, shares = choice.order, choice.shares
         if session is not None and session.failed:
             order.sort(key=lambda i: pool.names[i] in session.failed)
@@ -188,7 +241,7 @@ class PredictivePolicy:
         # After an alarm a conversation does not stay with a model that is not trusted any more.
         left = bool(self.alarm) and objective.kind == "max_quality_loss" and not x.in_tool_loop
         if incumbent is not None and order[0] != incumbent and not left:
-            stay = _stays(x, incumbent, order[0], view, leaving, objective)
+            stay = sticky_reason(x, incumbent, order[0], view, leaving, objective)
             if stay:
                 order.remove(incumbent)
                 order.insert(0, incumbent)
@@ -235,27 +288,27 @@ class PredictivePolicy:
 
     # ── the objective ────────────────────────────────────────────────────────────────────────────
 
-    def _choose(
+    def rank(
         self, pool: PreparedPool, view: QueryPredictions, objective: Objective, seed: int
     ) -> Ranking:
-        merit, why = merits(pool, view, objective)
+        merit, why = utilities(pool, view, objective)
         return Ranking(sorted(range(len(merit)), key=lambda i: (-merit[i], i)), why)
 
     def _certified(self, pool: PreparedPool, view: QueryPredictions) -> Ranking:
         """The certified alternative where the score is at most the certified threshold, else the
         reference; the reference alone where no certificate holds."""
-        held, told = pool.certified, self.certificate
+        certified, certificate = pool.certified, self.certificate
         n = range(len(pool.names))
-        if isinstance(held, str) or told is None:
-            found = None if told is None else told.places((told.reference,), pool.names)
-            top = found[0] if found else pool.best
-            why = f"; {held}, so the reference model serves"
+        if isinstance(certified, str) or certificate is None:
+            reference = None if certificate is None else certificate.find_reference(pool.names)
+            top = pool.best if reference is None else reference
+            why = f"; {certified}, so the reference model serves"
         else:
-            place, gap = told.pick([view.quality[at] for at in held])
-            score = gap if told.score == "gap" else view.score
-            top = held[place + 1] if told.allows(score) else held[0]
+            index, gap = certificate.choose_alternative([view.quality[i] for i in certified])
+            score = gap if certificate.score == "gap" else view.score
+            top = certified[index + 1] if certificate.accepts(score) else certified[0]
             view.basis = "certified"
-            why = f"; certified on {told.n} {told.unit} of {told.table}"
+            why = f"; certified on {certificate.n} {certificate.unit} of {certificate.table}"
         order = sorted(n, key=lambda i: (i != top, -view.quality[i], i))
         return Ranking(order, why)
 
@@ -283,7 +336,7 @@ class PredictivePolicy:
         return f"harder than {view.difficulty:.0%} of traffic{follow}, "
 
 
-def mixed(low: int, high: int, share: float, seed: int) -> tuple[int, dict[int, float]]:
+def randomize(low: int, high: int, share: float, seed: int) -> tuple[int, dict[int, float]]:
     """A draw between two candidates, `share` of the time the first; and both probabilities."""
     if low == high or share >= 1.0:
         return low, {low: 1.0}
@@ -293,18 +346,18 @@ def mixed(low: int, high: int, share: float, seed: int) -> tuple[int, dict[int, 
     return drawn, {low: share, high: 1.0 - share}
 
 
-def filled(values: Sequence[float | None], margin: float) -> list[float]:
+def impute_worst(values: Sequence[float | None], margin: float) -> list[float]:
     """Unknown values rank behind every known one, never as zero."""
     worst = max((v for v in values if v is not None), default=0.0)
     return [worst * 1.01 + margin if v is None else v for v in values]
 
 
-def merits(pool: PreparedPool, view: QueryPredictions, o: Objective) -> tuple[list[float], str]:
+def utilities(pool: PreparedPool, view: QueryPredictions, o: Objective) -> tuple[list[float], str]:
     """(merit of each candidate, larger is better; a word on what was traded), for every objective
     that one query can settle; those over traffic get what stands in for them."""
     quality = view.quality
     n = range(len(quality))
-    c = filled(view.cost, 1e-9)
+    c = impute_worst(view.cost, 1e-9)
     kind, value = o.kind, o.value or 0.0
     if kind == "cheapest":
         return [-c[i] for i in n], ""
@@ -314,12 +367,12 @@ def merits(pool: PreparedPool, view: QueryPredictions, o: Objective) -> tuple[li
             return [pool.lead[i] - 1e-9 * c[i] for i in n], ""
         return [quality[i] - 1e-9 * c[i] for i in n], ""
     if kind == "max_usd_per_query":
-        return _under(value, view.cost, c, quality, n, "price")
-    s = filled(view.speed, 1e-3)
+        return under_limit(value, view.cost, c, quality, n, "price")
+    s = impute_worst(view.speed, 1e-3)
     if kind == "fastest":
         return [-s[i] for i in n], ""
     if kind == "max_latency_s":
-        return _under(value, view.speed, s, quality, n, "latency")
+        return under_limit(value, view.speed, s, quality, n, "latency")
     if kind == "worth_usd":
         return [value * quality[i] - c[i] for i in n], ""
     w = o if kind == "weights" else BALANCED
@@ -327,7 +380,7 @@ def merits(pool: PreparedPool, view: QueryPredictions, o: Objective) -> tuple[li
     return [w.quality * quality[i] - w.cost * c[i] / top_c - w.speed * s[i] / top_s for i in n], ""
 
 
-def _under(
+def under_limit(
     limit: float,
     given: list[float | None],
     filled: list[float],
@@ -355,13 +408,16 @@ def _incumbent(pool: PreparedPool, session: Session | None) -> int | None:
         return None
 
 
-def _stays(
+def sticky_reason(
     x: Features, incumbent: int, choice: int, view: QueryPredictions, leaving: float, o: Objective
 ) -> str:
     """Why a conversation keeps its model, or '' where it should change."""
     if x.in_tool_loop:
         return "The conversation stays on its model: it is inside a tool loop."
-    if view.quality[choice] - view.quality[incumbent] > HARDER and o.kind != "cheapest":
+    if (
+        view.quality[choice] - view.quality[incumbent] > SWITCH_QUALITY_GAIN
+        and o.kind != "cheapest"
+    ):
         return ""
     now, then = view.cost[incumbent], view.cost[choice]
     # `now` has the cached discount in it already; `leaving` is the margin for coming back later.

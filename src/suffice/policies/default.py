@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from suffice.policies import priors
 from suffice.policies.base import PredictivePolicy, PreparedPool, QueryPredictions, Ranking
 from suffice.policies.priors import GRID
-from suffice.policies.quantiles import ScoreWindow, rank, shipped
+from suffice.policies.traffic import ScoreWindow, default_quantiles, quantile_rank
 from suffice.types import Candidate, Features, Objective
 
 
@@ -36,13 +36,13 @@ class _Prior:
         self.lam = 0.0
         self.choice: tuple[int, ...] | None = None
         if objective.kind == "keep_quality":
-            self.lam, self.choice = cheapest_mix(
+            self.lam, self.choice = min_cost_for_quality(
                 tuple(curves), tuple(typical), objective.value or 0.0, best
             )
 
 
 @lru_cache(maxsize=1024)
-def cheapest_mix(
+def min_cost_for_quality(
     curves: tuple[tuple[float, ...], ...], costs: tuple[float, ...], keep: float, best: int
 ) -> tuple[float, tuple[int, ...]]:
     """The cheapest assignment of models to difficulty quantiles whose mean predicted quality is at
@@ -117,23 +117,23 @@ class DefaultPolicy(PredictivePolicy):
         self.signal_names = signal_names
         self.quantiles = quantiles
         self.objective = objective
-        self._score = priors.Scorer(signal_names)
-        self._table = tuple(shipped() if quantiles is None else quantiles)
-        told = f"{self.name}/5/{self._table}/{objective}/{priors._MOVES}/{GRID}"
+        self._score = priors.DifficultyScorer(signal_names)
+        self._table = tuple(default_quantiles() if quantiles is None else quantiles)
+        told = f"{self.name}/5/{self._table}/{objective}/{priors.ADJUSTMENTS}/{GRID}"
         self._version = f"{self.name}-{blake2b(told.encode(), digest_size=4).hexdigest()}"
 
-    def sketch(self) -> ScoreWindow:
+    def traffic_window(self) -> ScoreWindow:
         """What remembers a route's traffic for this policy."""
         return ScoreWindow()
 
     def with_traffic(self, traffic: ScoreWindow) -> DefaultPolicy:
         """The same policy on the route's own picture of the traffic."""
-        return self.with_quantiles(traffic.table())
+        return self.with_quantiles(traffic.quantiles())
 
     def with_quantiles(self, quantiles: Sequence[float]) -> DefaultPolicy:
         """The same policy on another picture of the traffic."""
         fresh = type(self)(self.signal_names, quantiles, self.objective)
-        return fresh.under(self.certificate, self._score_version, self.alarm)
+        return fresh.with_certificate(self.certificate, self.alarm)
 
     def score(self, x: Features) -> float:
         """The difficulty score before it becomes a quantile; unbounded."""
@@ -141,10 +141,10 @@ class DefaultPolicy(PredictivePolicy):
 
     def difficulty(self, x: Features) -> float:
         """Share of traffic that is easier, in [0, 1]."""
-        return rank(self._table, self._score(x))
+        return quantile_rank(self._table, self._score(x))
 
-    def _make_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool:
-        quality, _guessed = priors.priors(candidates)
+    def prepare_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool:
+        quality, _guessed = priors.quality_priors(candidates)
         curves = list(priors.quality_curves(quality))
         # A typical query, to weigh models against each other before any query is known. An unknown
         # price is no number: for the order only, it ranks behind every known one.
@@ -157,11 +157,11 @@ class DefaultPolicy(PredictivePolicy):
         pool.more = _Prior(curves, typical, objective, pool.best)
         return pool
 
-    def _look(
+    def predict(
         self, pool: PreparedPool, x: Features, limit: int | None, incumbent: int | None, cached: int
     ) -> QueryPredictions:
         score = self._score(x)
-        u = rank(self._table, score)
+        u = quantile_rank(self._table, score)
         out = priors.output_tokens(u, limit)
         g = int(u * GRID + 0.5)
         cost: list[float | None] = []
@@ -174,12 +174,12 @@ class DefaultPolicy(PredictivePolicy):
             [curve[g] for curve in pool.more.curves], cost, speed, u, score, "prior"
         )
 
-    def _choose(
+    def rank(
         self, pool: PreparedPool, view: QueryPredictions, objective: Objective, seed: int
     ) -> Ranking:
         prior: _Prior = pool.more
         if prior.choice is None:
-            return super()._choose(pool, view, objective, seed)
+            return super().rank(pool, view, objective, seed)
         merit = [q - prior.lam * t for q, t in zip(view.quality, prior.typical, strict=True)]
         order = sorted(range(len(merit)), key=lambda i: (-merit[i], i))
         best = prior.choice[int(view.difficulty * GRID + 0.5)]

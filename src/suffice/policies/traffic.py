@@ -2,16 +2,87 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.types import Decision
 
 FloatArray = NDArray[np.float64]
-_STEPS = 60  # halvings of the multiplier's interval: to about the last bit
+_BISECTIONS = 60  # halvings of the multiplier's interval: to about the last bit
+
+STEPS = 100  # a table has STEPS + 1 entries: the 0 %, 1 %, ..., 100 % quantiles
+
+
+@cache
+def default_quantiles() -> tuple[float, ...]:
+    """The shipped quantiles of the default policy's score, (STEPS + 1,), ascending."""
+    raw = files(__package__).joinpath("quantiles.json").read_bytes()
+    return tuple(msgspec.json.decode(raw)["quantiles"])
+
+
+def quantile_rank(table: Sequence[float], score: float) -> float:
+    """The share of traffic below `score`, in [0, 1], linear between the table's entries."""
+    i = bisect_left(table, score)
+    if i <= 0:
+        return 0.0
+    if i >= len(table):
+        return 1.0
+    low, high = table[i - 1], table[i]
+    part = (score - low) / (high - low) if high > low else 1.0
+    return (i - 1 + part) / (len(table) - 1)
+
+
+def quantile_table(scores: Sequence[float]) -> tuple[float, ...]:
+    """Quantiles (STEPS + 1,) of a sample, linear between order statistics."""
+    s = sorted(scores)
+    if not s:
+        raise ValueError("scores: expected at least one")
+    out = []
+    for k in range(STEPS + 1):
+        at = k / STEPS * (len(s) - 1)
+        i = int(at)
+        j = min(i + 1, len(s) - 1)
+        out.append(s[i] + (s[j] - s[i]) * (at - i))
+    return tuple(out)
+
+
+class ScoreWindow:
+    """Recent scores of one route: the shipped table counts as `prior` of them, the rest is traffic.
+
+    Bounded: the last `keep` scores. `add` says when a fresh table is due.
+    """
+
+    def __init__(self, keep: int = 2048, prior: int = 256, every: int = 256) -> None:
+        self._keep = keep
+        self._prior = prior
+        self._every = every
+        self._recent: list[float] = []
+        self._count = 0
+
+    def add(self, decision: Decision) -> bool:
+        score = decision.score
+        if score is None:
+            return False
+        recent = self._recent
+        if len(recent) < self._keep:
+            recent.append(score)
+        else:
+            recent[self._count % self._keep] = score
+        self._count += 1
+        return self._count % self._every == 0
+
+    def quantiles(self) -> tuple[float, ...]:
+        base = default_quantiles()
+        prior = [base[round(i / max(1, self._prior - 1) * STEPS)] for i in range(self._prior)]
+        return quantile_table(prior + self._recent)
 
 
 @dataclass(frozen=True)
@@ -27,7 +98,7 @@ class PredictionSample:
 
 
 class LagrangianSolution(NamedTuple):
-    """Solution of `cheapest_mix`: take argmax quality - low * cost a `share` of the time, else
+    """Solution of `min_cost_for_quality`: take argmax quality - low * cost a `share` of the time, else
     argmax quality - high * cost. kept: predicted mean quality over the reference's."""
 
     low: float
@@ -49,7 +120,7 @@ def _best(quality: list[float], cost: list[float], lam: float) -> int:
     return best
 
 
-def cheapest_mix(
+def min_cost_for_quality(
     quality: FloatArray, cost: FloatArray, keep: float, reference: int
 ) -> LagrangianSolution:
     """The cheapest policy whose mean predicted quality over a sample is at least `keep` x that of
@@ -82,7 +153,7 @@ def cheapest_mix(
         return done(high, high, 1.0, at_high)
     if at_low <= target:  # only where the reference is not the best of every query
         return done(0.0, 0.0, 1.0, at_low)
-    for _ in range(_STEPS):
+    for _ in range(_BISECTIONS):
         # By halves of the logarithm once both ends are positive: the answer may be tiny.
         mid = (high * max(low, 1e-9)) ** 0.5
         at = mean(mid)
@@ -129,7 +200,7 @@ class PredictionWindow:
         self._count += 1
         return self._count % self._every == 0
 
-    def traffic(self) -> PredictionSample:
+    def sample(self) -> PredictionSample:
         """What was seen, (m, k)."""
         return PredictionSample(
             self.names,

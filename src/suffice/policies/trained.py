@@ -7,7 +7,7 @@ one sum over the ask's tokens, whatever the dimension of the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from math import exp
 from typing import NamedTuple
@@ -15,29 +15,28 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice import features
 from suffice.artifacts.artifact import Artifact
-from suffice.artifacts.estimators import Constant, FloatArray, Linear
-from suffice.names import column_of
-from suffice.policies import priors as predict
+from suffice.artifacts.estimators import ConstantEstimator, FloatArray, LinearEstimator
+from suffice.names import match_model
+from suffice.policies import priors
 from suffice.policies.base import (
     PredictivePolicy,
     PreparedPool,
     QueryPredictions,
     Ranking,
-    filled,
-    mixed,
+    impute_worst,
+    randomize,
 )
-from suffice.policies.quantiles import rank, table_of
 from suffice.policies.traffic import (
     LagrangianSolution,
     PredictionSample,
     PredictionWindow,
-    cheapest_mix,
+    min_cost_for_quality,
+    quantile_rank,
+    quantile_table,
 )
 from suffice.types import Candidate, Features, Model, Objective
-
-Fold = Callable[[NDArray[np.floating]], NDArray[np.float32]]
-Embed = Callable[[Features], NDArray[np.float32]]
 
 _POOLS = 256  # whose solutions are remembered
 _PRIOR_ROWS = 256  # of the training sample, kept beside the route's own traffic
@@ -84,7 +83,7 @@ class SolvedPool(NamedTuple):
 class TrainedPolicy(PredictivePolicy):
     """Serves one artifact.
 
-    fold: `features.compile_heads`; embed: `features.embed`. traffic: the route's own predictions,
+    traffic: the route's own predictions,
     None = the artifact's sample. folded: of an earlier policy over the same artifact, so that a
     fresh picture of the traffic costs no fresh fold.
     """
@@ -94,8 +93,6 @@ class TrainedPolicy(PredictivePolicy):
     def __init__(
         self,
         artifact: Artifact,
-        fold: Fold,
-        embed: Embed,
         *,
         traffic: PredictionSample | None = None,
         folded: NDArray[np.float32] | None = None,
@@ -103,12 +100,10 @@ class TrainedPolicy(PredictivePolicy):
         super().__init__()
         self._solved: dict[tuple[tuple[str, ...], Objective], SolvedPool] = {}
         self.artifact = artifact
-        self.fold = fold
-        self.embed = embed
         self.traffic = traffic
         self._estimator = artifact.estimator
-        linear = isinstance(self._estimator, Linear)
-        self._linear: Linear | None = self._estimator if linear else None
+        linear = isinstance(self._estimator, LinearEstimator)
+        self._linear: LinearEstimator | None = self._estimator if linear else None
         self._folded = folded
         if self._linear is not None:
             e, k = self._linear, len(self._linear.models)
@@ -116,8 +111,8 @@ class TrainedPolicy(PredictivePolicy):
             keep = np.r_[:k, -k:0] if e.has_tokens or e.has_cost else np.r_[:k]
             self._dense = e.vectors[:, keep].astype(np.float32)
             if folded is None:
-                self._folded = fold(self._dense)
-            self._mean, self._per = e.mean, (1.0 / e.deviation).astype(np.float32)
+                self._folded = features.compile_heads(self._dense)
+            self._mean, self._per = e.mean, (1.0 / e.std).astype(np.float32)
             self._signals = e.signals[:, keep].astype(np.float32)
             self._intercept = e.intercept[keep]
         told = f"{artifact.version}/1/"
@@ -127,16 +122,14 @@ class TrainedPolicy(PredictivePolicy):
             ).hexdigest()
         self._version = f"{artifact.version}-{blake2b(told.encode(), digest_size=4).hexdigest()}"
 
-    def sketch(self) -> PredictionWindow:
+    def traffic_window(self) -> PredictionWindow:
         """What remembers a route's traffic for this policy."""
         return PredictionWindow()
 
     def with_traffic(self, sketch: PredictionWindow) -> TrainedPolicy:
         """The same policy on the route's own picture of the traffic."""
-        fresh = type(self)(
-            self.artifact, self.fold, self.embed, traffic=sketch.traffic(), folded=self._folded
-        )
-        return fresh.under(self.certificate, self._score_version, self.alarm)
+        fresh = type(self)(self.artifact, traffic=sketch.sample(), folded=self._folded)
+        return fresh.with_certificate(self.certificate, self.alarm)
 
     @property
     def score_version(self) -> str:
@@ -145,14 +138,16 @@ class TrainedPolicy(PredictivePolicy):
 
     # ── what it expects ──────────────────────────────────────────────────────────────────────────
 
-    def _heads(self, x: Features) -> tuple[list[float], list[float] | None, list[float] | None]:
+    def head_outputs(
+        self, x: Features
+    ) -> tuple[list[float], list[float] | None, list[float] | None]:
         """(k qualities and the standardised log length, k USD of the training table, k output
         tokens); None where not learned; tokens go before dollars, since prices change."""
         k = len(self.artifact.card.models)
         e = self._linear
         if e is None:
-            signals, vectors = x.signals[None], self.embed(x)[None]
-            q, c = self._estimator.expect(signals, vectors)
+            signals, vectors = x.signals[None], features.embed(x)[None]
+            q, c = self._estimator.predict(signals, vectors)
             t = self._estimator.output_tokens(signals, vectors)
             cost = None if np.isnan(c).any() else c[0].tolist()
             return [*q[0].tolist(), 0.0], cost, None if t is None else t[0].tolist()
@@ -161,7 +156,7 @@ class TrainedPolicy(PredictivePolicy):
         np.clip(z, -e.clip, e.clip, out=z)
         y = z @ self._signals
         if x.embedding is not None or x.token_ids is None:
-            y += self.embed(x) @ self._dense
+            y += features.embed(x) @ self._dense
         elif len(x.token_ids):
             assert self._folded is not None
             rows = self._folded.take(x.token_ids, axis=0).sum(axis=0)
@@ -177,12 +172,12 @@ class TrainedPolicy(PredictivePolicy):
             cost = e.cost.tolist()
         return [*out[:k], float(z[0])], cost, tokens
 
-    def _look(
+    def predict(
         self, pool: PreparedPool, x: Features, limit: int | None, incumbent: int | None, cached: int
     ) -> QueryPredictions:
         more: TrainedPool = pool.more
-        learned, usd, tokens = self._heads(x)
-        anchor = learned[self._anchor]
+        learned, usd, tokens = self.head_outputs(x)
+        anchor = learned[self.reference_column]
         quality: list[float] = []
         cost: list[float | None] = []
         speed: list[float | None] = []
@@ -193,7 +188,7 @@ class TrainedPolicy(PredictivePolicy):
             q = learned[column] if guess is None else anchor + guess.gap + guess.slope * learned[-1]
             quality.append(q)
             if tokens is None:
-                out = predict.output_tokens(min(1.0, max(0.0, 1.0 - q)), None)
+                out = priors.output_tokens(min(1.0, max(0.0, 1.0 - q)), None)
             else:
                 out = int(tokens[column] if guess is None else typical) + 1
             if limit is not None and out > limit:
@@ -202,19 +197,21 @@ class TrainedPolicy(PredictivePolicy):
             if tokens is None and usd is not None and guess is None:
                 cost.append(_scaled(usd[column] * more.scale[i], c.model, held))
             else:
-                cost.append(predict.cost_usd(c.model, x.input_tokens, out, held))
-            speed.append(predict.latency_s(c, out))
+                cost.append(priors.cost_usd(c.model, x.input_tokens, out, held))
+            speed.append(priors.latency_s(c, out))
         score = _gap(quality, pool.best, more.cheapest)
-        return QueryPredictions(quality, cost, speed, rank(more.scores, score), score, "trained")
+        return QueryPredictions(
+            quality, cost, speed, quantile_rank(more.scores, score), score, "trained"
+        )
 
     @property
-    def _anchor(self) -> int:
+    def reference_column(self) -> int:
         models = self.artifact.card.models
         return models.index(self.artifact.card.reference)
 
     # ── the pool ─────────────────────────────────────────────────────────────────────────────────
 
-    def _make_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool:
+    def prepare_pool(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool:
         models = tuple([c.model for c in candidates])
         key = (tuple([m.name for m in models]), objective)
         solved = self._solved.get(key)
@@ -228,7 +225,7 @@ class TrainedPolicy(PredictivePolicy):
 
     def _solve(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool:
         models = self.artifact.card.models
-        columns = [column_of(c.model.name, models) for c in candidates]
+        columns = [match_model(c.model.name, models) for c in candidates]
         means = self.artifact.sample_quality.mean(axis=0)
         more = TrainedPool(
             [-1 if c is None else c for c in columns],
@@ -245,17 +242,17 @@ class TrainedPolicy(PredictivePolicy):
         gaps = traffic.quality[:, best] - (
             traffic.quality[:, cheapest] if cheapest != best else 2 * traffic.quality[:, best] - 1.0
         )
-        more.scores = table_of(gaps.tolist())
+        more.scores = quantile_table(gaps.tolist())
         if objective.kind == "keep_quality":
             keep = objective.value or 0.0
-            if isinstance(self._estimator, Constant):
+            if isinstance(self._estimator, ConstantEstimator):
                 # It knows nothing of single queries, so their length must not decide either: then
                 # long asks would go to the cheap model, which are rather the hard ones.
                 quality, usual = traffic.quality[:1], cost.mean(axis=0, keepdims=True)
-                more.mix = cheapest_mix(quality, usual, keep, best)
+                more.mix = min_cost_for_quality(quality, usual, keep, best)
                 more.ends = more.mix.choose(quality[0].tolist(), usual[0].tolist())
             else:
-                more.mix = cheapest_mix(traffic.quality, cost, keep, best)
+                more.mix = min_cost_for_quality(traffic.quality, cost, keep, best)
         return pool
 
     def _guesses(
@@ -263,24 +260,26 @@ class TrainedPolicy(PredictivePolicy):
     ) -> list[UntrainedPrior | None]:
         """Untrained candidates are placed by their prior quality, on the scale of the trained ones:
         priors are shifted by what they are off on average on the models that are in both."""
-        priors, _ = predict.priors(candidates)
-        both = [(means[c], p) for c, p in zip(columns, priors, strict=True) if c is not None]
+        prior_qualities, _ = priors.quality_priors(candidates)
+        both = [
+            (means[c], p) for c, p in zip(columns, prior_qualities, strict=True) if c is not None
+        ]
         shift = float(np.mean([m - p for m, p in both])) if both else 0.0
-        anchor = float(means[self._anchor])
+        anchor = float(means[self.reference_column])
         out: list[UntrainedPrior | None] = []
-        for column, prior in zip(columns, priors, strict=True):
+        for column, prior in zip(columns, prior_qualities, strict=True):
             if column is not None:
                 out.append(None)
                 continue
             gap = min(1.0, max(0.0, prior + shift)) - anchor
-            out.append(UntrainedPrior(gap, predict.slope(gap)))
+            out.append(UntrainedPrior(gap, priors.length_slope(gap)))
         return out
 
     def _price_ratio(self, model: Model, models: Sequence[str]) -> float:
         """What the model costs now over what it did at training, 1 where either is unknown."""
-        column = column_of(model.name, models)
+        column = match_model(model.name, models)
         then = None if column is None else self.artifact.card.prices.get(models[column])
-        now = predict.list_price(model)
+        now = priors.list_price(model)
         if then is None or now is None:
             return 1.0
         before = (3 * then[0] + then[1]) / 4
@@ -292,7 +291,7 @@ class TrainedPolicy(PredictivePolicy):
         names = tuple(c.model.name for c in candidates)
         rows = slice(None) if self.traffic is None else slice(0, _PRIOR_ROWS)
         base = a.sample_quality[rows]
-        anchor, length = base[:, self._anchor], a.sample_length[rows]
+        anchor, length = base[:, self.reference_column], a.sample_length[rows]
         quality, cost = [], []
         for i, c in enumerate(candidates):
             guess, column = more.guesses[i], more.columns[i]
@@ -328,15 +327,15 @@ class TrainedPolicy(PredictivePolicy):
 
     # ── objectives over traffic ──────────────────────────────────────────────────────────────────
 
-    def _choose(
+    def rank(
         self, pool: PreparedPool, view: QueryPredictions, objective: Objective, seed: int
     ) -> Ranking:
         more: TrainedPool = pool.more
         if more.mix is None:
-            return super()._choose(pool, view, objective, seed)
-        cost = filled(view.cost, 1e-9)
+            return super().rank(pool, view, objective, seed)
+        cost = impute_worst(view.cost, 1e-9)
         ends = more.ends or more.mix.choose(view.quality, cost)
-        top, shares = mixed(*ends, more.mix.share, seed)
+        top, shares = randomize(*ends, more.mix.share, seed)
         merit = [q - more.mix.low * c for q, c in zip(view.quality, cost, strict=True)]
         order = sorted(range(len(merit)), key=lambda i: (-merit[i], i))
         order.remove(top)

@@ -12,8 +12,8 @@ import numpy as np
 from suffice.lab.assess.results import Mix, Spread
 from suffice.lab.data.table import FloatArray, Table
 from suffice.lab.predictors.base import Batch
-from suffice.policies.priors import Scorer
-from suffice.policies.quantiles import rank, shipped
+from suffice.policies.priors import DifficultyScorer
+from suffice.policies.traffic import default_quantiles, quantile_rank
 
 HARD = 0.75  # quantile of a mixed chat workload above which a query is called hard
 # A query is about code, or mathematics, with at least two words or marks of it, and one in 33 of its
@@ -33,8 +33,8 @@ def difficulty(batch: Batch) -> FloatArray:
     """(n,) the share of a mixed chat workload that is easier, by the default policy's score."""
     from suffice import features
 
-    scorer, table = Scorer(features.SIGNAL_NAMES), shipped()
-    return np.array([rank(table, scorer.of(s)) for s in batch.signals.tolist()])
+    scorer, table = DifficultyScorer(features.SIGNAL_NAMES), default_quantiles()
+    return np.array([quantile_rank(table, scorer.score(s)) for s in batch.signals.tolist()])
 
 
 def column(batch: Batch, name: str) -> FloatArray:

@@ -21,11 +21,12 @@ from suffice.errors import TableError, UsageError
 from suffice.lab.calibrate.risk_control import Kind, RiskControlResult, certify, quantile_thresholds
 from suffice.lab.data.table import FloatArray, Table
 from suffice.lab.evaluate.predictions import NO_LABELS, is_artifact
-from suffice.lab.evaluate.problem import EvalSet, Prices, match, stand
+from suffice.lab.evaluate.problem import EvalSet, Prices, stand
 from suffice.lab.predictors import registry
 from suffice.lab.predictors.base import batch_of
 from suffice.lab.train.train import key_hashes
-from suffice.names import column_of
+from suffice.names import match_model
+from suffice.policies import priors
 
 RATES = 40  # exchange rates that are looked at
 # Notes on the ground of an evaluation that are not about what is certified.
@@ -146,7 +147,7 @@ def calibrate(
     told = Certificate(
         policy=policy,
         policy_version=(
-            predictor.version_ if trained else certificates.prior_version(policy, features.SCHEMA)
+            predictor.version_ if trained else priors.prior_version(policy, features.SCHEMA)
         ),
         score="gap" if trained else "rank",
         reference=names[0],
@@ -168,7 +169,7 @@ def calibrate(
         table=table.name,
     )
     return Calibration(
-        certificates.sealed(told), verdict, names[0], names[1:], costs, net, (*notes,)
+        certificates.with_digest(told), verdict, names[0], names[1:], costs, net, (*notes,)
     )
 
 
@@ -258,7 +259,7 @@ def _unseen(table: Table, predictor: Any, policy: str, notes: list[str]) -> Tabl
 
 def _known(table: Table, predictor: Any, policy: str) -> list[str]:
     trained: tuple[str, ...] = predictor.artifact.card.models
-    both = [m for m in table.models if column_of(m, trained) is not None]
+    both = [m for m in table.models if match_model(m, trained) is not None]
     if len(both) < 2:
         raise UsageError(
             f"{policy} was trained on {_some(trained)}; the table has {_some(table.models)}: fewer "
@@ -271,19 +272,19 @@ def _known(table: Table, predictor: Any, policy: str) -> list[str]:
 def _reference(ground: EvalSet, predictor: Any, policy: str, asked: str | None, usd: bool) -> int:
     names = ground.models
     if asked is not None:
-        found = match(asked, names)
-        if found is None:
+        column = match_model(asked, names)
+        if column is None:
             raise UsageError(
                 f"--reference: {asked!r} is not among {_some(names)}.",
                 remedy="Name one of them.",
             )
-        return names.index(found)
+        return column
     if policy not in NO_LABELS:
         card = predictor.artifact.card
         means = predictor.artifact.sample_quality.mean(axis=0)
         order = sorted(range(len(card.models)), key=lambda j: (j != _at(card), -means[j]))
         for j in order:
-            at = [i for i, n in enumerate(names) if column_of(n, card.models) == j]
+            at = [i for i, n in enumerate(names) if match_model(n, card.models) == j]
             if at:
                 return at[0]
     if usd and (ground.price == ground.price.max()).sum() == 1:
@@ -333,7 +334,7 @@ def _cheap(ground: EvalSet, ref: int, trained: bool, usd: bool, notes: list[str]
 def _sample(predictor: Any, names: Sequence[str]) -> FloatArray:
     """(m, k) what the artifact expected of a sample of its training queries, columns as named."""
     artifact = predictor.artifact
-    columns = [column_of(n, artifact.card.models) for n in names]
+    columns = [match_model(n, artifact.card.models) for n in names]
     return np.asarray(artifact.sample_quality[:, columns], float)
 
 

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from suffice.errors import ArtifactError, TableError, UsageError
 from suffice.lab.data.splits import folds
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate.problem import EvalSet, costs, match
+from suffice.lab.evaluate.problem import EvalSet, costs
 from suffice.lab.predictors.base import Batch, Predictor, batch_of, track
 from suffice.lab.predictors.registry import BUILT_IN, make
+from suffice.names import match_model
 
 FOLDS = 5
 NO_LABELS = ("default", "length")  # these look at prices and length only
@@ -75,8 +76,8 @@ class Fit:
                 self.notes.append(
                     f"{len(shared)} groups stand in both tables: the figures may flatter"
                 )
-        found = [match(m, table.models) for m in ground.models]
-        known = [m for m in found if m is not None]
+        columns = [match_model(m, table.models) for m in ground.models]
+        known = [table.models[c] for c in columns if c is not None]
         if len(known) < 2:
             raise TableError(
                 "The models do not overlap: the table to fit on has "
@@ -87,15 +88,15 @@ class Fit:
                 remedy="Fit on outcomes of the same models.",
             )
         if len(known) < len(ground.models):
-            lost = [m for m, f in zip(ground.models, found, strict=True) if f is None]
+            lost = [m for m, f in zip(ground.models, columns, strict=True) if f is None]
             self.notes.append(f"the table to fit on knows nothing of {', '.join(lost[:6])}")
         usd, _, _ = costs(table.only(known))
-        self.score = np.full((len(table), len(found)), np.nan)
+        self.score = np.full((len(table), len(columns)), np.nan)
         self.cost: FloatArray | None = np.full_like(self.score, np.nan)
-        for j, name in enumerate(found):
-            if name is not None:
-                self.score[:, j] = table.score[:, table.models.index(name)]
-                self.cost[:, j] = usd[:, known.index(name)]
+        for j, column in enumerate(columns):
+            if column is not None:
+                self.score[:, j] = table.score[:, column]
+                self.cost[:, j] = usd[:, known.index(table.models[column])]
         if ground.unit != "usd" or np.isnan(self.cost).all():
             self.cost = None
         self.table = table

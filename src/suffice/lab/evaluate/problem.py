@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import TableError, UsageError, nearest
 from suffice.lab.data.table import FloatArray, Table
+from suffice.names import match_model
 from suffice.types import Model
 
 TYPICAL_OUTPUT_TOKENS = 300.0  # assumed where a table knows no output tokens of a model
@@ -159,14 +160,14 @@ def _list(names: Sequence[str], most: int = 6) -> str:
 def _named(wanted: Sequence[str], table: Table) -> list[str]:
     out = []
     for name in wanted:
-        found = match(name, table.models)
-        if found is None:
+        column = match_model(name, table.models)
+        if column is None:
             close = nearest(name, table.models) or list(table.models[:5])
             raise UsageError(
                 f"--models: the table has no model {name!r}.",
                 remedy=f"Nearest: {', '.join(close)}.",
             )
-        out.append(found)
+        out.append(table.models[column])
     if len(set(out)) < len(out):
         raise UsageError("--models names a model twice.", remedy="Name each once.")
     if len(out) < 2:
@@ -175,15 +176,6 @@ def _named(wanted: Sequence[str], table: Table) -> list[str]:
             remedy="Name at least two.",
         )
     return out
-
-
-def match(name: str, known: Sequence[str]) -> str | None:
-    """`name` among `known`: itself, or the only one with the same part after the last '/'."""
-    if name in known:
-        return name
-    tail = name.rsplit("/", 1)[-1].lower()
-    hits = [k for k in known if k.rsplit("/", 1)[-1].lower() == tail]
-    return hits[0] if len(hits) == 1 else None
 
 
 def _overlapping(table: Table) -> list[int]:
@@ -212,9 +204,9 @@ def _overlapping(table: Table) -> list[int]:
 
 def _stronger(names: Sequence[str], score: FloatArray, fit: Table | None) -> tuple[int, str]:
     if fit is not None:
-        found = [match(n, fit.models) for n in names]
-        if None not in found:
-            both = fit.only([f for f in found if f is not None])
+        columns = [match_model(n, fit.models) for n in names]
+        if None not in columns:
+            both = fit.only([fit.models[c] for c in columns if c is not None])
             means = both.score[both.complete]
             if len(means):
                 m = means.mean(axis=0)
@@ -279,9 +271,10 @@ def _input_tokens(table: Table) -> FloatArray:
 def _price(name: str, prices: Prices | None) -> tuple[tuple[float, float], str] | None:
     """((USD per million input, output tokens), source) from the user's file, then the catalog."""
     if prices is not None:
-        found = match(name, list(prices))
-        if found is not None:
-            return prices[found], "--prices"
+        priced = list(prices)
+        column = match_model(name, priced)
+        if column is not None:
+            return prices[priced[column]], "--prices"
     for model in _catalogued(name):
         p = model.price
         if p.input_usd_per_mtok is not None and p.output_usd_per_mtok is not None:

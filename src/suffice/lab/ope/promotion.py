@@ -16,7 +16,7 @@ import msgspec
 from suffice import features
 from suffice.artifacts import artifact as artifacts
 from suffice.errors import ArtifactError, SufficeError, UsageError, nearest
-from suffice.names import column_of
+from suffice.names import match_model
 from suffice.policies import is_path
 from suffice.types import PolicySnapshot
 
@@ -138,14 +138,14 @@ def require_route(route: str | None, settings: Any) -> str:
 
 
 def _servable(card: artifacts.Card, name: str) -> None:
-    artifacts.check(card, features.SCHEMA, features.table_version(), name)
+    artifacts.check_versions(card, features.SCHEMA, features.embedding_version(), name)
 
 
 def _knows(found: PolicySnapshot, settings: Any) -> None:
     """Raises ArtifactError where the policy was trained on none of the route's models."""
     trained = artifacts.unpack(found.content, found.version).card.models
     pool = settings.routes[found.route].models
-    if all(column_of(m, trained) is None for m in pool):
+    if all(match_model(m, trained) is None for m in pool):
         raise ArtifactError(
             f"{found.version}: was trained on none of the models of route {found.route!r} "
             f"({', '.join(trained[:5])}{', ...' if len(trained) > 5 else ''}).",

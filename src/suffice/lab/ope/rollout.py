@@ -21,6 +21,7 @@ from suffice.lab.data.decisions import LoggedDecision
 from suffice.lab.data.table import FloatArray
 from suffice.lab.ope.estimators import LoggedData
 from suffice.lab.predictors.base import track
+from suffice.policies.base import TrafficAware
 from suffice.types import Candidate, Features, Model, Objective, Policy, Session
 
 _CACHE_S = 300.0  # as the router: how long a provider keeps a prefix,
@@ -79,7 +80,7 @@ class RoutePolicy:
     def __init__(self, policy: Any, objective: Objective | None) -> None:
         self.policy = policy
         self.objective = objective
-        self._sketch = policy.sketch() if hasattr(policy, "sketch") else None
+        self._sketch = policy.traffic_window() if isinstance(policy, TrafficAware) else None
 
     def shares(
         self, x: Features, pool: tuple[Candidate, ...], row: LoggedDecision, session: Session | None

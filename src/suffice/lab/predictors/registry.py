@@ -26,8 +26,15 @@ from suffice.lab.predictors.bayes import (
 )
 from suffice.learning import regression
 from suffice.learning.regression import CLIP, VECTOR_SCALE
-from suffice.names import column_of
-from suffice.policies.priors import GRID, SLOPE, Scorer, price_priors, quality_curves, slope
+from suffice.names import match_model
+from suffice.policies.priors import (
+    GRID,
+    SLOPE,
+    DifficultyScorer,
+    length_slope,
+    price_priors,
+    quality_curves,
+)
 
 DOUBT = 100  # labels up to which a pair's head doubts in full that anything but length matters
 FEW = 300  # labelled queries below which three or more models get constants only
@@ -48,7 +55,7 @@ def spread() -> FloatArray:
 
 def design(x: Batch) -> FloatArray:
     """float64 (n, n_signals + n_dimensions): standardised, clipped signals beside the vectors."""
-    return regression.design(x.signals, x.vectors, *features.standard())
+    return regression.design(x.signals, x.vectors, *features.feature_scaler())
 
 
 def shrunken_means(score: FloatArray, price: FloatArray) -> FloatArray:
@@ -91,8 +98,8 @@ class Default:
         return self
 
     def _score(self, x: Batch) -> FloatArray:
-        scorer = Scorer(features.SIGNAL_NAMES)
-        return np.array([scorer.of(s) for s in x.signals.tolist()])
+        scorer = DifficultyScorer(features.SIGNAL_NAMES)
+        return np.array([scorer.score(s) for s in x.signals.tolist()])
 
     def expect(self, x: Batch) -> tuple[FloatArray, FloatArray]:
         order = np.argsort(np.argsort(self._score(x), kind="stable"), kind="stable")
@@ -138,7 +145,9 @@ class Constant:
     def estimator(self, models: Sequence[str]) -> Estimator:
         """What was learned, as an artifact holds it."""
         unknown = np.full(len(self.mean_), np.nan)
-        return estimators.Constant(tuple(models), self.mean_, np.asarray(self.cost_), unknown)
+        return estimators.ConstantEstimator(
+            tuple(models), self.mean_, np.asarray(self.cost_), unknown
+        )
 
     def rank(self, x: Batch, strong: int, weak: int) -> FloatArray:
         return np.zeros(len(x))
@@ -209,7 +218,7 @@ class LinearHead:
         gap = self.mean_ - self.mean_[self.reference_]
         if len(gap) == 2:
             return np.array([0.0 if j == self.reference_ else -SLOPE for j in range(2)])
-        return np.array([slope(g) for g in gap.tolist()])
+        return np.array([length_slope(g) for g in gap.tolist()])
 
     @staticmethod
     def _regress(
@@ -248,14 +257,14 @@ class LinearHead:
     def estimator(self, models: Sequence[str]) -> Estimator:
         """What was learned, as an artifact holds it: qualities instead of gaps and a level."""
         k = len(self.mean_)
-        mean, deviation = features.standard()
+        mean, deviation = features.feature_scaler()
         weights = self.weights_[:, :k] + self.weights_[:, [k]]
         intercept = self.intercept_[:k] + self.intercept_[k]
         if self.has_cost_:
             weights = np.concatenate([weights, self.weights_[:, k + 1 :]], axis=1)
             intercept = np.append(intercept, self.intercept_[k + 1 :])
         s = len(mean)
-        return estimators.Linear(
+        return estimators.LinearEstimator(
             tuple(models), mean, deviation, CLIP, weights[:s], weights[s:] * VECTOR_SCALE,
             intercept, np.asarray(self.cost_, float), self.has_cost_,
         )  # fmt: skip
@@ -324,14 +333,14 @@ class Neighbours(ConstantCostMixin):
         return self
 
     def _quality(self, x: Batch) -> FloatArray:
-        return self.estimator([""] * len(self.mean_)).expect(x.signals, x.vectors)[0]
+        return self.estimator([""] * len(self.mean_)).predict(x.signals, x.vectors)[0]
 
     def estimator(self, models: Sequence[str]) -> Estimator:
         n = len(self.points_)
         if not n:
             return super().estimator(models)
         near = min(n, self.neighbours or int(np.clip(np.sqrt(n), 10, 100)))
-        return estimators.Neighbours(
+        return estimators.KNNEstimator(
             tuple(models), self.points_, self.score_, self.mean_, np.asarray(self.cost_), near
         )
 
@@ -380,7 +389,9 @@ class Clusters(ConstantCostMixin):
         if self.kmeans_ is None:
             return super().estimator(models)
         centres = self.kmeans_.cluster_centers_.astype(np.float32)
-        return estimators.Clusters(tuple(models), centres, self.table_, np.asarray(self.cost_))
+        return estimators.ClusterEstimator(
+            tuple(models), centres, self.table_, np.asarray(self.cost_)
+        )
 
 
 class Ridge(ConstantCostMixin):
@@ -413,9 +424,9 @@ class Ridge(ConstantCostMixin):
     def estimator(self, models: Sequence[str]) -> Estimator:
         if self.ridge_ is None:
             return super().estimator(models)
-        mean, deviation = features.standard()
+        mean, deviation = features.feature_scaler()
         s, weights = len(mean), self.ridge_.coef_.reshape(len(models), -1).T
-        return estimators.Linear(
+        return estimators.LinearEstimator(
             tuple(models), mean, deviation, CLIP, weights[:s], weights[s:] * VECTOR_SCALE,
             np.asarray(self.ridge_.intercept_, float).reshape(-1), np.asarray(self.cost_, float),
         )  # fmt: skip
@@ -442,7 +453,9 @@ class FromArtifact:
     def __init__(self, path: str) -> None:
         self.name = path
         self.artifact = artifact.load(path)
-        artifact.check(self.artifact.card, features.SCHEMA, features.table_version(), path)
+        artifact.check_versions(
+            self.artifact.card, features.SCHEMA, features.embedding_version(), path
+        )
         self.version_ = self.artifact.version
         self.training_keys_ = self.artifact.training_keys
 
@@ -455,7 +468,7 @@ class FromArtifact:
         models: Sequence[str],
     ) -> Self:
         known = self.artifact.card.models
-        self.columns_ = [column_of(m, known) for m in models]
+        self.columns_ = [match_model(m, known) for m in models]
         self.price_ = price
         missing = [m for m, c in zip(models, self.columns_, strict=True) if c is None]
         if missing:
@@ -467,7 +480,7 @@ class FromArtifact:
 
     def expect(self, x: Batch) -> tuple[FloatArray, FloatArray]:
         columns = [c for c in self.columns_ if c is not None]
-        quality, cost = self.artifact.estimator.expect(x.signals, x.vectors)
+        quality, cost = self.artifact.estimator.predict(x.signals, x.vectors)
         own = cost[:, columns]
         # Dollars of another table do not compare with these: known prices stand in for unknown.
         return quality[:, columns], np.where(np.isnan(own), self.price_, own)

@@ -221,7 +221,7 @@ def reference_models(settings: Any, env: Mapping[str, str]) -> dict[str, tuple[s
     Raises ConfigError."""
     from suffice.artifacts import artifact
     from suffice.config import resolve
-    from suffice.names import column_of
+    from suffice.names import match_model
     from suffice.policies import is_path
 
     promoted = _promoted(settings.store.url, tuple(settings.routes))
@@ -235,7 +235,7 @@ def reference_models(settings: Any, env: Mapping[str, str]) -> dict[str, tuple[s
                 trained = artifact.load(beside if beside.exists() else spec.policy).card.reference
             except ArtifactError:
                 trained = None  # a report is about the past, which needs no artifact
-        at = None if trained is None else column_of(trained, names)
+        at = None if trained is None else match_model(trained, names)
         if at is not None:
             out[name] = (names[at], "the reference of the trained policy")
             continue

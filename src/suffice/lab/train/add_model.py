@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from suffice import features
 from suffice.artifacts import artifact as artifacts
 from suffice.artifacts.artifact import Artifact
-from suffice.artifacts.estimators import Constant, Linear
+from suffice.artifacts.estimators import ConstantEstimator, LinearEstimator
 from suffice.errors import ArtifactError, TableError, UsageError
 from suffice.lab.data.table import FloatArray, Table
 from suffice.lab.evaluate.problem import costs
@@ -20,7 +20,7 @@ from suffice.lab.predictors.base import Batch, batch_of
 from suffice.lab.predictors.bayes import PSEUDO_LABELS
 from suffice.lab.train.train import key_hashes
 from suffice.learning.regression import VECTOR_SCALE
-from suffice.names import column_of
+from suffice.names import match_model
 from suffice.policies import priors
 
 
@@ -34,9 +34,11 @@ def extend(
     expects of it. With few labels the gap stays near its mean and grows with the ask's length.
     Raises TableError, UsageError, ArtifactError.
     """
-    artifacts.check(old.card, features.SCHEMA, features.table_version(), "the artifact")
+    artifacts.check_versions(
+        old.card, features.SCHEMA, features.embedding_version(), "the artifact"
+    )
     known = old.card.models
-    new = [m for m in table.models if column_of(m, known) is None]
+    new = [m for m in table.models if match_model(m, known) is None]
     if models is not None:
         unknown = [m for m in models if m not in table.models]
         if unknown:
@@ -49,7 +51,7 @@ def extend(
             column="model",
             remedy=f"It knows {', '.join(known)}.",
         )
-    if not isinstance(old.estimator, Linear | Constant):
+    if not isinstance(old.estimator, LinearEstimator | ConstantEstimator):
         raise ArtifactError(
             f"A model cannot be added to an artifact of the kind {old.estimator.kind!r}.",
             remedy="Train it again with all models: suffice train.",
@@ -82,8 +84,8 @@ def _joined(old: Artifact, table: Table, x: Batch, name: str) -> Artifact:
     score = table.score[:, column]
     rows = ~np.isnan(score)
     anchor = old.card.models.index(old.card.reference)
-    expected = old.estimator.expect(x.signals, x.vectors)[0][:, anchor]
-    own = next((m for m in table.models if column_of(m, (old.card.reference,)) == 0), None)
+    expected = old.estimator.predict(x.signals, x.vectors)[0][:, anchor]
+    own = next((m for m in table.models if match_model(m, (old.card.reference,)) == 0), None)
     beside = expected if own is None else table.score[:, table.models.index(own)]
     gap = score - np.where(np.isnan(beside), expected, beside)
     usd, _, _ = costs(table)
@@ -92,10 +94,10 @@ def _joined(old: Artifact, table: Table, x: Batch, name: str) -> Artifact:
     # Few labels pull the gap towards none, as they pull every mean.
     weight = rows.sum() / (rows.sum() + PSEUDO_LABELS)
     mean_gap = float(gap[rows].mean() * weight)
-    if isinstance(old.estimator, Constant):
+    if isinstance(old.estimator, ConstantEstimator):
         quality = float(old.estimator.quality[anchor] + mean_gap)
         spent = np.nan if tokens is None else float(np.nanmean(tokens))
-        made: Linear | Constant = Constant(
+        made: LinearEstimator | ConstantEstimator = ConstantEstimator(
             (name,), np.array([quality]), np.array([mean_usd]), np.array([spent])
         )
     else:
@@ -107,15 +109,15 @@ def _joined(old: Artifact, table: Table, x: Batch, name: str) -> Artifact:
 
 
 def _column(
-    e: Linear, anchor: int, x: Batch, gap: FloatArray, mean: float, name: str, usd: float
-) -> Linear:
-    slope = priors.slope(mean)
+    e: LinearEstimator, anchor: int, x: Batch, gap: FloatArray, mean: float, name: str, usd: float
+) -> LinearEstimator:
+    slope = priors.length_slope(mean)
     w, b = registry.one_head(x, gap, mean, slope)
     s = len(e.mean)
-    return Linear(
+    return LinearEstimator(
         (name,),
         e.mean,
-        e.deviation,
+        e.std,
         e.clip,
         e.signals[:, [anchor]] + w[:s, None],
         e.vectors[:, [anchor]] + w[s:, None] * VECTOR_SCALE,
@@ -125,13 +127,13 @@ def _column(
 
 
 def _with_tokens(
-    made: Linear,
-    e: Linear,
+    made: LinearEstimator,
+    e: LinearEstimator,
     anchor: int,
     x: Batch,
     tokens: FloatArray | None,
     rows: NDArray[np.bool_],
-) -> Linear:
+) -> LinearEstimator:
     """The new model's token head: from its labels, else the anchor's."""
     from dataclasses import replace
 
@@ -152,11 +154,13 @@ def _with_tokens(
     )
 
 
-def _sampled(old: Artifact, made: Linear | Constant, anchor: int) -> dict[str, FloatArray]:
+def _sampled(
+    old: Artifact, made: LinearEstimator | ConstantEstimator, anchor: int
+) -> dict[str, FloatArray]:
     """What the new column would have said of the artifact's sample. The sample's texts are not
     kept, so the anchor's predictions, moved by the mean gap on it, stand in for them."""
     m = len(old.sample_input)
-    if isinstance(made, Constant):
+    if isinstance(made, ConstantEstimator):
         quality = np.full(m, made.quality[0])
         tokens = np.full(m, made.tokens[0])
     else:

@@ -217,18 +217,18 @@ def _make(fit: _Fit, outcome: Outcome, seed: int, licence: str, made: str | None
         )
     estimator = _with_tokens(fitted.estimator(table.models), table, x)
     sample = _sample(len(table), seed)
-    quality, cost = estimator.expect(x.signals[sample], x.vectors[sample])
+    quality, cost = estimator.predict(x.signals[sample], x.vectors[sample])
     tokens = estimator.output_tokens(x.signals[sample], x.vectors[sample])
     if fit.unit != "usd":
         cost = np.full(cost.shape, np.nan)
-    mean, deviation = features.standard()
+    mean, deviation = features.feature_scaler()
     prompt = features.SIGNAL_NAMES.index("log_prompt_tokens")
     known = table.score[~np.isnan(table.score)]
     card = Card(
         kind=estimator.kind,
         models=table.models,
         features=features.SCHEMA,
-        table=features.table_version(),
+        table=features.embedding_version(),
         reference=table.models[int(np.argmax(quality.mean(axis=0)))],
         trained_on=table.name,
         queries=len(table),
@@ -270,9 +270,9 @@ def _with_tokens(e: estimators.Estimator, table: Table, x: Batch) -> estimators.
     positive = np.where(tokens > 0, tokens, np.nan)
     if (np.isfinite(positive).sum(axis=0) < 10).any():
         return e
-    if isinstance(e, estimators.Constant):
+    if isinstance(e, estimators.ConstantEstimator):
         return replace(e, tokens=np.nanmean(positive, axis=0))
-    if not isinstance(e, estimators.Linear):
+    if not isinstance(e, estimators.LinearEstimator):
         return e
     weights, intercept = registry.log_heads(x, positive)
     s = len(e.mean)
