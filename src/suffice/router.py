@@ -260,14 +260,14 @@ class UpstreamCaller:
         fields = query.fields
         limit = None if self._purse is None else self._purse.bound(step_model).tokens
         if limit is not None:
-            fields = dialect.limited(fields, target, limit)
-        url, headers, body = dialect.request(fields, target, stream=query.stream)
+            fields = dialect.with_max_tokens(fields, target, limit)
+        url, headers, body = dialect.build_request(fields, target, stream=query.stream)
         if query.headers:
             headers = (*headers, *query.headers)
         response = await self._router._transport.send(
             url, headers, body, stream=query.stream, timeouts=timeouts
         )
-        return await dialects.opened(dialect, response, target, stream=query.stream)
+        return await dialects.open_response(dialect, response, target, stream=query.stream)
 
 
 class Router:
@@ -429,8 +429,8 @@ class Router:
                 cost_of=self._cost_of,
                 seed=decision.seed,
                 input_tokens=x.input_tokens,
-                fits=self._larger_window,
-                affordable=affordable,
+                has_larger_window=self._larger_window,
+                guard=affordable,
                 attempts=tried,
             )
         except AllAttemptsFailedError as error:
@@ -715,7 +715,7 @@ class Router:
             status=status,
             model=reply.model if reply is not None else None,
             usage=reply.usage if reply is not None else None,
-            cost_usd=reply.cost_usd if reply is not None else execution.total_usd(tries),
+            cost_usd=reply.cost_usd if reply is not None else execution.sum_cost_usd(tries),
             latency_s=perf_counter() - answer._started,
             first_chunk_s=reply.first_chunk_s if reply is not None else None,
             overhead_ms=answer.overhead_ms,
@@ -746,10 +746,10 @@ class Router:
         asked_s = record.created_s - record.latency_s
         repeats = None
         if "retried" in enabled and record.status < 400:
-            repeats = self._repeats.note(
+            repeats = self._repeats.observe(
                 record.decision.id, query, asked_s=asked_s, answered_s=record.created_s
             )
-        found = implicit.implicit_feedback(
+        found = implicit.detect_implicit_feedback(
             record.decision,
             query.fields,
             record.attempts,
@@ -890,9 +890,9 @@ class Router:
     @property
     def _transport(self) -> Any:
         if self._transport_ is None:
-            from suffice.providers.transport import PyqwestTransport
+            from suffice.providers.transport import HTTPTransport
 
-            self._transport_ = PyqwestTransport()
+            self._transport_ = HTTPTransport()
         return self._transport_
 
     def decide(self, query: Query) -> Decision:

@@ -56,12 +56,12 @@ BOTH = ("q.jsonl", "--models", "p/weak,p/strong", "--out", "labels")
 
 def calls(fake: FakeUpstream) -> Counter[tuple[str, str]]:
     """(model, what it was asked) -> how often."""
-    return Counter((s.model, json.loads(s.body)["messages"][-1]["content"]) for s in fake.seen)
+    return Counter((s.model, json.loads(s.body)["messages"][-1]["content"]) for s in fake.requests)
 
 
 def wait_for(fake: FakeUpstream, n: int, process: subprocess.Popen[Any]) -> None:
     end_s = time.monotonic() + 60
-    while len(fake.seen) < n:
+    while len(fake.requests) < n:
         assert process.poll() is None, "it ended too early"
         assert time.monotonic() < end_s
         time.sleep(0.005)
@@ -91,7 +91,7 @@ def test_the_forecast_alone_asks_nobody(folder: Path, fake: FakeUpstream) -> Non
     assert [(r["model"], r["calls"]) for r in rows] == [
         ("p/weak", 30), ("p/strong", 30), ("p/judge", 60)
     ]  # fmt: skip
-    assert not fake.seen
+    assert not fake.requests
     assert sorted(p.name for p in folder.iterdir()) == ["q.jsonl", "suffice.toml"]
 
 
@@ -110,7 +110,7 @@ def test_on_a_terminal_it_asks_before_it_spends(
         with contextlib.suppress(OSError):  # how a terminal says that the other side has left
             while piece := os.read(ours, 65536):
                 if b"Go on?" not in shown and b"Go on?" in shown + piece:
-                    assert not fake.seen
+                    assert not fake.requests
                     os.write(ours, typed)
                 shown += piece
         assert process.wait(60) == code
@@ -118,7 +118,7 @@ def test_on_a_terminal_it_asks_before_it_spends(
         os.close(ours)
     assert b"never more" not in shown
     assert b"about $" in shown
-    assert len(fake.seen) == (0 if code else 60)
+    assert len(fake.requests) == (0 if code else 60)
 
 
 def test_killed_and_run_again_nothing_is_paid_for_twice(folder: Path, fake: FakeUpstream) -> None:
@@ -131,7 +131,7 @@ def test_killed_and_run_again_nothing_is_paid_for_twice(folder: Path, fake: Fake
             command(*args), cwd=folder, env=CLEAN, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        wait_for(fake, len(fake.seen) + wait, process)
+        wait_for(fake, len(fake.requests) + wait, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
@@ -153,9 +153,9 @@ def test_killed_and_run_again_nothing_is_paid_for_twice(folder: Path, fake: Fake
     assert table.cost_usd is not None
     assert summary["spent_usd"] > table.cost_usd.sum(), "lost calls and the judge are counted"
     assert summary["uncertain_usd"] > 0
-    before = len(fake.seen)
+    before = len(fake.requests)
     assert suffice(folder, *args)[0] == 0
-    assert len(fake.seen) == before
+    assert len(fake.requests) == before
 
 
 def test_ctrl_c_waits_for_what_is_paid_and_writes_the_table(
@@ -175,7 +175,7 @@ def test_ctrl_c_waits_for_what_is_paid_and_writes_the_table(
     summary = json.loads(out)
     assert summary["stopped"] == "interrupted"
     assert summary["uncertain_usd"] == 0.0, "nothing was dropped"
-    seen = len(fake.seen)
+    seen = len(fake.requests)
     table = load_table(folder / "labels")
     assert 0 < len(table) < QUERIES
     assert sum(m["answers"] for m in summary["models"].values()) == seen
@@ -234,7 +234,7 @@ def test_bad_usage_is_code_2_with_the_remedy(
     code, out, err = suffice(folder, *args)
     assert (code, out) == (2, "")
     assert said in err
-    assert not fake.seen
+    assert not fake.requests
     assert not (folder / "labels").exists()
 
 

@@ -1,4 +1,4 @@
-"""Breakers leave an ill model alone, and never take the last one away."""
+"""Breakers leave an unhealthy model alone, and never take the last one away."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Clock:
 
 def breaker() -> tuple[CircuitBreaker, Clock]:
     clock = Clock()
-    return CircuitBreaker(CircuitBreakerSettings(failures=3, cool_s=5.0), clock), clock
+    return CircuitBreaker(CircuitBreakerSettings(failures=3, cooldown_s=5.0), clock), clock
 
 
 STEP = st.tuples(
@@ -40,43 +40,43 @@ def test_something_is_always_offered(script: list[tuple[str, str, float]]) -> No
         assert kept
         assert set(kept) | {m for m in POOL if m.name in {e.model for e in out}} == set(POOL)
         assert len(b.available(POOL[:1])[0]) == 1
-        b.calling(f"p/{name}")
+        b.on_call(f"p/{name}")
         if outcome == "ok":
-            b.succeeded(f"p/{name}")
+            b.on_success(f"p/{name}")
         else:
-            b.failed(f"p/{name}", UpstreamError("x", kind=outcome, retry_after_s=3.0))  # type: ignore[arg-type]
+            b.on_failure(f"p/{name}", UpstreamError("x", kind=outcome, retry_after_s=3.0))  # type: ignore[arg-type]
         clock.now += wait_s
 
 
 def test_one_malformed_answer_changes_nothing() -> None:
     b, _ = breaker()
-    b.failed("p/a", UpstreamError("x", kind="malformed"))
+    b.on_failure("p/a", UpstreamError("x", kind="malformed"))
     assert b.available(POOL) == (POOL, ())
 
 
 def test_opens_probes_and_closes() -> None:
     b, clock = breaker()
     for _ in range(3):
-        b.failed("p/a", ILL)
+        b.on_failure("p/a", ILL)
     kept, out = b.available(POOL)
     assert [m.name for m in kept] == ["p/b", "p/c"]
     assert "3 failures" in out[0].reason
     clock.now += 5.1
     assert len(b.available(POOL)[0]) == 3
-    b.calling("p/a")
+    b.on_call("p/a")
     assert len(b.available(POOL)[0]) == 2, "one probe at a time"
-    b.failed("p/a", ILL)
+    b.on_failure("p/a", ILL)
     clock.now += 5.1
     assert len(b.available(POOL)[0]) == 2, "a failed probe cools twice as long"
     clock.now += 5.0
-    b.calling("p/a")
-    b.succeeded("p/a")
+    b.on_call("p/a")
+    b.on_success("p/a")
     assert b.available(POOL) == (POOL, ())
 
 
 def test_a_rate_limit_is_left_alone_for_as_long_as_it_asked() -> None:
     b, clock = breaker()
-    b.failed("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=2.0))
+    b.on_failure("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=2.0))
     assert len(b.available(POOL)[0]) == 2
     clock.now += 2.1
     assert len(b.available(POOL)[0]) == 3
@@ -85,81 +85,81 @@ def test_a_rate_limit_is_left_alone_for_as_long_as_it_asked() -> None:
 def test_a_probe_whose_client_left_does_not_hang() -> None:
     b, clock = breaker()
     for _ in range(3):
-        b.failed("p/a", ILL)
+        b.on_failure("p/a", ILL)
     clock.now += 6
-    b.calling("p/a")
-    b.left("p/a")
+    b.on_call("p/a")
+    b.on_abandoned("p/a")
     assert len(b.available(POOL)[0]) == 3
 
 
 def test_candidates_keep_their_identity_between_refreshes() -> None:
     clock = Clock()
-    health = LatencyTracker(clock)
-    first = health.candidates(POOL)
-    health.observe("p/a", 0.2, 1.2, 100)
-    assert health.candidates(POOL) is first
+    latency = LatencyTracker(clock)
+    first = latency.candidates(POOL)
+    latency.observe("p/a", 0.2, 1.2, 100)
+    assert latency.candidates(POOL) is first
     clock.now += 1.1
-    fresh = health.candidates(POOL)
+    fresh = latency.candidates(POOL)
     assert fresh[0].first_chunk_s == 0.2
     assert fresh[0].output_tokens_per_s == 100.0
     clock.now += 1.1
-    assert health.candidates(POOL) is fresh, "nothing new, so nothing to recompute"
+    assert latency.candidates(POOL) is fresh, "nothing new, so nothing to recompute"
 
 
 def test_many_failures_at_once_are_one_reason_to_cool_down() -> None:
     b, clock = breaker()
     for _ in range(100):
-        b.failed("p/a", ILL, began_s=clock.now)
+        b.on_failure("p/a", ILL, started_s=clock.now)
     clock.now += 5.1
-    assert b.ready("p/a"), "it cools for 5 s, not for as long as there were calls under way"
-    b.failed("p/a", ILL, began_s=clock.now - 5.1 - 30.0)
-    assert b.ready("p/a"), "a call from long before says nothing about now"
+    assert b.is_ready("p/a"), "it cools for 5 s, not for as long as there were calls under way"
+    b.on_failure("p/a", ILL, started_s=clock.now - 5.1 - 30.0)
+    assert b.is_ready("p/a"), "a call from long before says nothing about now"
 
 
 def test_a_success_from_before_does_not_end_a_rate_limit() -> None:
     b, clock = breaker()
-    b.failed("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=30.0))
-    b.succeeded("p/a", began_s=clock.now - 1.0)
-    assert not b.ready("p/a")
+    b.on_failure("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=30.0))
+    b.on_success("p/a", started_s=clock.now - 1.0)
+    assert not b.is_ready("p/a")
     clock.now += 1.0
-    b.succeeded("p/a", began_s=clock.now)
-    assert b.ready("p/a"), "a success from since then does"
+    b.on_success("p/a", started_s=clock.now)
+    assert b.is_ready("p/a"), "a success from since then does"
 
 
 def test_calls_to_the_last_candidate_do_not_lengthen_its_cooling() -> None:
     b, clock = breaker()
     for _ in range(50):
-        b.calling("p/a")
-        b.failed("p/a", ILL, began_s=clock.now)
+        b.on_call("p/a")
+        b.on_failure("p/a", ILL, started_s=clock.now)
         clock.now += 0.1
     clock.now += 5.0
-    assert b.ready("p/a")
+    assert b.is_ready("p/a")
 
 
 def test_half_of_the_last_twenty() -> None:
     b, _ = breaker()
-    b.failed("p/a", ILL)
+    b.on_failure("p/a", ILL)
     for _ in range(10):
-        b.succeeded("p/a")
-        b.failed("p/a", ILL)
-    assert not b.ready("p/a")
+        b.on_success("p/a")
+        b.on_failure("p/a", ILL)
+    assert not b.is_ready("p/a")
 
 
 def test_no_upstream_can_ask_to_be_left_alone_for_ever() -> None:
     for asked_s in (1e9, float("inf"), float("nan")):
         b, clock = breaker()
-        b.failed("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=asked_s))
-        assert not b.ready("p/a")
+        b.on_failure("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=asked_s))
+        assert not b.is_ready("p/a")
         clock.now += 3601.0
-        assert b.ready("p/a")
+        assert b.is_ready("p/a")
 
 
 def test_a_probe_that_never_ends_is_given_up() -> None:
     b, clock = breaker()
     for _ in range(3):
-        b.failed("p/a", ILL)
+        b.on_failure("p/a", ILL)
     clock.now += 6.0
-    b.calling("p/a")
+    b.on_call("p/a")
     kept, out = b.available(POOL)
     assert len(kept) == 2
     assert "one probe at a time" in out[0].reason
@@ -170,14 +170,14 @@ def test_a_probe_that_never_ends_is_given_up() -> None:
 def test_all_open_offers_the_soonest_back_first() -> None:
     b, _ = breaker()
     for name, after_s in (("a", 9.0), ("b", 3.0), ("c", 6.0)):
-        b.failed(f"p/{name}", UpstreamError("x", kind="rate_limit", retry_after_s=after_s))
+        b.on_failure(f"p/{name}", UpstreamError("x", kind="rate_limit", retry_after_s=after_s))
     kept, out = b.available(POOL)
     assert ([m.upstream for m in kept], out) == (["b", "c", "a"], ())
 
 
 def test_the_same_models_left_are_the_same_tuple() -> None:
     b, clock = breaker()
-    b.failed("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=9.0))
+    b.on_failure("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=9.0))
     first = b.available(POOL)[0]
     clock.now += 1.0
     assert b.available(POOL)[0] is first, "policies cache by the identity of their candidates"
@@ -185,20 +185,20 @@ def test_the_same_models_left_are_the_same_tuple() -> None:
 
 def test_the_first_calls_are_a_plain_mean_then_the_recent_ones_weigh_more() -> None:
     clock = Clock()
-    health = LatencyTracker(clock)
+    latency = LatencyTracker(clock)
     for seconds in (3.0, 1.0, 0.5, 0.5):  # a cold connection first
-        health.observe("p/a", seconds, seconds + 1.0, 50)
-    assert health.observed()["p/a"] == {"calls": 4, "first_chunk_s": 1.25, "tokens_per_s": 50.0}
+        latency.observe("p/a", seconds, seconds + 1.0, 50)
+    assert latency.stats()["p/a"] == {"calls": 4, "first_chunk_s": 1.25, "tokens_per_s": 50.0}
     for _ in range(60):
-        health.observe("p/a", 9.0, 10.0, 50)
-    assert 8.9 < (health.observed()["p/a"]["first_chunk_s"] or 0.0) < 9.0
+        latency.observe("p/a", 9.0, 10.0, 50)
+    assert 8.9 < (latency.stats()["p/a"]["first_chunk_s"] or 0.0) < 9.0
 
 
 def test_a_whole_reply_is_not_all_writing() -> None:
-    health = LatencyTracker(Clock())
-    health.observe("p/a", 1.0, 2.0, 100)
-    health.observe("p/a", None, 3.0, 200)
-    health.observe("p/a", None, 0.5, 25)
-    assert health.observed()["p/a"]["tokens_per_s"] == 100.0
-    assert health.candidates(POOL)[0].output_tokens_per_s == 100.0
-    assert health.candidates(POOL)[1].output_tokens_per_s is None, "never seen: unknown"
+    latency = LatencyTracker(Clock())
+    latency.observe("p/a", 1.0, 2.0, 100)
+    latency.observe("p/a", None, 3.0, 200)
+    latency.observe("p/a", None, 0.5, 25)
+    assert latency.stats()["p/a"]["tokens_per_s"] == 100.0
+    assert latency.candidates(POOL)[0].output_tokens_per_s == 100.0
+    assert latency.candidates(POOL)[1].output_tokens_per_s is None, "never seen: unknown"

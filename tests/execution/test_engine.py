@@ -16,25 +16,25 @@ from tests.support.scripted_calls import (
     Upstreams,
     content,
     drain,
-    fault,
-    virtual,
+    run_virtual,
+    upstream_error,
 )
 
 from suffice.errors import AllAttemptsFailedError, UpstreamError
-from suffice.execution import total_usd
+from suffice.execution import sum_cost_usd
 from suffice.types import PlanStep, RetryPolicy, Timeouts, Usage
 
 
-def outcomes(kitchen: EngineHarness) -> list[tuple[str, str]]:
-    return [(a.model, a.outcome) for a in kitchen.attempts]
+def outcomes(harness: EngineHarness) -> list[tuple[str, str]]:
+    return [(a.model, a.outcome) for a in harness.attempts]
 
 
 def test_the_first_choice_answers() -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(a=Script(body=b"hello", delay_s=1.5))
 
     async def main() -> None:
-        reply = await kitchen.run("ab", calls)
+        reply = await harness.run("ab", calls)
         assert (reply.model, reply.status, reply.body) == ("a", 200, b"hello")
         assert (reply.usage, reply.cost_usd) == (Usage(10, 5), 15.0)
         assert (reply.finish_reason, reply.first_chunk_s, reply.skipped) == ("stop", None, ())
@@ -42,178 +42,178 @@ def test_the_first_choice_answers() -> None:
         assert (attempt.number, attempt.outcome, attempt.started_s) == (1, "ok", 5.0)
         assert attempt.latency_s == pytest.approx(1.5)
 
-    virtual(main)
-    assert kitchen.health.observed()["a"]["calls"] == 1
+    run_virtual(main)
+    assert harness.latency.stats()["a"]["calls"] == 1
 
 
 def test_failover_tells_every_attempt_and_sums_their_cost() -> None:
-    kitchen = EngineHarness()
-    calls = Upstreams(a=Script(error=fault("server", status=500)), b=Script())
+    harness = EngineHarness()
+    calls = Upstreams(a=Script(error=upstream_error("server", status=500)), b=Script())
 
     async def main() -> None:
-        reply = await kitchen.run("ab", calls)
+        reply = await harness.run("ab", calls)
         assert reply.model == "b"
         first, second = reply.attempts
         assert (first.outcome, first.status, first.error) == ("server", 500, "it was server")
         assert (first.cost_usd, second.cost_usd, reply.cost_usd) == (0.0, 15.0, 15.0)
         assert second.number == 2
 
-    virtual(main)
+    run_virtual(main)
 
 
 def test_the_last_one_standing_is_waited_for_as_long_as_it_asked() -> None:
-    kitchen = EngineHarness()
-    busy = Script(error=fault("rate_limit", status=429, retry_after_s=4.0))
+    harness = EngineHarness()
+    busy = Script(error=upstream_error("rate_limit", status=429, retry_after_s=4.0))
     calls = Upstreams(a=[busy, Script()])
 
     async def main() -> None:
         began_s = asyncio.get_running_loop().time()
-        assert (await kitchen.run("a", calls)).model == "a"
+        assert (await harness.run("a", calls)).model == "a"
         assert asyncio.get_running_loop().time() - began_s == pytest.approx(4.0)
 
-    virtual(main)
+    run_virtual(main)
 
 
 def test_a_spent_plan_carries_its_attempts_and_the_most_telling_error() -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(
-        a=Script(error=fault("rate_limit", status=429, retry_after_s=33.0)),
-        b=Script(error=fault("auth", status=401)),
+        a=Script(error=upstream_error("rate_limit", status=429, retry_after_s=33.0)),
+        b=Script(error=upstream_error("auth", status=401)),
     )
 
     async def main() -> None:
         with pytest.raises(AllAttemptsFailedError) as caught:
-            await kitchen.run("ab", calls)
+            await harness.run("ab", calls)
         assert [a.model for a in caught.value.attempts] == ["a", "b"]
         assert caught.value.last.kind == "rate_limit"
         assert caught.value.last.retry_after_s == 33.0
         assert "2 attempts at 2 models failed (a, b)" in str(caught.value)
 
-    virtual(main)
+    run_virtual(main)
 
 
 def test_a_request_at_fault_is_not_sent_around() -> None:
-    calls = Upstreams(a=Script(error=fault("bad_request", status=400)), b=Script())
+    calls = Upstreams(a=Script(error=upstream_error("bad_request", status=400)), b=Script())
 
     async def main() -> None:
         with pytest.raises(AllAttemptsFailedError) as caught:
             await EngineHarness().run("ab", calls)
         assert str(caught.value) == "it was bad_request"
 
-    virtual(main)
+    run_virtual(main)
     assert calls.calls == ["a"]
 
 
 def test_all_attempts_share_one_total() -> None:
-    slow = Script(error=fault("timeout_total"), delay_s=25.0)
+    slow = Script(error=upstream_error("timeout_total"), delay_s=25.0)
     calls = Upstreams(a=slow, b=slow, c=slow)
 
     async def main() -> None:
         with pytest.raises(AllAttemptsFailedError):
             await EngineHarness().run("abc", calls, timeouts=Timeouts(total_s=60.0))
 
-    virtual(main)
+    run_virtual(main)
     assert [round(t.total_s) for t in calls.timeouts] == [60, 35, 10]
 
 
 def test_a_bound_on_whole_replies_leaves_time_for_the_next_model() -> None:
-    calls = Upstreams(a=Script(error=fault("timeout_total"), delay_s=8.0), b=Script())
+    calls = Upstreams(a=Script(error=upstream_error("timeout_total"), delay_s=8.0), b=Script())
     timeouts = Timeouts(total_s=60.0, first_reply_s=8.0)
 
     async def main() -> None:
         assert (await EngineHarness().run("ab", calls, timeouts=timeouts)).model == "b"
 
-    virtual(main)
+    run_virtual(main)
     assert [t.total_s for t in calls.timeouts] == [8.0, 8.0]
 
 
 def test_a_step_above_the_ceiling_is_not_called_and_said_so() -> None:
-    kitchen = EngineHarness()
-    calls = Upstreams(a=Script(error=fault("server")), b=Script(), c=Script())
+    harness = EngineHarness()
+    calls = Upstreams(a=Script(error=upstream_error("server")), b=Script(), c=Script())
     asked: list[str] = []
 
-    def affordable(step: PlanStep) -> str | None:
+    def guard(step: PlanStep) -> str | None:
         asked.append(step.model)
         return "too dear" if step.model == "b" else None
 
     async def main() -> None:
-        reply = await kitchen.run("abc", calls, affordable=affordable)
+        reply = await harness.run("abc", calls, guard=guard)
         assert reply.model == "c"
         assert [(e.model, e.reason) for e in reply.skipped] == [("b", "too dear")]
         assert [a.number for a in reply.attempts] == [1, 2]
-        calls.scripts["c"] = [Script(error=fault("auth"))]
+        calls.scripts["c"] = [Script(error=upstream_error("auth"))]
         with pytest.raises(AllAttemptsFailedError, match=r"Not called: b: too dear\."):
-            await kitchen.run("abc", calls, affordable=affordable, attempts=None)
+            await harness.run("abc", calls, guard=guard, attempts=None)
 
-    virtual(main)
+    run_virtual(main)
     assert "b" not in calls.calls
     assert asked[:2] == ["b", "c"], "the choice itself was the policy's to price"
     assert "a" in asked, "a retry costs money once more"
 
 
 def test_a_model_that_cools_down_is_tried_after_the_others() -> None:
-    kitchen = EngineHarness()
-    calls = Upstreams(a=Script(error=fault("server")), b=Script(), c=Script())
+    harness = EngineHarness()
+    calls = Upstreams(a=Script(error=upstream_error("server")), b=Script(), c=Script())
 
     async def main() -> None:
         for _ in range(3):
-            kitchen.breaker.failed("b", fault("server"))
-        assert (await kitchen.run("abc", calls)).model == "c"
-        calls.scripts["c"] = [Script(error=fault("auth"))]
-        assert (await kitchen.run("abc", calls)).model == "b", "never dropped for cooling"
+            harness.breaker.on_failure("b", upstream_error("server"))
+        assert (await harness.run("abc", calls)).model == "c"
+        calls.scripts["c"] = [Script(error=upstream_error("auth"))]
+        assert (await harness.run("abc", calls)).model == "b", "never dropped for cooling"
 
-    virtual(main)
+    run_virtual(main)
 
 
 def test_a_client_that_leaves_during_a_whole_reply() -> None:
-    kitchen = EngineHarness()
-    calls = Upstreams(a=Script(error=fault("server")), b=Script(delay_s=10.0))
+    harness = EngineHarness()
+    calls = Upstreams(a=Script(error=upstream_error("server")), b=Script(delay_s=10.0))
 
     async def main() -> None:
-        task = asyncio.ensure_future(kitchen.run("ab", calls))
+        task = asyncio.ensure_future(harness.run("ab", calls))
         await asyncio.sleep(1.0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    virtual(main)
+    run_virtual(main)
     assert calls.cancelled == 1
-    assert outcomes(kitchen) == [("a", "server"), ("b", "cancelled")]
-    left = kitchen.attempts[-1]
+    assert outcomes(harness) == [("a", "server"), ("b", "cancelled")]
+    left = harness.attempts[-1]
     assert left.usage == Usage(input_tokens=10, estimated=True)
     assert (left.cost_usd, left.latency_s) == (10.0, pytest.approx(1.0))
 
 
 def test_a_client_that_leaves_while_we_wait() -> None:
-    kitchen = EngineHarness()
-    calls = Upstreams(a=Script(error=fault("rate_limit", retry_after_s=4.0)))
+    harness = EngineHarness()
+    calls = Upstreams(a=Script(error=upstream_error("rate_limit", retry_after_s=4.0)))
 
     async def main() -> None:
-        task = asyncio.ensure_future(kitchen.run("a", calls))
+        task = asyncio.ensure_future(harness.run("a", calls))
         await asyncio.sleep(1.0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    virtual(main)
-    assert outcomes(kitchen) == [("a", "rate_limit")]
+    run_virtual(main)
+    assert outcomes(harness) == [("a", "rate_limit")]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_fault_of_our_own_is_seen_and_no_probe_hangs_on_it(stream: bool) -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(a=Script(error=ZeroDivisionError("oops")))
 
     async def main() -> None:
         for _ in range(3):
-            kitchen.breaker.failed("a", fault("server"))
+            harness.breaker.on_failure("a", upstream_error("server"))
         await asyncio.sleep(6.0)
         with pytest.raises(ZeroDivisionError):
-            await kitchen.run("a", calls, stream=stream)
-        assert kitchen.breaker.ready("a")
+            await harness.run("a", calls, stream=stream)
+        assert harness.breaker.is_ready("a")
 
-    virtual(main)
-    assert kitchen.attempts[0].error == "ZeroDivisionError: oops"
+    run_virtual(main)
+    assert harness.attempts[0].error == "ZeroDivisionError: oops"
 
 
 def test_an_unknown_price_is_not_a_number() -> None:
@@ -222,9 +222,9 @@ def test_an_unknown_price_is_not_a_number() -> None:
     async def main() -> None:
         reply = await EngineHarness().run("a", calls, cost_of=lambda m, u: None)
         assert reply.cost_usd is None
-        assert total_usd([*reply.attempts, *reply.attempts]) is None
+        assert sum_cost_usd([*reply.attempts, *reply.attempts]) is None
 
-    virtual(main)
+    run_virtual(main)
 
 
 KINDS = ["connect", "rate_limit", "server", "auth", "malformed", "cut", "timeout_first_chunk"]
@@ -244,10 +244,10 @@ def script_of(name: str) -> Script:
     if name == "slow":
         return Script(delay_s=1.0, stream=[1.0, content("x"), 1.5, content("y"), 1.5, [DONE]])
     if name == "late cut":
-        return Script(stream=[content("x"), fault("cut")])
+        return Script(stream=[content("x"), upstream_error("cut")])
     if name == "late stall":
         return Script(stream=[content("x"), 99.0, [DONE]])
-    return Script(error=fault(name, retry_after_s=1.0 if name == "rate_limit" else None))
+    return Script(error=upstream_error(name, retry_after_s=1.0 if name == "rate_limit" else None))
 
 
 @given(
@@ -265,13 +265,13 @@ def test_whatever_happens_everything_is_closed_and_told(
     calls = Upstreams(
         **{m: [script_of(n) for n in names] for m, names in zip(models, scripts, strict=True)}
     )
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     words: list[str] = []
 
     async def client() -> None:
         reply: Any = None
         try:
-            reply = await kitchen.run(
+            reply = await harness.run(
                 models, calls, stream=True, retries=RetryPolicy(max_attempts=5)
             )
             async for event in reply.events:
@@ -295,24 +295,25 @@ def test_whatever_happens_everything_is_closed_and_told(
         if not task.cancelled():
             task.result()
 
-    virtual(main)
+    run_virtual(main)
     assert all(o.closed for o in calls.opened)
-    assert len(kitchen.attempts) == len(calls.calls)
-    assert [a.model for a in kitchen.attempts] == calls.calls
-    assert [a.outcome for a in kitchen.attempts[:-1]].count("ok") == 0
+    assert len(harness.attempts) == len(calls.calls)
+    assert [a.model for a in harness.attempts] == calls.calls
+    assert [a.outcome for a in harness.attempts[:-1]].count("ok") == 0
     assert "".join(words).removesuffix("[DONE]") in ("", "x", "xy", "role", "rolex", "rolexy")
 
 
 def test_every_attempt_of_a_stream_is_priced() -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(
-        a=Script(stream=[[HELLO], fault("cut")]), b=Script(stream=[content("x", "y"), [DONE]])
+        a=Script(stream=[[HELLO], upstream_error("cut")]),
+        b=Script(stream=[content("x", "y"), [DONE]]),
     )
 
     async def main() -> None:
-        reply = await kitchen.run("ab", calls, stream=True)
+        reply = await harness.run("ab", calls, stream=True)
         assert await drain(reply) == ["x", "y", "[DONE]"]
-        assert outcomes(kitchen) == [("a", "cut"), ("b", "ok")]
+        assert outcomes(harness) == [("a", "cut"), ("b", "ok")]
         assert reply.cost_usd == 15.0
 
-    virtual(main)
+    run_virtual(main)

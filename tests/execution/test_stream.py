@@ -16,8 +16,8 @@ from tests.support.scripted_calls import (
     Upstreams,
     content,
     drain,
-    fault,
-    virtual,
+    run_virtual,
+    upstream_error,
 )
 
 from suffice.errors import AllAttemptsFailedError, UpstreamError
@@ -32,13 +32,13 @@ def now_s() -> float:
 
 
 def test_a_stream_from_its_first_event_to_its_last() -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(a=Script(delay_s=0.5, stream=[[HELLO], 1.0, *GOOD.stream[1:]]))
 
     async def main() -> None:
-        reply = await kitchen.run("a", calls, stream=True)
+        reply = await harness.run("a", calls, stream=True)
         assert reply.first_chunk_s == pytest.approx(1.5)
-        assert not kitchen.attempts, "not over yet"
+        assert not harness.attempts, "not over yet"
         assert await drain(reply) == ["role", "x", "y", "u", "[DONE]"]
         assert (reply.usage, reply.cost_usd, reply.finish_reason) == (Usage(10, 5), 15.0, "stop")
         [attempt] = reply.attempts
@@ -46,29 +46,29 @@ def test_a_stream_from_its_first_event_to_its_last() -> None:
         await reply.aclose()
         assert len(reply.attempts) == 1, "closing what is over changes nothing"
 
-    virtual(main)
+    run_virtual(main)
     assert calls.opened[0].closed
 
 
 @pytest.mark.parametrize(
     ("script", "kind"),
     [
-        (Script(error=fault("connect")), "connect"),
+        (Script(error=upstream_error("connect")), "connect"),
         (Script(delay_s=50.0), "timeout_first_chunk"),
         (Script(stream=[50.0]), "timeout_first_chunk"),
         (Script(stream=[[HELLO], *[1.0, [HELLO]] * 60]), "timeout_first_chunk"),
-        (Script(stream=[[HELLO], fault("cut")]), "cut"),
-        (Script(stream=[[HELLO], fault("overloaded")]), "overloaded"),
+        (Script(stream=[[HELLO], upstream_error("cut")]), "cut"),
+        (Script(stream=[[HELLO], upstream_error("overloaded")]), "overloaded"),
         (Script(stream=[[Event(b" " * 70_000, "preamble")]] * 20), "malformed"),
     ],
 )
 def test_before_the_first_content_a_failure_is_invisible(script: Script, kind: str) -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(a=script, b=GOOD)
 
     async def main() -> None:
         began_s = now_s()
-        reply = await kitchen.run("ab", calls, stream=True)
+        reply = await harness.run("ab", calls, stream=True)
         assert now_s() - began_s <= 3.0 + 1e-6
         assert await drain(reply) == ["role", "x", "y", "u", "[DONE]"], "nothing of the first one"
         assert [a.outcome for a in reply.attempts] == [kind, "ok"]
@@ -76,15 +76,15 @@ def test_before_the_first_content_a_failure_is_invisible(script: Script, kind: s
         assert task is not None
         assert task.cancelling() == 0, "our own timer leaves no cancellation behind"
 
-    virtual(main)
+    run_virtual(main)
     assert all(o.closed for o in calls.opened)
 
 
 @pytest.mark.parametrize(
     ("rest", "kind", "after_s"),
     [
-        ([fault("cut")], "cut", 0.0),
-        ([fault("server", status=500)], "server", 0.0),
+        ([upstream_error("cut")], "cut", 0.0),
+        ([upstream_error("server", status=500)], "server", 0.0),
         ([1.0, content("y"), 99.0, [DONE]], "timeout_idle", 3.0),
         ([1.5, content("y")] * 99, "timeout_total", 60.0),
     ],
@@ -92,12 +92,12 @@ def test_before_the_first_content_a_failure_is_invisible(script: Script, kind: s
 def test_after_the_first_content_a_failure_ends_the_stream_with_its_error(
     rest: list[Any], kind: str, after_s: float
 ) -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(a=Script(stream=[content("x"), *rest]), b=GOOD)
 
     async def main() -> None:
         began_s = now_s()
-        reply = await kitchen.run("ab", calls, stream=True)
+        reply = await harness.run("ab", calls, stream=True)
         got = []
         with pytest.raises(UpstreamError) as caught:
             async for event in reply.events:
@@ -113,13 +113,15 @@ def test_after_the_first_content_a_failure_ends_the_stream_with_its_error(
         assert task is not None
         assert task.cancelling() == 0
 
-    virtual(main)
+    run_virtual(main)
     assert calls.calls == ["a"], "what the client has read is not begun again"
     assert calls.opened[0].closed
 
 
 def test_what_arrived_with_the_failure_still_reaches_the_client() -> None:
-    calls = Upstreams(a=Script(stream=[[*content("x", "y"), Event(b"", "error")], fault("server")]))
+    calls = Upstreams(
+        a=Script(stream=[[*content("x", "y"), Event(b"", "error")], upstream_error("server")])
+    )
 
     async def main() -> None:
         reply = await EngineHarness().run("a", calls, stream=True)
@@ -129,7 +131,7 @@ def test_what_arrived_with_the_failure_still_reaches_the_client() -> None:
                 got.append(event.raw)
         assert got == [b"x", b"y"]
 
-    virtual(main)
+    run_virtual(main)
 
 
 def test_a_slow_client_is_not_a_silent_upstream() -> None:
@@ -143,7 +145,7 @@ def test_a_slow_client_is_not_a_silent_upstream() -> None:
             await asyncio.sleep(5.0)
         assert len(got) == 5
 
-    virtual(main)
+    run_virtual(main)
 
 
 def test_a_client_that_takes_longer_than_the_total() -> None:
@@ -156,7 +158,7 @@ def test_a_client_that_takes_longer_than_the_total() -> None:
                 await asyncio.sleep(45.0)
         assert caught.value.kind == "timeout_total"
 
-    virtual(main)
+    run_virtual(main)
 
 
 def test_a_shorter_silence_is_allowed_after_the_first_chunk_than_before() -> None:
@@ -173,7 +175,7 @@ def test_a_shorter_silence_is_allowed_after_the_first_chunk_than_before() -> Non
             await drain(reply)
         assert now_s() - began_s == pytest.approx(2.0)
 
-    virtual(main)
+    run_virtual(main)
 
 
 def test_a_stream_without_usage_is_estimated_and_says_so() -> None:
@@ -185,16 +187,16 @@ def test_a_stream_without_usage_is_estimated_and_says_so() -> None:
         await drain(reply)
         assert reply.usage == Usage(input_tokens=10, output_tokens=4, estimated=True)
 
-    virtual(main)
+    run_virtual(main)
 
 
 @pytest.mark.parametrize("how", ["aclose", "cancel"])
 def test_a_client_that_leaves_in_the_middle(how: str) -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(a=Script(usage=None, stream=[content("x", "y"), *[1.0, content("z")] * 9]))
 
     async def client(left: asyncio.Event) -> None:
-        reply = await kitchen.run("a", calls, stream=True)
+        reply = await harness.run("a", calls, stream=True)
         n = 0
         async for _ in reply.events:
             n += 1
@@ -216,45 +218,45 @@ def test_a_client_that_leaves_in_the_middle(how: str) -> None:
         else:
             await task
 
-    virtual(main)
-    [attempt] = kitchen.attempts
+    run_virtual(main)
+    [attempt] = harness.attempts
     assert (attempt.outcome, attempt.error) == ("cancelled", "the client left")
     assert attempt.usage == Usage(input_tokens=10, output_tokens=3, estimated=True)
     assert attempt.first_chunk_s == 0.0
     assert calls.opened[0].closed
-    assert kitchen.breaker.ready("a"), "leaving says nothing about the model"
+    assert harness.breaker.is_ready("a"), "leaving says nothing about the model"
 
 
 def test_a_client_that_leaves_before_the_first_content() -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(a=Script(stream=[[HELLO], 99.0]), b=GOOD)
 
     async def main() -> None:
-        task = asyncio.ensure_future(kitchen.run("ab", calls, stream=True))
+        task = asyncio.ensure_future(harness.run("ab", calls, stream=True))
         await asyncio.sleep(1.0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    virtual(main)
-    assert [(a.model, a.outcome) for a in kitchen.attempts] == [("a", "cancelled")]
+    run_virtual(main)
+    assert [(a.model, a.outcome) for a in harness.attempts] == [("a", "cancelled")]
     assert calls.opened[0].closed
 
 
 def test_a_client_that_leaves_just_as_the_timer_fires_has_left() -> None:
     """Both cancel the task in the same turn of the loop; the client's word is kept."""
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(a=Script(stream=[99.0]), b=GOOD)
 
     async def main() -> None:
-        task = asyncio.ensure_future(kitchen.run("ab", calls, stream=True))
+        task = asyncio.ensure_future(harness.run("ab", calls, stream=True))
         await asyncio.sleep(0)
         asyncio.get_running_loop().call_at(now_s() + 3.0, task.cancel)
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    virtual(main)
-    assert [a.outcome for a in kitchen.attempts] == ["cancelled"]
+    run_virtual(main)
+    assert [a.outcome for a in harness.attempts] == ["cancelled"]
 
 
 def test_a_reply_that_nobody_reads_leaves_no_timer_for_ever() -> None:
@@ -264,39 +266,39 @@ def test_a_reply_that_nobody_reads_leaves_no_timer_for_ever() -> None:
         gc.collect()
         await asyncio.sleep(61.0)
 
-    virtual(main)
+    run_virtual(main)
 
 
 def test_a_fault_in_the_reading_is_no_verdict_on_the_model() -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(a=Script(stream=[content("x"), ZeroDivisionError("oops")]))
 
     async def main() -> None:
-        reply = await kitchen.run("a", calls, stream=True)
+        reply = await harness.run("a", calls, stream=True)
         with pytest.raises(ZeroDivisionError):
             await drain(reply)
 
-    virtual(main)
-    assert kitchen.attempts[0].error == "ZeroDivisionError: oops"
+    run_virtual(main)
+    assert harness.attempts[0].error == "ZeroDivisionError: oops"
     assert calls.opened[0].closed
 
 
 def test_our_deadlines_live_in_peace_with_those_around_us() -> None:
     """An outer asyncio.timeout fires during a stream: it is the client's leaving, not our timer."""
-    kitchen = EngineHarness()
+    harness = EngineHarness()
     calls = Upstreams(a=Script(stream=[content("x"), *[1.0, content("y")] * 50]))
 
     async def main() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(4.5):
-                reply = await kitchen.run("a", calls, stream=True)
+                reply = await harness.run("a", calls, stream=True)
                 try:
                     await drain(reply)
                 finally:
                     await reply.aclose()
 
-    virtual(main)
-    assert [a.outcome for a in kitchen.attempts] == ["cancelled"]
+    run_virtual(main)
+    assert [a.outcome for a in harness.attempts] == ["cancelled"]
 
 
 def test_in_real_time_too() -> None:
@@ -338,14 +340,14 @@ def test_in_real_time_too() -> None:
 
 
 def test_nobody_answers() -> None:
-    kitchen = EngineHarness()
+    harness = EngineHarness()
 
     async def main() -> None:
         with pytest.raises(AllAttemptsFailedError) as caught:
-            await kitchen.run(
+            await harness.run(
                 "ab", Upstreams(a=Script(stream=[99.0]), b=Script(stream=[99.0])), stream=True
             )
         assert caught.value.last.kind == "timeout_first_chunk"
         assert [a.latency_s for a in caught.value.attempts] == [pytest.approx(3.0)] * 2
 
-    virtual(main)
+    run_virtual(main)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.feedback.implicit import WEIGHTS, RegenerationDetector, implicit_feedback
-from suffice.feedback.json_schema import violation
+from suffice.feedback.implicit import WEIGHTS, RegenerationDetector, detect_implicit_feedback
+from suffice.feedback.json_schema import first_violation
 from suffice.types import Attempt, Decision, Feedback, Message, Objective, PlanStep, Query, Usage
 
 SCHEMA = {
@@ -53,7 +53,7 @@ def judged(
         body = json.dumps({"choices": [{"message": message, "finish_reason": finish}]}).encode()
     done = Attempt("p/a", 1, "ok", 1.0, 0.1, finish_reason=finish, usage=usage)
     raw = {k: msgspec.Raw(json.dumps(v).encode()) for k, v in (fields or {}).items()}
-    return implicit_feedback(
+    return detect_implicit_feedback(
         decision,
         raw,
         (done,) if attempts is None else attempts,
@@ -212,7 +212,7 @@ def test_a_body_in_another_shape_is_not_judged() -> None:
     assert judged(attempts=(decision_attempt,)) == []
     for odd in (b"{", b"[]", body, b'{"choices": [{}]}'):
         assert (
-            implicit_feedback(
+            detect_implicit_feedback(
                 Decision(
                     id="d", model="p/a", plan=(), predictions=(), reason="", policy="",
                     policy_version="", objective=Objective(kind="best"), basis="prior",
@@ -256,10 +256,10 @@ def query(said: str, session: str | None = "s", key_id: str | None = None, turns
 
 def test_asking_the_same_again_soon_throws_the_earlier_reply_away() -> None:
     repeats = RegenerationDetector(window_s=60.0)
-    assert repeats.note("dec_1", query("x"), asked_s=0.0, answered_s=10.0) is None
-    assert repeats.note("dec_2", query("x"), asked_s=12.0, answered_s=20.0) == "dec_1"
-    assert repeats.note("dec_3", query("x"), asked_s=80.0, answered_s=81.0) == "dec_2"
-    assert repeats.note("dec_4", query("x"), asked_s=141.1, answered_s=150.0) is None, "too late"
+    assert repeats.observe("dec_1", query("x"), asked_s=0.0, answered_s=10.0) is None
+    assert repeats.observe("dec_2", query("x"), asked_s=12.0, answered_s=20.0) == "dec_1"
+    assert repeats.observe("dec_3", query("x"), asked_s=80.0, answered_s=81.0) == "dec_2"
+    assert repeats.observe("dec_4", query("x"), asked_s=141.1, answered_s=150.0) is None, "too late"
     (found,) = judged(text("fine"), repeats="dec_3")
     assert (found.decision_id, found.source) == ("dec_3", "implicit:retried")
 
@@ -277,21 +277,21 @@ def test_what_only_looks_like_a_retry() -> None:
             query("x", session=None),
         ]
     ):
-        assert repeats.note(f"dec_{n}", q, asked_s=n + 0.5, answered_s=n + 0.6) is None
+        assert repeats.observe(f"dec_{n}", q, asked_s=n + 0.5, answered_s=n + 0.6) is None
     talk = query("x", session="h-0123", turns=3)
-    assert repeats.note("dec_a", talk, asked_s=20.0, answered_s=21.0) is None
-    assert repeats.note("dec_b", talk, asked_s=22.0, answered_s=23.0) == "dec_a"
+    assert repeats.observe("dec_a", talk, asked_s=20.0, answered_s=21.0) is None
+    assert repeats.observe("dec_b", talk, asked_s=22.0, answered_s=23.0) == "dec_a"
     # Several samples wanted at once.
-    assert repeats.note("dec_c", query("z"), asked_s=30.0, answered_s=35.0) is None
-    assert repeats.note("dec_d", query("z"), asked_s=31.0, answered_s=36.0) is None
+    assert repeats.observe("dec_c", query("z"), asked_s=30.0, answered_s=35.0) is None
+    assert repeats.observe("dec_d", query("z"), asked_s=31.0, answered_s=36.0) is None
 
 
 def test_the_memory_for_repeats_is_bounded() -> None:
     repeats = RegenerationDetector(limit=3)
     for n in range(4):
-        repeats.note(f"dec_{n}", query(str(n)), asked_s=n, answered_s=n)
-    assert repeats.note("dec_x", query("0"), asked_s=5.0, answered_s=5.0) is None
-    assert repeats.note("dec_y", query("3"), asked_s=5.0, answered_s=5.0) == "dec_3"
+        repeats.observe(f"dec_{n}", query(str(n)), asked_s=n, answered_s=n)
+    assert repeats.observe("dec_x", query("0"), asked_s=5.0, answered_s=5.0) is None
+    assert repeats.observe("dec_y", query("3"), asked_s=5.0, answered_s=5.0) == "dec_3"
 
 
 # ── the schema check ─────────────────────────────────────────────────────────────────────────────
@@ -324,15 +324,15 @@ def schema_of(value: Any) -> Any:
 
 @given(values)
 def test_a_value_meets_its_own_schema(value: Any) -> None:
-    assert violation(value, schema_of(value)) is None
-    assert violation(value, {"anyOf": [{"const": object()}, schema_of(value)]}) is None
-    assert violation(value, {"$ref": "#/$defs/it", "$defs": {"it": schema_of(value)}}) is None
+    assert first_violation(value, schema_of(value)) is None
+    assert first_violation(value, {"anyOf": [{"const": object()}, schema_of(value)]}) is None
+    assert first_violation(value, {"$ref": "#/$defs/it", "$defs": {"it": schema_of(value)}}) is None
 
 
 @given(values, values)
 def test_and_no_other_value_does(value: Any, other: Any) -> None:
     same = json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)
-    broken = violation(other, schema_of(value))
+    broken = first_violation(other, schema_of(value))
     if type(value) is type(other) and not isinstance(value, (float, int, list, dict)):
         assert (broken is None) == same
     elif same:
@@ -366,4 +366,4 @@ def _numbers_equal(a: Any, b: Any) -> bool:
     ],
 )
 def test_schemas_that_cannot_be_followed_blame_nobody(schema: Any) -> None:
-    assert violation([["a"] * 50] * 200, schema) is None
+    assert first_violation([["a"] * 50] * 200, schema) is None

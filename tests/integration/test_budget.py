@@ -130,7 +130,7 @@ def test_the_refusal_as_the_official_client_sees_it(
             assert head["x-should-retry"] == "false"
             now = time.time()
             assert int(head["retry-after"]) == pytest.approx(86400 - now % 86400, abs=30)
-        assert fake.seen == [], "and the client did not try again"
+        assert fake.requests == [], "and the client did not try again"
         assert told(server)["spent_usd"] == 0.0
 
 
@@ -233,5 +233,5 @@ def test_a_killed_worker_takes_no_money_with_it_and_brings_none_back(
             asyncio.run(crowd(server, 30))
         last = told(server)
         assert last["spent_usd"] + last["reserved_usd"] <= ceiling
-    assert len(fake.seen) * WEAK_USD <= ceiling, "whatever the records know of"
+    assert len(fake.requests) * WEAK_USD <= ceiling, "whatever the records know of"
     assert recorded(tmp_path / "s.db")[0] <= ceiling

@@ -135,7 +135,7 @@ def test_tools_schema_and_unknown_fields_pass_through(
     call = reply.choices[0].message.tool_calls[0]
     assert call.function.name == "forecast"
     assert json.loads(call.function.arguments) == {"town": "simulated"}
-    sent = json.loads(fake.seen[-1].body)
+    sent = json.loads(fake.requests[-1].body)
     assert sent["x_new"] == {"a": [1, 2.5]}
     assert sent["tools"] == [tool]
     assert sent["model"] == "weak"
@@ -240,11 +240,11 @@ def test_a_client_that_leaves_cancels_the_upstream(
     stream = client.chat.completions.create(model="auto", messages=ask(EASY), stream=True)
     next(iter(stream))
     stream.close()
-    until(lambda: fake.seen[-1].left)
+    until(lambda: fake.requests[-1].disconnected)
     fake.set_model("weak", {"reply": "w", "first_chunk_s": 30.0})
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.5).chat.completions.create(model="auto", messages=ask(EASY))
-    until(lambda: fake.seen[-1].left)
+    until(lambda: fake.requests[-1].disconnected)
 
 
 def test_a_whole_reply_that_nobody_waited_for_is_recorded_with_its_attempt(
@@ -333,14 +333,14 @@ def test_models_dry_run_decision_and_feedback(client: openai.OpenAI, fake: FakeU
     ids = [m.id for m in client.models.list()]
     assert {"auto", "flaky", "p/weak", "p/strong"} <= set(ids)
     assert client.models.retrieve("auto").id == "auto"
-    before = len(fake.seen)
+    before = len(fake.requests)
     told: Any = client.post(
         "/route", body={"model": "auto", "messages": ask(PROOF)}, cast_to=object
     )
     assert told["model"] == "p/strong"
     assert len(told["predictions"]) == 2
     assert told["features"]
-    assert len(fake.seen) == before, "a dry run calls nothing"
+    assert len(fake.requests) == before, "a dry run calls nothing"
     raw = client.chat.completions.with_raw_response.create(
         model="auto",
         messages=ask(EASY),

@@ -176,7 +176,7 @@ def test_the_router_in_python(config: Callable[..., Path], fake: FakeUpstream) -
         assert (easy.model, hard.model) == ("p/weak", "p/strong")
         assert easy.id != hard.id
         assert [s.model for s in easy.plan] == ["p/weak", "p/strong"]
-        assert fake.seen == []
+        assert fake.requests == []
         with pytest.raises(NotFoundError):
             router.feedback(easy.id, 1.0)  # decided, never run
         for score in (1.5, -0.1, float("nan")):

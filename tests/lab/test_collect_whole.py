@@ -14,7 +14,7 @@ from suffice.errors import ConfigError, JobError, UsageError
 from suffice.lab.collect import Forecast, Options, Summary, collect
 from suffice.lab.data.load import load_table
 from suffice.providers.fake import FakeModel, FakeUpstream
-from suffice.providers.fake.server import Seen
+from suffice.providers.fake.server import ReceivedRequest
 
 # 100 output tokens at most cost 0.06 mUSD with weak, 1 mUSD with strong, 0.4 mUSD with judge.
 MORE = """
@@ -76,7 +76,7 @@ class Bench:
         return collect(Options(queries=queries, **given), self.screen, {})
 
     def calls(self) -> Counter[str]:
-        return Counter(s.model for s in self.fake.seen)
+        return Counter(s.model for s in self.fake.requests)
 
     def table(self, name: str = "labels") -> dict[tuple[str, str], float | None]:
         t = load_table(self.folder / name, need_scores=False)
@@ -96,7 +96,7 @@ def bench(tmp_path: Path, fake: FakeUpstream, config: Callable[..., Path]) -> Be
     return Bench(tmp_path, fake, config(models=MORE))
 
 
-def body(seen: Seen) -> dict[str, Any]:
+def body(seen: ReceivedRequest) -> dict[str, Any]:
     found = json.loads(seen.body)
     assert isinstance(found, dict)
     return found
@@ -164,11 +164,11 @@ def test_what_is_sent(bench: Bench) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi?"}]
     path.write_text(json.dumps({"messages": messages, "expected": "x"}))
     bench.run(str(path), models="p/weak")
-    assert body(bench.fake.seen[0]) == {
+    assert body(bench.fake.requests[0]) == {
         "model": "weak", "messages": messages, "max_tokens": 100, "temperature": 0.0
     }  # fmt: skip
     bench.run(str(path), models="p/strong", temperature=None, out=bench.folder / "b")
-    assert "temperature" not in body(bench.fake.seen[1])
+    assert "temperature" not in body(bench.fake.requests[1])
     assert not (bench.folder / "s.db").exists(), "labels are no traffic"
 
 
@@ -185,7 +185,7 @@ def test_a_parameter_that_a_model_refuses_is_renamed_or_left_out(bench: Bench) -
     s = bench.run(bench.queries(3), models="p/weak", concurrency=1)
     assert s.models["p/weak"].answers == 3
     assert bench.calls()["weak"] == 5, "learned once"
-    last = body(bench.fake.seen[-1])
+    last = body(bench.fake.requests[-1])
     assert last["max_completion_tokens"] == 100
     assert not {"max_tokens", "temperature"} & set(last)
     assert any("takes no temperature" in w for w in s.warnings)
@@ -230,7 +230,7 @@ def test_a_model_that_cannot_answer_is_given_up(bench: Bench) -> None:
     assert bench.calls()["strong"] == 30
     assert any("p/weak was given up" in w and "401" in w for w in s.warnings)
     bench.fake.set_model("weak", FakeModel(actions=({"status": 422, "repeat": True},)))
-    bench.fake.seen.clear()
+    bench.fake.requests.clear()
     bench.run(bench.queries(30, expected="4"), scorer="exact", concurrency=1)
     assert bench.calls() == Counter(weak=8)
 
@@ -288,7 +288,7 @@ def test_the_cap_holds_under_concurrency_at_the_worst_case(bench: Bench, judge: 
     )
     prices = {"weak": (0.15, 0.6), "strong": (2.5, 10.0), "judge": (1.0, 4.0)}
     paid = 0.0
-    for seen in bench.fake.seen:
+    for seen in bench.fake.requests:
         tokens = len(json.dumps(body(seen)["messages"], separators=(",", ":"))) // 4
         paid += (tokens * prices[seen.model][0] + 100 * prices[seen.model][1]) / 1e6
     assert paid <= cap
@@ -307,14 +307,14 @@ def test_the_cap_holds_under_concurrency_at_the_worst_case(bench: Bench, judge: 
 def test_a_cap_below_one_query_says_so(bench: Bench) -> None:
     with pytest.raises(JobError, match="does not cover the worst case of a single query"):
         bench.run(bench.queries(3), max_usd=0.0001)
-    assert not bench.fake.seen
+    assert not bench.fake.requests
 
 
 def test_unknown_prices_are_refused_under_a_cap(bench: Bench) -> None:
     queries = bench.queries(2)
     with pytest.raises(UsageError, match="price of p/unpriced is unknown"):
         bench.run(queries, models="p/weak,p/unpriced", max_usd=1.0)
-    assert not bench.fake.seen
+    assert not bench.fake.requests
     s = bench.run(queries, models="p/weak,p/unpriced", max_usd=1.0, allow_unknown_price=True)
     assert bench.screen.forecasts[0].usd is None
     assert s.models["p/unpriced"].mean_usd is None
@@ -355,12 +355,12 @@ def test_the_judge_is_asked_both_ways_round(bench: Bench) -> None:
     assert Counter(v for (_, m), v in values.items() if m == "p/weak") == {1.0: 1, 0.0: 1, 0.5: 2}
     assert (s.judged_pairs, s.judge_contradicts) == (4, 1)
     assert (s.reference, s.judge_prompt) == ("p/strong", "judge-1")
-    asked = [body(x)["messages"][1]["content"] for x in bench.fake.seen if x.model == "judge"]
+    asked = [body(x)["messages"][1]["content"] for x in bench.fake.requests if x.model == "judge"]
     assert len(asked) == 8
     for one, other in zip(asked[::2], asked[1::2], strict=True):
         assert one.index("It is 4.") < one.index("four")
         assert other.index("four") < other.index("It is 4.")
-    assert all(body(x)["temperature"] == 0 for x in bench.fake.seen if x.model == "judge")
+    assert all(body(x)["temperature"] == 0 for x in bench.fake.requests if x.model == "judge")
     before = bench.calls()
     bench.run(bench.queries(4), judge="p/judge")
     assert bench.calls() == before, "verdicts are kept too"
@@ -412,7 +412,7 @@ def test_one_model_alone_is_graded(bench: Bench) -> None:
     )
     assert s.reference is None
     assert set(bench.table().values()) == {0.75}
-    asked = body(bench.fake.seen[-1])["messages"]
+    asked = body(bench.fake.requests[-1])["messages"]
     assert "GRADE: 4" in asked[0]["content"]
     assert "<known-good-answer-" in asked[1]["content"]
 
@@ -477,7 +477,7 @@ def test_bad_options_are_found_before_a_call(bench: Bench, monkeypatch: pytest.M
         )
     )
     refused(ConfigError, "P_KEY")
-    assert not bench.fake.seen
+    assert not bench.fake.requests
     assert (bench.folder / "mine.csv").read_text() == "a,b\n1,2\n"
 
 
@@ -498,10 +498,10 @@ def test_queries_from_a_store(bench: Bench, tmp_path: Path) -> None:
                 model="auto",
                 messages=[{"role": "system", "content": "Be kind."}, {"role": "user", "content": f"Hi {i}"}],
             )  # fmt: skip
-    bench.fake.seen.clear()
+    bench.fake.requests.clear()
     bench.run(f"sqlite:///{(tmp_path / 's.db').as_posix()}", judge="p/judge")
     assert bench.calls() == Counter(weak=3, strong=3, judge=6)
-    weak = [body(s)["messages"] for s in bench.fake.seen if s.model == "weak"]
+    weak = [body(s)["messages"] for s in bench.fake.requests if s.model == "weak"]
     assert sorted(m[1]["content"] for m in weak) == ["Hi 0", "Hi 1", "Hi 2"]
     assert all(m[0] == {"role": "system", "content": "Be kind."} for m in weak)
     t = load_table(bench.folder / "labels")

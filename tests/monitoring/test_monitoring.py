@@ -213,8 +213,8 @@ def test_an_audit_asks_the_reference_and_the_judge_both_ways_round(
         fake.set_model("weak", {"reply": BAD})
         (raw,) = await t.ask(temperature=0.3)
         await t.settled()
-        assert [s.model for s in fake.seen] == ["weak", "strong"]
-        sent = [msgspec.json.decode(s.body) for s in fake.seen]
+        assert [s.model for s in fake.requests] == ["weak", "strong"]
+        sent = [msgspec.json.decode(s.body) for s in fake.requests]
         assert sent[0]["messages"] == sent[1]["messages"]
         assert sent[1]["temperature"] == 0.3
         pairs = [a["messages"][1]["content"] for a in judge.asked]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import UpstreamError, UpstreamKind
 from suffice.execution import Call, Exhausted, FailoverFlow, Wait
-from suffice.execution.retry import FINAL, RETRYABLE
+from suffice.execution.retry import NON_RETRYABLE, RETRYABLE
 from suffice.types import PlanStep, RetryPolicy
 
 KINDS = list(get_args(UpstreamKind))
@@ -48,7 +48,7 @@ def test_any_script(
         retries,
         seed=seed,
         total_s=total_s,
-        ready=lambda m: m not in cooling,
+        is_ready=lambda m: m not in cooling,
     )
     now_s, calls, tries = 0.0, [], dict.fromkeys(plan, 0)
     last_kind: dict[str, str] = {}
@@ -61,7 +61,7 @@ def test_any_script(
             assert calls, "nothing is waited for before the first call"
             now_s += action.seconds
             assert now_s < total_s + 1e-6, "no wait goes past the total"
-            flow.waited(now_s)
+            flow.record_wait(now_s)
             continue
         if isinstance(action, Exhausted):
             break
@@ -81,15 +81,15 @@ def test_any_script(
             return
         last_kind[model] = kind
         may_retry_at[model] = now_s + (after_s or 0.0)
-        flow.failed(UpstreamError("x", kind=kind, retry_after_s=after_s), now_s)
-        if kind in FINAL:
+        flow.record_failure(UpstreamError("x", kind=kind, retry_after_s=after_s), now_s)
+        if kind in NON_RETRYABLE:
             assert isinstance(flow.next(), Exhausted)
     else:
         raise AssertionError("the flow did not end")
     ended_early = (
         len(calls) >= retries.max_attempts
         or now_s >= total_s
-        or any(k in FINAL or k == "content_filter" for k in last_kind.values())
+        or any(k in NON_RETRYABLE or k == "content_filter" for k in last_kind.values())
     )
     assert ended_early or set(calls) == set(plan), "every model is tried before giving up"
     # The choice first, then the order of the plan; those that cool down behind those that do not.
@@ -102,12 +102,12 @@ def drive(plan: list[str], errors: dict[str, UpstreamError], **more: object) -> 
     calls = []
     while isinstance(action := flow.next(), Call | Wait):
         if isinstance(action, Wait):
-            flow.waited(0.0)  # a clock that stands still must not keep it waiting for ever
+            flow.record_wait(0.0)  # a clock that stands still must not keep it waiting for ever
             continue
         calls.append(action.step.model)
         if action.step.model not in errors:
             return calls
-        flow.failed(errors[action.step.model], 0.1 * len(calls))
+        flow.record_failure(errors[action.step.model], 0.1 * len(calls))
     return calls
 
 
@@ -124,7 +124,7 @@ def test_skipped_steps_are_no_attempts(plan: list[str], dear: set[str], kind: Up
             continue
         called.append(action.step.model)
         assert action.number == len(called) == flow.attempts
-        flow.failed(UpstreamError("x", kind=kind), 0.1)
+        flow.record_failure(UpstreamError("x", kind=kind), 0.1)
     assert called == [plan[0], *(m for m in plan[1:] if m not in dear)]
 
 
@@ -135,9 +135,9 @@ def test_the_same_seed_waits_the_same_and_another_one_does_not() -> None:
         while not isinstance(action := flow.next(), Exhausted):
             if isinstance(action, Wait):
                 found.append(action.seconds)
-                flow.waited(0.0)
+                flow.record_wait(0.0)
             else:
-                flow.failed(UpstreamError("x", kind="server"), 0.0)
+                flow.record_failure(UpstreamError("x", kind="server"), 0.0)
         return found
 
     assert waits(1) == waits(1) != waits(2)
@@ -148,16 +148,18 @@ def test_the_same_seed_waits_the_same_and_another_one_does_not() -> None:
 def test_a_retry_prefers_the_model_that_is_not_cooling_down() -> None:
     cooling: set[str] = set()
     flow = FailoverFlow(
-        [PlanStep("a"), PlanStep("b")], RetryPolicy(base_s=0.001), ready=lambda m: m not in cooling
+        [PlanStep("a"), PlanStep("b")],
+        RetryPolicy(base_s=0.001),
+        is_ready=lambda m: m not in cooling,
     )
     calls = []
     while isinstance(action := flow.next(), Call | Wait):
         if isinstance(action, Wait):
-            flow.waited(0.0)
+            flow.record_wait(0.0)
             continue
         calls.append(action.step.model)
         cooling.add("a")
-        flow.failed(UpstreamError("x", kind="server"), 1.0 * len(calls))
+        flow.record_failure(UpstreamError("x", kind="server"), 1.0 * len(calls))
     assert calls == ["a", "b", "b", "a"], "last, but not never"
 
 
@@ -165,7 +167,7 @@ def test_what_is_shown_is_what_the_client_can_act_on() -> None:
     flow = FailoverFlow([PlanStep(m) for m in "abc"], RetryPolicy(per_model=0))
     for kind, after_s in (("rate_limit", 30.0), ("rate_limit", 7.0), ("server", None)):
         flow.next()
-        flow.failed(UpstreamError(kind, kind=kind, retry_after_s=after_s), 0.1)  # type: ignore[arg-type]
+        flow.record_failure(UpstreamError(kind, kind=kind, retry_after_s=after_s), 0.1)  # type: ignore[arg-type]
     last = flow.next()
     assert isinstance(last, Exhausted)
     assert (last.error.kind, last.error.retry_after_s) == ("rate_limit", 7.0)
@@ -191,10 +193,10 @@ def test_a_stream_that_breaks_off_is_tried_once_more() -> None:
     calls = 0
     while not isinstance(action := flow.next(), Exhausted):
         if isinstance(action, Wait):
-            flow.waited(0.0)
+            flow.record_wait(0.0)
         else:
             calls += 1
-            flow.failed(UpstreamError("x", kind="cut"), 0.0)
+            flow.record_failure(UpstreamError("x", kind="cut"), 0.0)
     assert calls == 2
 
 
@@ -212,6 +214,6 @@ def test_context_length_moves_to_a_larger_window_only() -> None:
     tried = drive(
         ["a", "b", "c"],
         {"a": UpstreamError("x", kind="context_length")},
-        fits=lambda m, than: window[m] > window[than],
+        has_larger_window=lambda m, than: window[m] > window[than],
     )
     assert tried == ["a", "c"]

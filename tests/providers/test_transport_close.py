@@ -8,11 +8,11 @@ import threading
 import time
 
 from suffice.providers.fake import FakeUpstream
-from suffice.providers.transport import PyqwestTransport
+from suffice.providers.transport import HTTPTransport
 
 
 async def _ask_and_close(url: str) -> float:
-    transport = PyqwestTransport()
+    transport = HTTPTransport()
     await transport.get(url, [], 10.0)
     began = time.monotonic()
     await transport.aclose()
@@ -52,4 +52,4 @@ def test_a_foreign_thread_that_stays_does_not_hold_the_close_up(fake: FakeUpstre
 
 
 def test_an_unused_transport_closes_at_once() -> None:
-    asyncio.run(PyqwestTransport().aclose())
+    asyncio.run(HTTPTransport().aclose())

@@ -38,7 +38,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._jump.now_s
 
 
-def virtual(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_virtual(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Runs a coroutine function; sleeping takes no time, hanging is an error, and so is a task or a
     timer that is left behind."""
     loop = VirtualLoop()
@@ -136,8 +136,8 @@ class EngineHarness:
             return asyncio.get_running_loop().time()
 
         self.breaker = CircuitBreaker(CircuitBreakerSettings(), clock)
-        self.health = LatencyTracker(clock)
-        self.engine = Engine(self.breaker, self.health, clock=clock, wall=lambda: 5.0)
+        self.latency = LatencyTracker(clock)
+        self.engine = Engine(self.breaker, self.latency, clock=clock, wall=lambda: 5.0)
         self.attempts: list[Attempt] = []
 
     async def run(self, plan: str, caller: Any, *, stream: bool = False, **more: Any) -> Reply:
@@ -152,7 +152,7 @@ class EngineHarness:
         return await self.engine.run(plan_, caller, stream=stream, **(options | more))
 
 
-def fault(kind: Any, **more: Any) -> UpstreamError:
+def upstream_error(kind: Any, **more: Any) -> UpstreamError:
     return UpstreamError(f"it was {kind}", kind=kind, **more)
 
 

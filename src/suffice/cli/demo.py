@@ -305,7 +305,7 @@ def _summary(
     """Everything the demo says at its end. The single models' cost is priced on the same tokens,
     their quality by the simulation's own rule on the same queries."""
     from suffice.catalog import price_usd
-    from suffice.providers.fake import sufficient
+    from suffice.providers.fake import is_sufficient
     from suffice.types import Usage
 
     lost = [o for o in outcomes if o.error is not None]
@@ -321,7 +321,7 @@ def _summary(
         model = _model(row)
         used = [Usage(input_tokens=o.input_tokens, output_tokens=o.output_tokens) for o in answered]
         good = [
-            sufficient(SEED, model.upstream, o.id, row[4], float(difficulties[o.id] or 0))
+            is_sufficient(SEED, model.upstream, o.id, row[4], float(difficulties[o.id] or 0))
             for o in graded
         ]
         singles[model.name] = {

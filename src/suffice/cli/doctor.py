@@ -42,7 +42,7 @@ def examine(config: Path | None, timeout_s: float) -> list[Check]:
     """All checks, in order; a broken config ends them."""
     from suffice.config import check_bind, load_settings, resolve
     from suffice.errors import ArtifactError, ConfigError, StoreError
-    from suffice.providers.discovery import reachable
+    from suffice.providers.discovery import check_provider
     from suffice.router import Router
     from suffice.store import open_store
 
@@ -64,7 +64,7 @@ def examine(config: Path | None, timeout_s: float) -> list[Check]:
             )
             checks.append(Check(f"provider {name}", False, told))
             continue
-        problem = asyncio.run(reachable(provider, timeout_s))
+        problem = asyncio.run(check_provider(provider, timeout_s))
         told = f"answers at {provider.base_url}" if problem is None else problem
         if problem is not None and provider.local:
             told += " Start it, or take it out of the config."

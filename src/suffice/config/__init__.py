@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from suffice import catalog, policies
 from suffice.errors import ConfigError, nearest
-from suffice.providers.registry import KNOWN
+from suffice.providers.registry import PROVIDERS
 from suffice.types import Model, Objective, Provider, RetryPolicy, Timeouts
 
 DEFAULT_FILE = "suffice.toml"
@@ -322,11 +322,11 @@ def discover(env: Mapping[str, str], local: Mapping[str, list[str]] | None = Non
     for name, served in local.items():
         models += [f"{name}/{m}" for m in served[:8]]
     for name, upstreams in _DISCOVERED.items():
-        key = KNOWN[name].api_key_env
+        key = PROVIDERS[name].api_key_env
         if key is not None and env.get(key):
             models += [f"{name}/{u}" for u in upstreams]
     if not models:
-        keys = ", ".join(str(KNOWN[n].api_key_env) for n in list(_DISCOVERED)[:4])
+        keys = ", ".join(str(PROVIDERS[n].api_key_env) for n in list(_DISCOVERED)[:4])
         raise ConfigError(
             "There is nothing to route to: no suffice.toml here, no provider key in the "
             "environment, and no local model server answers.",
@@ -340,9 +340,9 @@ def discover(env: Mapping[str, str], local: Mapping[str, list[str]] | None = Non
 def _ask_local_servers() -> dict[str, list[str]]:
     import asyncio
 
-    from suffice.providers.discovery import local_models
+    from suffice.providers.discovery import discover_local_models
 
-    return asyncio.run(local_models(KNOWN.values()))
+    return asyncio.run(discover_local_models(PROVIDERS.values()))
 
 
 # ── resolving ────────────────────────────────────────────────────────────────────────────────────
@@ -421,11 +421,11 @@ def _resolve_model(
     own = settings.models.get(name)
     base = builtin.get(name)
     priced = own is not None and own.input_usd_per_mtok is not None
-    if base is None and not priced and provider in KNOWN and not KNOWN[provider].local:
+    if base is None and not priced and provider in PROVIDERS and not PROVIDERS[provider].local:
         base = catalog.lookup(provider, upstream)
     if base is None:
         base = Model(name=name, provider=provider, upstream=upstream)
-        if provider in KNOWN and KNOWN[provider].local:
+        if provider in PROVIDERS and PROVIDERS[provider].local:
             base = catalog.apply_overrides(
                 base, {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
             )
@@ -439,11 +439,11 @@ def _resolve_provider(
     name: str, settings: Settings, env: Mapping[str, str], model: str
 ) -> Provider:
     own = settings.providers.get(name, ProviderSettings())
-    known = KNOWN.get(name)
+    known = PROVIDERS.get(name)
     base_url = own.base_url or (known.base_url if known else "")
     field = f"providers.{name}"
     if known is None and name not in settings.providers:
-        close = nearest(name, [*KNOWN, *settings.providers])
+        close = nearest(name, [*PROVIDERS, *settings.providers])
         hint = f"Did you mean {close[0]!r}? Or add" if close else "Add"
         raise ConfigError(
             f"The model {model!r} names a provider that is not known.",

@@ -10,7 +10,7 @@ from suffice.dialects.base import (
     ParsedReply,
     StreamParser,
     UpstreamResponse,
-    opened,
+    open_response,
 )
 from suffice.dialects.openai_chat import OpenAIChat
 
@@ -26,5 +26,5 @@ __all__ = [
     "UpstreamResponse",
     "ParsedReply",
     "StreamParser",
-    "opened",
+    "open_response",
 ]

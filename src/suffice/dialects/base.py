@@ -50,19 +50,19 @@ class Dialect(Protocol):
 
     name: str
 
-    def request(
+    def build_request(
         self, fields: dict[str, msgspec.Raw], target: Deployment, *, stream: bool
     ) -> tuple[str, Sequence[tuple[str, str]], bytes]: ...
 
-    def limited(
+    def with_max_tokens(
         self, fields: dict[str, msgspec.Raw], target: Deployment, output_tokens: int
     ) -> dict[str, msgspec.Raw]:
         """The fields with a limit of output tokens for a body that has none."""
         ...
 
-    def parse(self, body: bytes, target: Deployment) -> ParsedReply: ...
+    def parse_reply(self, body: bytes, target: Deployment) -> ParsedReply: ...
 
-    def classify(
+    def classify_error(
         self, status: int, header: Callable[[str], str | None], body: bytes, target: Deployment
     ) -> UpstreamError: ...
 
@@ -128,7 +128,7 @@ class UpstreamResponse:
 _ERROR_LIMIT = 64 * 1024
 
 
-async def opened(
+async def open_response(
     dialect: Dialect, response: Response, target: Deployment, *, stream: bool
 ) -> UpstreamResponse:
     """Turn an HTTP response into an Opened, or into the UpstreamError that it means."""
@@ -137,10 +137,10 @@ async def opened(
             body = await response.read(_ERROR_LIMIT)
         finally:
             await response.aclose()
-        raise dialect.classify(response.status, response.header, body, target)
+        raise dialect.classify_error(response.status, response.header, body, target)
     if not stream:
         return UpstreamResponse(
-            response, target, facts=dialect.parse(await response.read(), target)
+            response, target, facts=dialect.parse_reply(await response.read(), target)
         )
     kind = response.header("content-type") or ""
     if "event-stream" not in kind:

@@ -123,7 +123,7 @@ class OpenAIChat:
         self._static[target.model.name] = row
         return row
 
-    def request(
+    def build_request(
         self, fields: dict[str, msgspec.Raw], target: Deployment, *, stream: bool
     ) -> tuple[str, Sequence[tuple[str, str]], bytes]:
         row = self._static.get(target.model.name)
@@ -141,7 +141,7 @@ class OpenAIChat:
                 body["stream_options"] = _Raw(_encode(own))
         return row[1], row[2], _encode(body)
 
-    def limited(
+    def with_max_tokens(
         self, fields: dict[str, msgspec.Raw], target: Deployment, output_tokens: int
     ) -> dict[str, msgspec.Raw]:
         # OpenAI's newer models refuse the old name, which all the others know.
@@ -150,7 +150,7 @@ class OpenAIChat:
         name_ = "max_completion_tokens" if newer else "max_tokens"
         return {**fields, name_: _Raw(b"%d" % output_tokens)}
 
-    def parse(self, body: bytes, target: Deployment) -> ParsedReply:
+    def parse_reply(self, body: bytes, target: Deployment) -> ParsedReply:
         try:
             reply = _decode_reply(body)
             fields = _decode_fields(body)
@@ -161,7 +161,7 @@ class OpenAIChat:
         fields["model"] = _Raw(_encode(target.model.name))
         return ParsedReply(_encode(fields), _usage(reply.usage), reply.choices[0].finish_reason)
 
-    def classify(
+    def classify_error(
         self, status: int, header: Callable[[str], str | None], body: bytes, target: Deployment
     ) -> UpstreamError:
         message, code, param, kind_text = _error_fields(body)

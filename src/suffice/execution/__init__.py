@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from suffice.execution.attempt import Reply, total_usd
-from suffice.execution.caller import Caller, OpenedReply, StreamEvent
+from suffice.execution.attempt import Reply, sum_cost_usd
+from suffice.execution.caller import Caller, StreamEvent, UpstreamReply
 from suffice.execution.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from suffice.execution.engine import Engine
 from suffice.execution.latency import LatencyTracker
@@ -18,9 +18,9 @@ __all__ = [
     "FailoverFlow",
     "Exhausted",
     "LatencyTracker",
-    "OpenedReply",
+    "UpstreamReply",
     "Reply",
     "StreamEvent",
     "Wait",
-    "total_usd",
+    "sum_cost_usd",
 ]

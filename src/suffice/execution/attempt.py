@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from suffice.errors import UpstreamError
-from suffice.execution.caller import OpenedReply
+from suffice.execution.caller import UpstreamReply
 from suffice.execution.circuit_breaker import CircuitBreaker
 from suffice.execution.latency import LatencyTracker
 from suffice.types import Attempt, ExcludedModel, Usage
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from suffice.execution.stream import StreamingAttempt
 
 CostOf = Callable[[str, Usage | None], float | None]
-LEFT = "the client left"
+CLIENT_DISCONNECTED = "the client left"
 
 
 class Reply:
@@ -73,7 +73,7 @@ class AttemptRecorder:
         "_breaker",
         "_clock",
         "_cost_of",
-        "_health",
+        "_latency",
         "_number",
         "_started_s",
         "_wall_s",
@@ -88,7 +88,7 @@ class AttemptRecorder:
         attempts: list[Attempt],
         *,
         breaker: CircuitBreaker,
-        health: LatencyTracker,
+        latency: LatencyTracker,
         cost_of: CostOf,
         input_tokens: int,
         clock: Callable[[], float],
@@ -99,12 +99,12 @@ class AttemptRecorder:
         self._number = number
         self._attempts = attempts
         self._breaker = breaker
-        self._health = health
+        self._latency = latency
         self._cost_of = cost_of
         self._clock = clock  # the breaker's own
         self._wall_s = wall_s
         self._started_s = clock()
-        breaker.calling(model)
+        breaker.on_call(model)
 
     def reply(self, status: int) -> Reply:
         return Reply(self.model, status, self._attempts)
@@ -112,8 +112,8 @@ class AttemptRecorder:
     def elapsed_s(self) -> float:
         return self._clock() - self._started_s
 
-    def done(
-        self, reply: Reply, opened: OpenedReply, usage: Usage | None, first_chunk_s: float | None
+    def succeed(
+        self, reply: Reply, opened: UpstreamReply, usage: Usage | None, first_chunk_s: float | None
     ) -> None:
         """The model answered to the end."""
         latency_s = self.elapsed_s()
@@ -134,13 +134,13 @@ class AttemptRecorder:
                 finish_reason=opened.finish_reason,
             )
         )
-        reply.cost_usd = total_usd(self._attempts)
-        self._breaker.succeeded(self.model, self._started_s)
-        self._health.observe(
+        reply.cost_usd = sum_cost_usd(self._attempts)
+        self._breaker.on_success(self.model, self._started_s)
+        self._latency.observe(
             self.model, first_chunk_s, latency_s, usage.output_tokens if usage else None
         )
 
-    def failed(
+    def fail(
         self,
         error: UpstreamError,
         *,
@@ -150,27 +150,27 @@ class AttemptRecorder:
         """The upstream failed; its breaker hears of it."""
         error.model = error.model or self.model
         self._append(error.kind, error.message, first_chunk_s, usage, error.status)
-        self._breaker.failed(self.model, error, self._started_s)
+        self._breaker.on_failure(self.model, error, self._started_s)
 
-    def left(
+    def abandon(
         self,
         usage: Usage | None = None,
         first_chunk_s: float | None = None,
         *,
         outcome: str = "cancelled",
-        message: str = LEFT,
+        message: str = CLIENT_DISCONNECTED,
     ) -> None:
-        """It ended without a word on the model's health. usage None: about the prompt, no output,
+        """It ended without a word on the model's latency. usage None: about the prompt, no output,
         because what an upstream was sent it may charge for."""
         if usage is None and self.input_tokens:
             usage = Usage(input_tokens=self.input_tokens, estimated=True)
         self._append(outcome, message, first_chunk_s, usage, None)
-        self._breaker.left(self.model)
+        self._breaker.on_abandoned(self.model)
 
     def settle(self, reply: Reply, usage: Usage | None) -> None:
         """A stream ended early: what it came to."""
         reply.usage = usage
-        reply.cost_usd = total_usd(self._attempts)
+        reply.cost_usd = sum_cost_usd(self._attempts)
 
     def _append(
         self,
@@ -196,7 +196,7 @@ class AttemptRecorder:
         )
 
 
-def total_usd(attempts: Sequence[Attempt]) -> float | None:
+def sum_cost_usd(attempts: Sequence[Attempt]) -> float | None:
     """Sum over attempts; None where one of them has an unknown price."""
     if len(attempts) == 1:
         return attempts[0].cost_usd

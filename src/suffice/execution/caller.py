@@ -22,7 +22,7 @@ class StreamEvent(Protocol):
     def chunks(self) -> int: ...
 
 
-class OpenedReply(Protocol):
+class UpstreamReply(Protocol):
     """An upstream that answered 200. Whole: `body` is there. Stream: `usage` and `finish_reason`
     fill in as the batches are read."""
 
@@ -46,7 +46,7 @@ class OpenedReply(Protocol):
 class Caller(Protocol):
     """Calls one model for the query at hand."""
 
-    async def open(self, step_model: str, timeouts: Timeouts) -> OpenedReply:
+    async def open(self, step_model: str, timeouts: Timeouts) -> UpstreamReply:
         """Send the query to `step_model`.
 
         A reply that is not streamed has been read whole when this returns, within

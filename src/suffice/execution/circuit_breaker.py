@@ -13,7 +13,7 @@ import msgspec
 from suffice.errors import UpstreamError
 from suffice.types import ExcludedModel, Model
 
-# Failures that speak of the model's health. A bad request, a filtered answer, a client that left or
+# Failures that speak of the model's latency. A bad request, a filtered answer, a client that left or
 # one malformed body among good ones do not.
 _COUNTS = frozenset(
     {
@@ -34,16 +34,16 @@ _COUNTS = frozenset(
 
 class CircuitBreakerSettings(msgspec.Struct, frozen=True):
     """Opens after `failures` in a row, or at `ratio` failed of the last `window` calls (with at
-    least `window` calls seen). Cools for `cool_s`, doubling up to `max_cool_s` while probes fail. A
-    probe without an outcome after `probe_s` is given up and another may go. A Retry-After is
+    least `window` calls seen). Cools for `cooldown_s`, doubling up to `max_cooldown_s` while probes fail. A
+    probe without an outcome after `probe_timeout_s` is given up and another may go. A Retry-After is
     believed up to `max_retry_after_s`."""
 
     failures: int = 3
     window: int = 20
     ratio: float = 0.5
-    cool_s: float = 5.0
-    max_cool_s: float = 60.0
-    probe_s: float = 60.0
+    cooldown_s: float = 5.0
+    max_cooldown_s: float = 60.0
+    probe_timeout_s: float = 60.0
     max_retry_after_s: float = 3600.0
 
 
@@ -52,8 +52,8 @@ _KEPT = 512  # selections of models remembered
 
 class _State:
     __slots__ = (
-        "cool_s",
-        "in_a_row",
+        "cooldown_s",
+        "consecutive_failures",
         "open_until_s",
         "opened_s",
         "outcomes",
@@ -62,11 +62,11 @@ class _State:
     )
 
     def __init__(self) -> None:
-        self.in_a_row = 0
+        self.consecutive_failures = 0
         self.outcomes: list[bool] = []  # True = failed, newest last, at most `window`
         self.opened_s = float("-inf")  # when it last opened
         self.open_until_s = 0.0
-        self.cool_s = 0.0
+        self.cooldown_s = 0.0
         self.probe_until_s = 0.0  # a probe is under way until then; 0 = none
         self.why = ""
 
@@ -80,7 +80,7 @@ class CircuitBreaker:
         self._states: dict[str, _State] = {}
         self._tripped: set[str] = set()  # models that are open or probing; empty = fast path
         # Policies cache by the identity of their candidates: one selection is one tuple.
-        self._kept: dict[tuple[str, ...], tuple[Model, ...]] = {}
+        self._interned: dict[tuple[str, ...], tuple[Model, ...]] = {}
 
     def available(
         self, models: tuple[Model, ...]
@@ -100,19 +100,19 @@ class CircuitBreaker:
             else:
                 out.append((back_s, m))
         if not kept:
-            return self._one(m for _, m in sorted(out, key=lambda row: row[0])), ()
-        return self._one(kept), tuple(self._excluded(m.name, now_s) for _, m in out)
+            return self._intern(m for _, m in sorted(out, key=lambda row: row[0])), ()
+        return self._intern(kept), tuple(self._excluded(m.name, now_s) for _, m in out)
 
-    def _one(self, models: Iterable[Model]) -> tuple[Model, ...]:
+    def _intern(self, models: Iterable[Model]) -> tuple[Model, ...]:
         """The same tuple for the same models."""
         new = tuple(models)
         names = tuple([m.name for m in new])
-        known = self._kept.get(names)
+        known = self._interned.get(names)
         if known is not None and all(map(operator.is_, known, new)):
             return known
-        if len(self._kept) >= _KEPT:
-            self._kept.clear()
-        self._kept[names] = new
+        if len(self._interned) >= _KEPT:
+            self._interned.clear()
+        self._interned[names] = new
         return new
 
     def _excluded(self, model: str, now_s: float) -> ExcludedModel:
@@ -122,74 +122,80 @@ class CircuitBreaker:
             return ExcludedModel(model, f"cooling down for {left_s:.1f} s: {state.why}", False)
         return ExcludedModel(model, f"one probe at a time after cooling down: {state.why}", False)
 
-    def ready(self, model: str) -> bool:
+    def is_ready(self, model: str) -> bool:
         """Neither cooling down nor waiting for a probe's outcome."""
         if model not in self._tripped:
             return True
         state = self._states[model]
         return self._clock() >= max(state.open_until_s, state.probe_until_s)
 
-    def calling(self, model: str) -> None:
+    def on_call(self, model: str) -> None:
         """A call begins. The first one after a cool-down is the probe; the others wait for it. A
         call while it still cools (no other model was left) is none."""
         if model in self._tripped:
             state, now_s = self._states[model], self._clock()
             if now_s >= max(state.open_until_s, state.probe_until_s):
-                state.probe_until_s = now_s + self._settings.probe_s
+                state.probe_until_s = now_s + self._settings.probe_timeout_s
 
-    def succeeded(self, model: str, began_s: float | None = None) -> None:
-        """A call that began at `began_s` (by the breaker's clock; None: just now) succeeded. One
+    def on_success(self, model: str, started_s: float | None = None) -> None:
+        """A call that began at `started_s` (by the breaker's clock; None: just now) succeeded. One
         from before the model was left alone says nothing about how it is since."""
         state = self._states.get(model)
-        if state is None or (began_s is not None and began_s < state.opened_s):
+        if state is None or (started_s is not None and started_s < state.opened_s):
             return
-        state.in_a_row = 0
+        state.consecutive_failures = 0
         state.outcomes.append(False)
         del state.outcomes[: -self._settings.window]
         if model in self._tripped:
             self._tripped.discard(model)
             state.probe_until_s = 0.0
             state.open_until_s = 0.0
-            state.cool_s = 0.0
+            state.cooldown_s = 0.0
             state.outcomes.clear()
 
-    def left(self, model: str) -> None:
+    def on_abandoned(self, model: str) -> None:
         """A call ended without a verdict (the client left): a probe must not hang on it."""
         if model in self._tripped:
             self._states[model].probe_until_s = 0.0
 
-    def failed(self, model: str, error: UpstreamError, began_s: float | None = None) -> None:
-        """A call that began at `began_s` failed. Of one from before the model was left alone only
+    def on_failure(self, model: str, error: UpstreamError, started_s: float | None = None) -> None:
+        """A call that began at `started_s` failed. Of one from before the model was left alone only
         its Retry-After is news: a hundred calls under way at once are one failure, not a hundred."""
         s = self._settings
         # Also where it is not a number: min() keeps its first argument then.
         asked_s = min(s.max_retry_after_s, error.retry_after_s or 0.0)
         if error.kind == "rate_limit":
-            # Not ill, only busy: left alone for exactly as long as it asked.
+            # Not unhealthy, only busy: left alone for exactly as long as it asked.
             if asked_s > 0:
                 self._open(model, asked_s, "rate limited")
             else:
-                self.left(model)
+                self.on_abandoned(model)
             return
         if error.kind not in _COUNTS:
-            self.left(model)
+            self.on_abandoned(model)
             return
         state = self._states.setdefault(model, _State())
-        if began_s is not None and began_s < state.opened_s:
+        if started_s is not None and started_s < state.opened_s:
             return
-        state.in_a_row += 1
+        state.consecutive_failures += 1
         state.outcomes.append(True)
         del state.outcomes[: -s.window]
         rate = sum(state.outcomes) / len(state.outcomes)
-        ill = state.in_a_row >= s.failures or (len(state.outcomes) >= s.window and rate >= s.ratio)
-        if not ill and not state.probe_until_s:
+        unhealthy = state.consecutive_failures >= s.failures or (
+            len(state.outcomes) >= s.window and rate >= s.ratio
+        )
+        if not unhealthy and not state.probe_until_s:
             return
-        cool_s = 0.0
+        cooldown_s = 0.0
         if state.probe_until_s or self._clock() >= state.open_until_s:
             # Those of a last candidate that is called while it cools do not lengthen it.
-            cool_s = state.cool_s = min(s.max_cool_s, (state.cool_s * 2) or s.cool_s)
+            cooldown_s = state.cooldown_s = min(
+                s.max_cooldown_s, (state.cooldown_s * 2) or s.cooldown_s
+            )
         self._open(
-            model, max(cool_s, asked_s), f"{state.in_a_row} failures in a row, last: {error.kind}"
+            model,
+            max(cooldown_s, asked_s),
+            f"{state.consecutive_failures} failures in a row, last: {error.kind}",
         )
 
     def _open(self, model: str, seconds: float, why: str) -> None:

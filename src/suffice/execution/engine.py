@@ -33,14 +33,14 @@ class Engine:
     def __init__(
         self,
         breaker: CircuitBreaker,
-        health: LatencyTracker,
+        latency: LatencyTracker,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         sleep: Callable[[float], Any] = asyncio.sleep,
     ) -> None:
         self.breaker = breaker
-        self.health = health
+        self.latency = latency
         self._clock = clock
         self._wall = wall
         self._sleep = sleep
@@ -56,14 +56,14 @@ class Engine:
         cost_of: CostOf,
         seed: int = 0,
         input_tokens: int = 0,
-        fits: Callable[[str, str], bool] | None = None,
-        affordable: Callable[[PlanStep], str | None] | None = None,
+        has_larger_window: Callable[[str, str], bool] | None = None,
+        guard: Callable[[PlanStep], str | None] | None = None,
         attempts: list[Attempt] | None = None,
         pass_content_filter: bool = False,
     ) -> Reply:
         """Walk the plan until a model answers.
 
-        cost_of(model, usage): USD or None. fits(model, than): see Flow. affordable(step): None, or
+        cost_of(model, usage): USD or None. has_larger_window(model, than): see Flow. guard(step): None, or
         why a step is skipped; asked before every attempt but the first. attempts: a list that fills
         as attempts end, for whoever is cancelled before there is a Reply.
         Raises PlanExhausted with every attempt in it; CancelledError when the caller's task is
@@ -77,16 +77,16 @@ class Engine:
             retries,
             total_s=timeouts.total_s,
             seed=seed,
-            fits=fits,
-            ready=self.breaker.ready,
+            has_larger_window=has_larger_window,
+            is_ready=self.breaker.is_ready,
             pass_content_filter=pass_content_filter,
         )
         while True:
             action = flow.next()
             if isinstance(action, Call):
                 step = action.step
-                if affordable is not None and action.number > 1:
-                    why = affordable(step)
+                if guard is not None and action.number > 1:
+                    why = guard(step)
                     if why is not None:
                         skipped.append(ExcludedModel(step.model, why))
                         flow.skip()
@@ -96,7 +96,7 @@ class Engine:
                     action.number,
                     tried,
                     breaker=self.breaker,
-                    health=self.health,
+                    latency=self.latency,
                     cost_of=cost_of,
                     input_tokens=input_tokens,
                     clock=self._clock,
@@ -110,14 +110,14 @@ class Engine:
                         limits = _limits(timeouts, began_s, self._clock(), timeouts.first_reply_s)
                         reply = await _whole(run, caller, limits)
                 except UpstreamError as error:
-                    flow.failed(error, self._clock() - began_s)
+                    flow.record_failure(error, self._clock() - began_s)
                     continue
                 if skipped:
                     reply.skipped = tuple(skipped)
                 return reply
             if isinstance(action, Wait):
                 await self._sleep(action.seconds)
-                flow.waited(self._clock() - began_s)
+                flow.record_wait(self._clock() - began_s)
                 continue
             raise _exhausted(action.error, tried, skipped)
 
@@ -139,18 +139,18 @@ async def _whole(run: AttemptRecorder, caller: Caller, timeouts: Timeouts) -> Re
     try:
         opened = await caller.open(run.model, timeouts)
     except UpstreamError as error:
-        run.failed(error)
+        run.fail(error)
         raise
     except asyncio.CancelledError:
-        run.left()
+        run.abandon()
         raise
     except BaseException as error:
         # A fault of our own says nothing about the model, but a probe must not hang on it.
-        run.left(outcome="malformed", message=f"{type(error).__name__}: {error}")
+        run.abandon(outcome="malformed", message=f"{type(error).__name__}: {error}")
         raise
     reply = run.reply(opened.status)
     reply.body = opened.body
-    run.done(reply, opened, opened.usage, None)
+    run.succeed(reply, opened, opened.usage, None)
     return reply
 
 

@@ -29,13 +29,13 @@ class LatencyTracker:
         self._seen[model] = self._seen.get(model, 0) + 1
         waited_s = first_chunk_s
         if first_chunk_s is not None:
-            _blend(self._first, model, first_chunk_s)
+            _update_mean(self._first, model, first_chunk_s)
         else:
             # Never more than half: a quick reply would make the rate absurd.
             waited_s = min(self._first.get(model, (0.0, 0))[0], latency_s / 2)
         writing_s = latency_s - (waited_s or 0.0)
         if output_tokens and writing_s > 1e-4:
-            _blend(self._rate, model, output_tokens / writing_s)
+            _update_mean(self._rate, model, output_tokens / writing_s)
 
     def candidates(self, models: tuple[Model, ...]) -> tuple[Candidate, ...]:
         """The models with what is known of their speed; the same tuple for up to a second."""
@@ -59,7 +59,7 @@ class LatencyTracker:
             round(rate[0], 1) if rate is not None else m.output_tokens_per_s,
         )
 
-    def observed(self) -> dict[str, dict[str, float | int | None]]:
+    def stats(self) -> dict[str, dict[str, float | int | None]]:
         """Successful calls, mean time to first chunk and output rate of each model seen."""
         none = (None, 0)
         return {
@@ -72,7 +72,7 @@ class LatencyTracker:
         }
 
 
-def _blend(means: dict[str, tuple[float, int]], model: str, value: float) -> None:
+def _update_mean(means: dict[str, tuple[float, int]], model: str, value: float) -> None:
     """The plain mean of the first ten, from then on an exponentially weighted one, so that a cold
     first connection does not colour the next forty."""
     mean, n = means.get(model, (0.0, 0))

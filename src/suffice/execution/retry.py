@@ -1,10 +1,11 @@
 """Which model to call next: retry, failover and backoff as logic without I/O and without a clock.
 
-A driver asks `next()` and reports what came of it with `failed(...)`, `skip()` or `waited(...)`:
+A driver asks `next()` and reports the outcome with `record_failure(...)`, `skip()` or
+`record_wait(...)`:
 
     Call(step, number)   call it
     Wait(seconds)        sleep, then ask again
-    GiveUp(error)        the plan is spent; `error` is the most telling failure
+    Exhausted(error)      the plan is spent; `error` is the most telling failure
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ Action = Call | Wait | Exhausted
 # The same model may do better a moment later.
 RETRYABLE = frozenset({"connect", "timeout_connect", "rate_limit", "overloaded", "server", "cut"})
 # No model would do better: the request itself is at fault, or nobody waits any more.
-FINAL = frozenset({"bad_request", "cancelled"})
+NON_RETRYABLE = frozenset({"bad_request", "cancelled"})
 # What the client can act on is the better thing to tell it.
-_TELLING = (
+_ACTIONABLE = (
     "bad_request",
     "context_length",
     "content_filter",
@@ -48,7 +49,7 @@ _TELLING = (
     "timeout_first_chunk",
     "timeout_idle",
 )
-_SPENT = ("insufficient_quota", "billing_hard_limit_reached")
+_QUOTA_EXHAUSTED_CODES = ("insufficient_quota", "billing_hard_limit_reached")
 
 
 class FailoverFlow:
@@ -58,8 +59,9 @@ class FailoverFlow:
     order, before any is tried again; only the last one standing is waited for. Every attempt counts
     against `retries.max_attempts`, every second against `total_s`.
 
-    fits(model, than): whether `model` has a larger window than `than`, asked after context_length.
-    ready(model): whether a model is not cooling down. One that is goes behind those that are ready,
+    has_larger_window(model, than): whether `model` has a larger window than `than`, asked after
+        context_length.
+    is_ready(model): whether a model is not cooling down. One that is goes behind those that are ready,
         on retries too; it is never dropped. The first choice is taken as it is.
     pass_content_filter: another model may answer what one model's filter refused.
 
@@ -73,8 +75,8 @@ class FailoverFlow:
         *,
         total_s: float = 600.0,
         seed: int = 0,
-        fits: Callable[[str, str], bool] | None = None,
-        ready: Callable[[str], bool] | None = None,
+        has_larger_window: Callable[[str, str], bool] | None = None,
+        is_ready: Callable[[str], bool] | None = None,
         pass_content_filter: bool = False,
     ) -> None:
         if not plan:
@@ -83,16 +85,16 @@ class FailoverFlow:
         self._retries = retries
         self._total_s = total_s
         self._seed = seed
-        self._fits = fits
-        self._ready = ready
+        self._has_larger_window = has_larger_window
+        self._is_ready = is_ready
         self._pass_content_filter = pass_content_filter
         self._number = 0
         self._tries: dict[str, int] = {}
-        self._again: list[tuple[float, PlanStep]] = []  # (elapsed time from which on, step)
+        self._retry_queue: list[tuple[float, PlanStep]] = []  # (elapsed time from which on, step)
         self._errors: list[UpstreamError] = []
         self._elapsed_s = 0.0
         self._due_s = 0.0  # what the last Wait waits for
-        self._over: UpstreamError | None = None
+        self._final_error: UpstreamError | None = None
         self._current: PlanStep | None = None
 
     @property
@@ -102,30 +104,30 @@ class FailoverFlow:
     def next(self) -> Action:
         if not self._number:
             return self._call(self._queue.pop(0))
-        if self._over is not None:
-            return Exhausted(self._over)
+        if self._final_error is not None:
+            return Exhausted(self._final_error)
         if self._number >= self._retries.max_attempts or self._elapsed_s >= self._total_s:
-            return Exhausted(self._telling())
+            return Exhausted(self._most_actionable_error())
         if self._queue:
-            ready = self._ready
+            ready = self._is_ready
             steps = range(len(self._queue))
             first = (
                 0 if ready is None else next((i for i in steps if ready(self._queue[i].model)), 0)
             )
             return self._call(self._queue.pop(first))
-        if not self._again:
-            return Exhausted(self._telling())
-        due_s, step = min(self._again, key=self._turn)
+        if not self._retry_queue:
+            return Exhausted(self._most_actionable_error())
+        due_s, step = min(self._retry_queue, key=self._retry_order)
         wait_s = due_s - self._elapsed_s
         if wait_s > 0:
             if due_s >= self._total_s:
-                return Exhausted(self._telling())
+                return Exhausted(self._most_actionable_error())
             self._due_s = due_s
             return Wait(wait_s)
-        self._again.remove((due_s, step))
+        self._retry_queue.remove((due_s, step))
         return self._call(step)
 
-    def waited(self, elapsed_s: float) -> None:
+    def record_wait(self, elapsed_s: float) -> None:
         """The last Wait is over: `elapsed_s` seconds since the request began. A coarse timer that
         fired a little early is not asked to wait once more."""
         self._elapsed_s = max(self._elapsed_s, elapsed_s, self._due_s)
@@ -138,25 +140,28 @@ class FailoverFlow:
         self._number -= 1
         self._tries[step.model] -= 1
 
-    def failed(self, error: UpstreamError, elapsed_s: float) -> None:
+    def record_failure(self, error: UpstreamError, elapsed_s: float) -> None:
         """The last Call failed. elapsed_s: seconds since the request began."""
         step = self._current
         assert step is not None, "failed() without a Call"
         self._current = None
         self._elapsed_s = max(self._elapsed_s, elapsed_s)
         self._errors.append(error)
-        if error.kind in FINAL or (
+        if error.kind in NON_RETRYABLE or (
             error.kind == "content_filter" and not self._pass_content_filter
         ):
-            self._over = error
+            self._final_error = error
             return
         if error.kind == "context_length":
             # Only a larger window helps; a smaller one would fail the same way.
-            fits = self._fits
-            self._queue = [s for s in self._queue if fits is None or fits(s.model, step.model)]
-            self._again = [a for a in self._again if fits is None or fits(a[1].model, step.model)]
+            larger = self._has_larger_window
+            if larger is not None:
+                self._queue = [s for s in self._queue if larger(s.model, step.model)]
+                self._retry_queue = [
+                    (due_s, s) for due_s, s in self._retry_queue if larger(s.model, step.model)
+                ]
             return
-        if error.kind not in RETRYABLE or error.code in _SPENT:
+        if error.kind not in RETRYABLE or error.code in _QUOTA_EXHAUSTED_CODES:
             return
         tries = self._tries[step.model]
         # A stream that breaks off before its first content is given one more chance, no more.
@@ -169,10 +174,10 @@ class FailoverFlow:
             if error.retry_after_s > self._retries.max_wait_s:
                 return
             wait_s = max(wait_s, error.retry_after_s)
-        self._again.append((self._elapsed_s + wait_s, step))
+        self._retry_queue.append((self._elapsed_s + wait_s, step))
 
-    def _turn(self, item: tuple[float, PlanStep]) -> tuple[bool, float]:
-        return self._ready is not None and not self._ready(item[1].model), item[0]
+    def _retry_order(self, item: tuple[float, PlanStep]) -> tuple[bool, float]:
+        return self._is_ready is not None and not self._is_ready(item[1].model), item[0]
 
     def _call(self, step: PlanStep) -> Call:
         self._number += 1
@@ -185,9 +190,9 @@ class FailoverFlow:
         draw = random.Random(f"{self._seed}/{model}/{tries}").uniform(0.5, 1.0)
         return float(min(self._retries.max_wait_s, self._retries.base_s * 2 ** (tries - 1)) * draw)
 
-    def _telling(self) -> UpstreamError:
+    def _most_actionable_error(self) -> UpstreamError:
         """The failure to show: of the most actionable kind, there the one that is soonest over."""
-        for kind in _TELLING:
+        for kind in _ACTIONABLE:
             found = [e for e in reversed(self._errors) if e.kind == kind]
             if found:
                 return min(found, key=_retry_after_s)

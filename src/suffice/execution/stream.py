@@ -8,7 +8,7 @@ from typing import Any
 
 from suffice.errors import UpstreamError
 from suffice.execution.attempt import AttemptRecorder, Reply
-from suffice.execution.caller import Caller, OpenedReply
+from suffice.execution.caller import Caller, UpstreamReply
 from suffice.execution.deadline import Deadline
 from suffice.types import Timeouts, Usage
 
@@ -38,7 +38,7 @@ class StreamingAttempt:
         self._timeouts = timeouts
         self._deadline = Deadline(timeouts.first_chunk_s, timeouts.total_s)
         self._task: asyncio.Task[Any] | None = None
-        self._opened: OpenedReply | None = None
+        self._opened: UpstreamReply | None = None
         self._batches: AsyncIterator[list[Any]] | None = None
         self._head: list[Any] = []
         self._reply: Reply | None = None
@@ -144,7 +144,7 @@ class StreamingAttempt:
         if not self._ended:
             self._ended = True
             assert self._reply is not None and self._opened is not None
-            self._run.done(self._reply, self._opened, self._usage(), self._first_s)
+            self._run.succeed(self._reply, self._opened, self._usage(), self._first_s)
             await self._drop()
 
     async def close(self) -> None:
@@ -152,7 +152,7 @@ class StreamingAttempt:
         if not self._ended:
             self._ended = True
             usage = self._usage() if self._opened is not None else None
-            self._run.left(usage, self._first_s)
+            self._run.abandon(usage, self._first_s)
             self._settle(usage)
             await self._drop()
 
@@ -162,7 +162,7 @@ class StreamingAttempt:
             # Before the first content nothing was produced but what the upstream itself counted.
             opened = self._opened
             usage = self._usage() if self._reply is not None else opened.usage if opened else None
-            self._run.failed(error, first_chunk_s=self._first_s, usage=usage)
+            self._run.fail(error, first_chunk_s=self._first_s, usage=usage)
             self._settle(usage)
             await self._drop()
 
@@ -171,7 +171,7 @@ class StreamingAttempt:
         if not self._ended:
             self._ended = True
             what = f"{type(error).__name__}: {error}"
-            self._run.left(outcome="malformed", message=what, first_chunk_s=self._first_s)
+            self._run.abandon(outcome="malformed", message=what, first_chunk_s=self._first_s)
             self._settle(None)
             await self._drop()
 

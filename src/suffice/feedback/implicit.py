@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from suffice.feedback.json_schema import violation
+from suffice.feedback.json_schema import first_violation
 from suffice.types import Attempt, Decision, Feedback, Query
 
 # How much each counts beside a person's word (1). Chosen by what else may cause it, not measured.
@@ -89,7 +89,7 @@ _decode = msgspec.json.Decoder().decode
 _BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def implicit_feedback(
+def detect_implicit_feedback(
     decision: Decision,
     fields: Mapping[str, msgspec.Raw],
     attempts: Sequence[Attempt],
@@ -214,7 +214,7 @@ def _broken_structure(fields: Mapping[str, msgspec.Raw], text: str) -> str | Non
     if kind == "json_object":
         return None if isinstance(value, dict) else "is no JSON object"
     form = asked.get("json_schema")
-    return violation(value, form.get("schema")) if isinstance(form, dict) else None
+    return first_violation(value, form.get("schema")) if isinstance(form, dict) else None
 
 
 def _broken_call(fields: Mapping[str, msgspec.Raw], calls: Sequence[_Function]) -> str | None:
@@ -273,7 +273,7 @@ class RegenerationDetector:
         self.limit = limit
         self._known: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
 
-    def note(
+    def observe(
         self, decision_id: str, query: Query, *, asked_s: float, answered_s: float
     ) -> str | None:
         """Remember an answered query; the id of the earlier decision that it repeats, or None.

@@ -16,7 +16,7 @@ from typing import Any
 _MAX_CHECKS = 5_000  # of one value, some 10 ms; past it nothing more is reported
 _MAX_DEPTH = 64
 
-TYPES: dict[str, Callable[[Any], bool]] = {
+TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
     "object": lambda v: isinstance(v, dict),
     "array": lambda v: isinstance(v, list),
     "string": lambda v: isinstance(v, str),
@@ -34,15 +34,15 @@ class _CheckBudgetExceeded(Exception):
     """The budget is spent: nothing certain can be said any more."""
 
 
-def violation(value: Any, schema: Any) -> str | None:
+def first_violation(value: Any, schema: Any) -> str | None:
     """Where and how `value` breaks `schema`, e.g. "$.items[2].price: is no number"; None = it does
     not, as far as is checked. Names come from the schema, never from the value.
 
-    >>> violation({"a": 1}, {"type": "object", "required": ["b"]})
+    >>> first_violation({"a": 1}, {"type": "object", "required": ["b"]})
     '$: lacks "b"'
     """
     try:
-        return _Check(schema).violation(value, schema, "$", 0)
+        return _Check(schema).first_violation(value, schema, "$", 0)
     except _CheckBudgetExceeded:
         return None
 
@@ -52,7 +52,7 @@ class _Check:
         self._root = root
         self._left = _MAX_CHECKS
 
-    def violation(self, value: Any, schema: Any, at: str, depth: int) -> str | None:
+    def first_violation(self, value: Any, schema: Any, at: str, depth: int) -> str | None:
         self._left -= 1
         if self._left < 0 or depth > _MAX_DEPTH:
             raise _CheckBudgetExceeded
@@ -78,16 +78,18 @@ class _Check:
             if not isinstance(target, Mapping) or name not in target:
                 return None
             target = target[name]
-        return self.violation(value, target, at, depth + 1)
+        return self.first_violation(value, target, at, depth + 1)
 
     def _composed(self, value: Any, schema: Mapping[str, Any], at: str, depth: int) -> str | None:
         for part in _list(schema.get("allOf")):
-            found = self.violation(value, part, at, depth + 1)
+            found = self.first_violation(value, part, at, depth + 1)
             if found is not None:
                 return found
         for name in ("anyOf", "oneOf"):  # of oneOf only: that at least one fits
             parts = _list(schema.get(name))
-            if parts and all(self.violation(value, p, at, depth + 1) is not None for p in parts):
+            if parts and all(
+                self.first_violation(value, p, at, depth + 1) is not None for p in parts
+            ):
                 return f"{at}: fits none of its {len(parts)} forms"
         return None
 
@@ -101,14 +103,14 @@ class _Check:
                 return f'{at}: lacks "{name}"'
         for name, part in properties.items():
             if name in value:
-                found = self.violation(value[name], part, f"{at}.{name}", depth + 1)
+                found = self.first_violation(value[name], part, f"{at}.{name}", depth + 1)
                 if found is not None:
                     return found
         # Names may also come from patternProperties, which is not checked.
         if "additionalProperties" in schema and "patternProperties" not in schema:
             other = schema["additionalProperties"]
             for name in value.keys() - properties.keys():
-                found = self.violation(value[name], other, f"{at}.*", depth + 1)
+                found = self.first_violation(value[name], other, f"{at}.*", depth + 1)
                 if found is not None:
                     return found
         return None
@@ -118,12 +120,12 @@ class _Check:
     ) -> str | None:
         first = _list(schema.get("prefixItems"))
         for i, (item, part) in enumerate(zip(value, first, strict=False)):
-            found = self.violation(item, part, f"{at}[{i}]", depth + 1)
+            found = self.first_violation(item, part, f"{at}[{i}]", depth + 1)
             if found is not None:
                 return found
         if "items" in schema and not isinstance(schema["items"], list):
             for i, item in enumerate(value[len(first) :], len(first)):
-                found = self.violation(item, schema["items"], f"{at}[{i}]", depth + 1)
+                found = self.first_violation(item, schema["items"], f"{at}[{i}]", depth + 1)
                 if found is not None:
                     return found
         return None
@@ -133,13 +135,13 @@ def _plain(value: Any, schema: Mapping[str, Any], at: str) -> str | None:
     """What needs no look inside."""
     kind = schema.get("type")
     names = [k for k in (kind if isinstance(kind, list) else [kind]) if isinstance(k, str)]
-    tests = [TYPES[k] for k in names if k in TYPES]
+    tests = [TYPE_CHECKS[k] for k in names if k in TYPE_CHECKS]
     if names and len(tests) == len(names) and not any(test(value) for test in tests):
         return f"{at}: is no {' or '.join(names)}"
-    if "const" in schema and not same(value, schema["const"]):
+    if "const" in schema and not json_equal(value, schema["const"]):
         return f"{at}: is not the one value it may be"
     options = schema.get("enum")
-    if isinstance(options, list) and not any(same(value, o) for o in options):
+    if isinstance(options, list) and not any(json_equal(value, o) for o in options):
         return f"{at}: is none of its {len(options)} values"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _number(value, schema, at)
@@ -181,12 +183,12 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def same(a: Any, b: Any) -> bool:
+def json_equal(a: Any, b: Any) -> bool:
     """Equality of JSON values: 1 and 1.0 are one number, 1 and true are not one value."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(json_equal, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(json_equal(a[k], b[k]) for k in a)
     return bool(a == b)

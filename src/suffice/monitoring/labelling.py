@@ -16,7 +16,7 @@ import msgspec
 
 from suffice import judging
 from suffice.errors import AllAttemptsFailedError
-from suffice.execution import Caller, Engine, Reply, total_usd
+from suffice.execution import Caller, Engine, Reply, sum_cost_usd
 from suffice.execution.attempt import CostOf
 from suffice.monitoring import reading
 from suffice.types import (
@@ -223,7 +223,7 @@ class Asker:
         did not count is estimated, and a call that broke off is taken to cost its prompt."""
         broken = sum(a.outcome in _MAY_CHARGE for a in tried)
         prompt = self._calls.cost_of(model, Usage(sent, 0))
-        usd = total_usd([a for a in tried if a.outcome != "ok"])
+        usd = sum_cost_usd([a for a in tried if a.outcome != "ok"])
         usage = None
         if reply is not None:
             usage = reply.usage or Usage(sent, said, estimated=True)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from suffice.providers.registry import KNOWN
+from suffice.providers.registry import PROVIDERS
 
-__all__ = ["KNOWN"]
+__all__ = ["PROVIDERS"]

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from suffice.errors import UpstreamError
-from suffice.providers.transport import PyqwestTransport
+from suffice.providers.transport import HTTPTransport
 from suffice.types import Provider
 
 
@@ -21,7 +21,7 @@ class _List(msgspec.Struct):
     data: list[_Row]
 
 
-async def _models(transport: PyqwestTransport, row: Provider, timeout_s: float) -> list[str]:
+async def _models(transport: HTTPTransport, row: Provider, timeout_s: float) -> list[str]:
     headers: list[tuple[str, str]] = []
     if row.api_key:
         headers.append(("authorization", f"Bearer {row.api_key}"))
@@ -34,12 +34,12 @@ async def _models(transport: PyqwestTransport, row: Provider, timeout_s: float) 
         raise UpstreamError(f"{row.base_url}/models: {error}", kind="malformed") from None
 
 
-async def local_models(
+async def discover_local_models(
     providers: Iterable[Provider], timeout_s: float = 0.3
 ) -> dict[str, list[str]]:
     """Local servers that answer `GET /models`, with the names they serve. Never raises: a server
     that is not there is the usual case. Only loopback rows are asked."""
-    transport = PyqwestTransport()
+    transport = HTTPTransport()
     rows = [p for p in providers if p.local]
     try:
         found: list[Any] = await asyncio.gather(
@@ -50,9 +50,9 @@ async def local_models(
     return {p.name: r for p, r in zip(rows, found, strict=True) if isinstance(r, list) and r}
 
 
-async def reachable(provider: Provider, timeout_s: float = 3.0) -> str | None:
+async def check_provider(provider: Provider, timeout_s: float = 3.0) -> str | None:
     """None where the provider answers its model list, else what is wrong, for `suffice doctor`."""
-    transport = PyqwestTransport()
+    transport = HTTPTransport()
     try:
         await _models(transport, provider, timeout_s)
     except UpstreamError as error:

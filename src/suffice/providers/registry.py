@@ -24,7 +24,7 @@ def _row(
     )
 
 
-KNOWN: Mapping[str, Provider] = dict(
+PROVIDERS: Mapping[str, Provider] = dict(
     [
         _row("openai", "https://api.openai.com/v1", "OPENAI_API_KEY"),
         # Anthropic's own OpenAI-compatible surface; its native dialect keeps more (cache marks).

@@ -124,7 +124,7 @@ class StreamedResponse:
             await context.__aexit__(None, None, None)
 
 
-class PyqwestTransport:
+class HTTPTransport:
     """One pooled client for each connect timeout in use. Follows no redirect."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from suffice.errors import (
 from suffice.execution.retry import Call, Exhausted, FailoverFlow, Wait
 from suffice.lab.collect.budget import Budget, Hold, worst_usd
 from suffice.lab.collect.journal import Answer, CallStarted, Failed, Ledger
-from suffice.providers import KNOWN
+from suffice.providers import PROVIDERS
 from suffice.router import Router
 from suffice.store.protocols import Store
 from suffice.types import Message, Model, PlanStep, Query, RetryPolicy
@@ -101,7 +101,7 @@ def _full_name(name: str, settings: config.Settings) -> str:
         if len(bare) == 1:
             return bare[0]
     provider, _, upstream = name.partition("/")
-    row = KNOWN.get(provider)
+    row = PROVIDERS.get(provider)
     if name in builtin or (row is not None and (row.local or catalog.lookup(provider, upstream))):
         return name
     close = nearest(name, [*own, *builtin])
@@ -217,7 +217,7 @@ class Asker:
                 try:
                     return await self._once(ask, worst)
                 except UpstreamError as error:
-                    flow.failed(error, time.monotonic() - began_s)
+                    flow.record_failure(error, time.monotonic() - began_s)
                 except NoEligibleModelError as error:
                     await self._close(ask, "no_candidate", str(error), 0.0)
                     self._count(ask.model.name, str(error))
@@ -227,7 +227,7 @@ class Asker:
             elif isinstance(action, Wait):
                 if await _stopped_within(self.stop, action.seconds):
                     return None
-                flow.waited(time.monotonic() - began_s)
+                flow.record_wait(time.monotonic() - began_s)
             else:
                 assert isinstance(action, Exhausted)
                 self._gave_up(ask.model.name, action.error)

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from suffice.errors import UsageError, nearest
-from suffice.feedback.json_schema import TYPES, same
+from suffice.feedback.json_schema import TYPE_CHECKS, json_equal
 
 Schema = Any  # a mapping of keywords, or True / False
 
@@ -65,14 +65,16 @@ def _is_names(v: Any) -> bool:
 
 
 def _is_types(v: Any) -> bool:
-    return (isinstance(v, str) and v in TYPES) or (_is_names(v) and all(x in TYPES for x in v))
+    return (isinstance(v, str) and v in TYPE_CHECKS) or (
+        _is_names(v) and all(x in TYPE_CHECKS for x in v)
+    )
 
 
 _Rule = tuple[Callable[[Any], bool], str]  # (is a good value, what one is in words)
 _NUMBER: _Rule = (_number, "a number")
 _COUNT: _Rule = (_is_count, "a whole number from 0")
 _SCALARS: Mapping[str, _Rule] = {
-    "type": (_is_types, f"one of {', '.join(TYPES)}, or a list of them"),
+    "type": (_is_types, f"one of {', '.join(TYPE_CHECKS)}, or a list of them"),
     "enum": (lambda v: isinstance(v, list), "a list"),
     "const": (lambda v: True, ""),
     "required": (_is_names, "a list of names"),
@@ -173,11 +175,11 @@ def _fits(v: Any, schema: Schema, root: Schema) -> bool:
         return False
     kinds = schema.get("type")
     if kinds is not None:
-        if not any(TYPES[k](v) for k in ([kinds] if isinstance(kinds, str) else kinds)):
+        if not any(TYPE_CHECKS[k](v) for k in ([kinds] if isinstance(kinds, str) else kinds)):
             return False
-    if "enum" in schema and not any(same(v, x) for x in schema["enum"]):
+    if "enum" in schema and not any(json_equal(v, x) for x in schema["enum"]):
         return False
-    if "const" in schema and not same(v, schema["const"]):
+    if "const" in schema and not json_equal(v, schema["const"]):
         return False
     if not _combined(v, schema, root):
         return False
@@ -256,7 +258,7 @@ def _object(v: dict[str, Any], s: Mapping[str, Any], root: Schema) -> bool:
 def _array(v: list[Any], s: Mapping[str, Any], root: Schema) -> bool:
     if not s.get("minItems", 0) <= len(v) <= s.get("maxItems", len(v)):
         return False
-    if s.get("uniqueItems") and any(same(a, b) for i, a in enumerate(v) for b in v[:i]):
+    if s.get("uniqueItems") and any(json_equal(a, b) for i, a in enumerate(v) for b in v[:i]):
         return False
     items = s.get("items", True)
     # Up to draft 2019-09 a list of `items` is what `prefixItems` is since.

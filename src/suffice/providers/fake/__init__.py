@@ -6,7 +6,15 @@ In a shell:  python -m suffice.providers.fake --script script.json --port 9009
 
 from __future__ import annotations
 
-from suffice.providers.fake.script import Action, FakeModel, Script, load_script, sufficient
-from suffice.providers.fake.server import FakeUpstream, Seen
+from suffice.providers.fake.script import Action, FakeModel, Script, is_sufficient, load_script
+from suffice.providers.fake.server import FakeUpstream, ReceivedRequest
 
-__all__ = ["Action", "FakeModel", "FakeUpstream", "Script", "Seen", "load_script", "sufficient"]
+__all__ = [
+    "Action",
+    "FakeModel",
+    "FakeUpstream",
+    "ReceivedRequest",
+    "Script",
+    "is_sufficient",
+    "load_script",
+]

@@ -43,7 +43,7 @@ class Action(msgspec.Struct, frozen=True):
 
 
 class FakeModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model of a fake upstream. skill: see `sufficient`."""
+    """One model of a fake upstream. skill: see `is_sufficient`."""
 
     reply: str = "This is a simulated reply."
     first_chunk_s: float = 0.0
@@ -92,7 +92,7 @@ def load_script(path: str | Path) -> Script:
     return script
 
 
-def sufficient(seed: int, model: str, query_id: str, skill: float, difficulty: float) -> bool:
+def is_sufficient(seed: int, model: str, query_id: str, skill: float, difficulty: float) -> bool:
     """Whether a simulated model answers a simulated query well: true with the probability
     1 / (1 + exp(-9 (skill - difficulty))), by a hash, so that it is the same on every run."""
     chance = 1.0 / (1.0 + exp(-9.0 * (skill - difficulty)))

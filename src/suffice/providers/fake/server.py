@@ -16,22 +16,22 @@ from typing import Any, Self
 import msgspec
 
 from suffice.errors import JobError
-from suffice.providers.fake.script import Action, FakeModel, Script, action_of, sufficient
+from suffice.providers.fake.script import Action, FakeModel, Script, action_of, is_sufficient
 
 _encode = msgspec.json.encode
 _OK = Action()
 
 
-class Seen(msgspec.Struct):
+class ReceivedRequest(msgspec.Struct):
     """A request that the fake received. left: the client hung up before the reply was complete."""
 
     model: str
     stream: bool
     body: bytes
     headers: dict[str, str]
-    at_s: float
-    left: bool = False
-    done: bool = False
+    received_s: float
+    disconnected: bool = False
+    completed: bool = False
 
 
 class _Body(msgspec.Struct):
@@ -52,7 +52,7 @@ class _Connection(asyncio.Protocol):
         self._fake = fake
         self._buffer = bytearray()
         self._task: asyncio.Task[None] | None = None
-        self._seen: Seen | None = None
+        self._seen: ReceivedRequest | None = None
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -66,8 +66,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fake._connections.discard(self)
-        if self._seen is not None and not self._seen.done:
-            self._seen.left = True
+        if self._seen is not None and not self._seen.completed:
+            self._seen.disconnected = True
         if self._task is not None:
             self._task.cancel()
 
@@ -134,18 +134,20 @@ class _Connection(asyncio.Protocol):
         except msgspec.DecodeError as error:
             self.error(400, f"simulated: {error}")
             return
-        self._seen = seen = Seen(request.model, bool(request.stream), body, headers, time.time())
+        self._seen = seen = ReceivedRequest(
+            request.model, bool(request.stream), body, headers, time.time()
+        )
         fake._note(seen)
         model = fake.script.models.get(request.model)
         if model is None and fake.script.any_model:
             model = FakeModel()
         if model is None:
             self.error(404, f"simulated: no model {request.model!r}")
-            seen.done = True
+            seen.completed = True
             return
         action = fake._take(request.model, model)
         if await self._misbehaves(action):
-            seen.done = True
+            seen.completed = True
             return
         if model.first_chunk_s:
             await asyncio.sleep(model.first_chunk_s)
@@ -153,7 +155,7 @@ class _Connection(asyncio.Protocol):
             await self._stream(request, model, action)
         else:
             await self._answer(request, model, action)
-        seen.done = True
+        seen.completed = True
 
     async def _misbehaves(self, action: Action) -> bool:
         kind = action.kind
@@ -215,7 +217,7 @@ class _Connection(asyncio.Protocol):
         verdict = None
         if "difficulty" in meta:
             verdict = {
-                "sufficient": sufficient(
+                "sufficient": is_sufficient(
                     self._fake.script.seed,
                     request.model,
                     str(meta.get("id", "")),
@@ -326,7 +328,7 @@ class FakeUpstream:
     with FakeUpstream({"models": {"m": {"reply": "Hi."}}}) as fake:
         ...  # call fake.base_url + "/chat/completions"
         fake.set_down(True)   # connections are refused or dropped from now on
-        fake.seen             # what it received
+        fake.requests             # what it received
     """
 
     def __init__(
@@ -335,7 +337,7 @@ class FakeUpstream:
         self.script = msgspec.convert(script, Script) if isinstance(script, dict) else script
         self.port = port
         self._keep = keep
-        self.seen: list[Seen] = []
+        self.requests: list[ReceivedRequest] = []
         self._taken: dict[str, int] = {}
         self._connections: set[_Connection] = set()
         self._down = False
@@ -347,10 +349,10 @@ class FakeUpstream:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def _note(self, seen: Seen) -> None:
-        self.seen.append(seen)
-        if len(self.seen) > self._keep:
-            del self.seen[: self._keep // 2]
+    def _note(self, seen: ReceivedRequest) -> None:
+        self.requests.append(seen)
+        if len(self.requests) > self._keep:
+            del self.requests[: self._keep // 2]
 
     def _take(self, name: str, model: FakeModel) -> Action:
         if not model.actions:
