@@ -5,14 +5,23 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: demo test lint types contracts docs bench quality quality-page clean
+.PHONY: demo test test-slow test-all lint types contracts docs bench quality quality-page clean
 
 demo: .stamp-demo
 	$(BIN)/suffice demo
 
-# One thread a library: on busy cores threads that wait for each other take several times as long.
+# One thread per library: on busy cores, threads that wait for each other take several times as long.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# The quick tests: everything that does not start whole processes.
 test: .stamp-test
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: .stamp-test
+	$(PYTEST) -m slow
+
+test-all: .stamp-test
+	$(PYTEST)
 
 # One environment for both: the test stamp implies the demo's.
 $(VENV)/pyvenv.cfg:
