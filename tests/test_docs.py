@@ -30,6 +30,7 @@ def snippets(language: str) -> list[tuple[str, str]]:
 OFFLINE = [s for s in snippets("python") if "openai.OpenAI(" not in s[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [c for _, c in OFFLINE], ids=[n for n, _ in OFFLINE])
 def test_python_snippets_run(code: str, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -42,6 +43,7 @@ ONLINE = [s for s in snippets("python") if "openai.OpenAI(" in s[1]]
 ADDRESS = "http://127.0.0.1:8484"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [c for _, c in ONLINE], ids=[n for n, _ in ONLINE])
 def test_client_snippets_run_against_a_gateway(code: str, gateway: BackgroundServer) -> None:
     assert ADDRESS in code
@@ -58,6 +60,7 @@ def commands() -> list[str]:
     return [x for x in lines if x.startswith(("suffice route ", "suffice models"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", commands())
 def test_shell_snippets_run(line: str, tmp_path: Path) -> None:
     args = shlex.split(line, comments=True)[1:]
@@ -113,6 +116,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+@pytest.mark.slow
 def test_the_reference_is_current() -> None:
     sys.path.insert(0, str(ROOT / "scripts"))
     try:

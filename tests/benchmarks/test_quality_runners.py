@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 QUALITY = ROOT / "benchmarks" / "quality"
 SYNTHETIC = QUALITY / "synthetic"

@@ -871,6 +871,7 @@ class World:
         self.over += told["spent_usd"] + told["reserved_usd"] > told["ceiling_usd"] + 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "workers"), [(2.5, 1), (4.0, 2)])
 def test_days_with_bursts_spend_their_budget_and_never_more(
     tmp_path: Path, budget: float, workers: int

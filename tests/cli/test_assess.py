@@ -67,6 +67,7 @@ def test_the_report_starts_with_what_to_do(suffice: Run, tmp_path: Path) -> None
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
+@pytest.mark.slow
 def test_json_is_one_object_and_nothing_else(suffice: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", rows(200, {"weak": 0.001, "strong": 0.02}))
     code, out, _ = suffice(path, "--json", "--out", "seen")

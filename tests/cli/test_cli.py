@@ -78,6 +78,7 @@ def test_bad_usage_is_code_2_with_the_remedy(
     assert said in err
 
 
+@pytest.mark.slow
 def test_models_and_doctor(config: Callable[..., Path], tmp_path: Path) -> None:
     path = str(config())
     code, out, _ = suffice("models", "--config", path, "--json")
@@ -97,6 +98,7 @@ def test_models_and_doctor(config: Callable[..., Path], tmp_path: Path) -> None:
     assert "suffice demo" in out
 
 
+@pytest.mark.slow
 def test_feedback_from_the_shell(config: Callable[..., Path], fake: FakeUpstream) -> None:
     path = config()
     with (
@@ -116,6 +118,7 @@ def test_feedback_from_the_shell(config: Callable[..., Path], fake: FakeUpstream
     assert suffice("feedback", "dec_none", "1", "--config", str(path))[0] == 2
 
 
+@pytest.mark.slow
 def test_the_demo_is_whole() -> None:
     code, out, err = suffice("demo", "--json")
     assert code == 0, err
@@ -134,6 +137,7 @@ def test_the_demo_is_whole() -> None:
     assert Path(s["records"]).exists()
 
 
+@pytest.mark.slow
 def test_the_demo_on_own_queries(tmp_path: Path) -> None:
     own = tmp_path / "q.jsonl"
     own.write_text(
@@ -148,6 +152,7 @@ def test_the_demo_on_own_queries(tmp_path: Path) -> None:
     assert "row 2" in err
 
 
+@pytest.mark.slow
 def test_the_demo_on_screen() -> None:
     code, out, _ = suffice("demo")
     assert code == 0
@@ -155,6 +160,7 @@ def test_the_demo_on_screen() -> None:
         assert said in out
 
 
+@pytest.mark.slow
 def test_help_for_every_command() -> None:
     code, out, _ = suffice("--help")
     assert code == 0

@@ -39,6 +39,7 @@ def pair(tmp_path: Path) -> str:
     return str(write_folder(table(120, costs=False), tmp_path / "pair"))
 
 
+@pytest.mark.slow
 def test_json_is_one_object_and_nothing_else(suffice: Run, pair: str) -> None:
     code, out, err = suffice("eval", pair, "--json", *FAST)
     assert (code, err) == (0, "")

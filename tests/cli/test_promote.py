@@ -25,6 +25,8 @@ from suffice.lab.ope.replay import Replay, Verdict
 from suffice.store import open_store, snapshot
 from suffice.types import Feedback
 
+pytestmark = pytest.mark.slow
+
 CLEAN = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
 
 

@@ -98,6 +98,7 @@ def test_one_json_object(house: Path) -> None:
     assert found["cost"]["value"] == pytest.approx(0.002)
 
 
+@pytest.mark.slow
 def test_a_person_can_read_it(house: Path) -> None:
     code, out, _ = suffice("replay", "--policy", "cheapest", cwd=house)
     assert code == 0

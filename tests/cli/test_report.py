@@ -35,6 +35,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> House:
     return made
 
 
+@pytest.mark.slow
 def test_a_person_can_read_it(house: House) -> None:
     code, out, err = suffice("report", cwd=house.folder)
     assert (code, err) == (0, "")

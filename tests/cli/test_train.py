@@ -14,6 +14,7 @@ from suffice.gateway import BackgroundServer
 from suffice.providers.fake import FakeUpstream
 
 
+@pytest.mark.slow
 def test_a_trained_artifact_serves_and_sends_each_topic_where_it_belongs(
     tmp_path: Path, fake: FakeUpstream, capsys: pytest.CaptureFixture[str]
 ) -> None:

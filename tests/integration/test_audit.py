@@ -20,6 +20,8 @@ from suffice.gateway import BackgroundServer
 from suffice.providers.fake import FakeUpstream
 from suffice.store import open_store
 
+pytestmark = pytest.mark.slow
+
 BODY = json.dumps({"model": "safe", "messages": [{"role": "user", "content": EASY}]})
 
 

@@ -22,6 +22,8 @@ from tests.support.common import EASY
 from suffice.gateway import BackgroundServer
 from suffice.providers.fake import FakeUpstream
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 100  # each answer, and the most that a client asks for
 WEAK_USD, STRONG_USD = TOKENS * 0.6 / 1e6, TOKENS * 10.0 / 1e6  # without the prompt
 ASK: Any = [{"role": "user", "content": EASY}]

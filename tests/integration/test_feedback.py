@@ -100,6 +100,7 @@ def test_scores_verdicts_sources_and_repetition(open_gateway: Gateway) -> None:
     assert {f["kind"] for f in found.values()} == {"explicit"}
 
 
+@pytest.mark.slow
 def test_a_score_that_comes_days_later_keeps_its_time(open_gateway: Gateway) -> None:
     g = open_gateway
     decision_id = g.decide()
@@ -242,6 +243,7 @@ def test_a_key_scores_only_its_own_decisions(keyed: tuple[Gateway, Gateway]) -> 
     assert [f["score"] for f in one.scores(mine)] == [0.5]
 
 
+@pytest.mark.slow
 def test_right_after_the_reply_whichever_worker_gets_it(config: Callable[..., Path]) -> None:
     with BackgroundServer(config(), workers=2) as server:
         g = Gateway(server.base_url)

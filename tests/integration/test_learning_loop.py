@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 QUALITY = Path(__file__).parents[2] / "benchmarks" / "quality"
 TOPICS, LATE, N = (0, 1), 280, 400
 

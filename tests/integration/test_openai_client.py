@@ -385,6 +385,7 @@ def test_a_prompt_that_fits_no_window_says_so(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="auto", messages=ask("word " * 150_000))
 
 
+@pytest.mark.slow
 def test_200_streams_at_once_are_neither_lost_nor_mixed(
     server: BackgroundServer, fake: FakeUpstream
 ) -> None:

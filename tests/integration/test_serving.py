@@ -113,6 +113,7 @@ def test_kill_9_loses_only_the_last_moment(config: Callable[..., Path], tmp_path
     db.close()
 
 
+@pytest.mark.slow
 def test_a_locked_store_stops_no_request_and_says_so(
     config: Callable[..., Path], tmp_path: Path
 ) -> None:

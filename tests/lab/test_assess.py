@@ -107,6 +107,7 @@ def test_clusters_are_the_topics_and_bear_their_words() -> None:
         assert not any(w.isdigit() for w in c.words)
 
 
+@pytest.mark.slow
 def test_the_same_table_gives_the_same_answer() -> None:
     texts = [p for _, p in prompts(120)]
     scores = answers(120, 0.5, 0.9)
@@ -216,6 +217,7 @@ def test_without_labels_only_the_first_half_is_said() -> None:
     assert "suffice collect" in said.recommendation[0]
 
 
+@pytest.mark.slow
 def test_a_topic_that_needs_the_strong_model_is_found_and_routed() -> None:
     made = prompts(600)
     law = np.array([t == "law" for t, _ in made])
@@ -241,6 +243,7 @@ def test_a_topic_that_needs_the_strong_model_is_found_and_routed() -> None:
     assert kept.value < 0.6
 
 
+@pytest.mark.slow
 def test_a_copy_at_twice_the_price_adds_nothing() -> None:
     texts = [p for _, p in prompts(600)]
     score = answers(600, 0.5, 0.9)
@@ -267,6 +270,7 @@ def test_few_labels_claim_little() -> None:
     assert all(c.too_few for c in said.clusters if c.n_labelled < 30)
 
 
+@pytest.mark.slow
 def test_best_and_cheapest_runs_alone() -> None:
     said = assess(table([p for _, p in prompts(400)], answers(400, 0.9, 0.6), "ab", [1.0, 5.0]))
     assert said.pool is not None
@@ -285,6 +289,7 @@ def test_equal_scores_are_said_to_be_equal() -> None:
     assert set(said.pool.ties) | {said.pool.strong} == {"x", "y", "z"}
 
 
+@pytest.mark.slow
 def test_without_costs_only_quality_is_judged_and_it_says_so() -> None:
     texts = [p for _, p in prompts(400)]
     said = assess(table(texts, answers(400, 0.5, 0.9), ["house-a", "house-b"]))
@@ -312,6 +317,7 @@ def test_models_that_cannot_be_compared(score: list[list[float]], said: str) -> 
     assert all(not x.compared for x in found.models.values())
 
 
+@pytest.mark.slow
 def test_intervals_are_clustered_by_group() -> None:
     """Ten copies of each query in one group must not look like ten times the evidence."""
     base = answers(40, 0.5, 0.8, seed=3)
@@ -350,6 +356,7 @@ def test_unknown_models_and_too_many_are_refused() -> None:
         assess(wide)
 
 
+@pytest.mark.slow
 def test_many_models_are_compared() -> None:
     texts = [p for _, p in prompts(400)]
     shares = np.linspace(0.3, 0.9, 60)
@@ -418,6 +425,7 @@ def test_costs_come_from_the_best_source_there_is() -> None:
     assert price_of("no-such-model-anywhere") is None
 
 
+@pytest.mark.slow
 def test_a_router_without_signal_is_not_said_to_pay() -> None:
     """On labels that no word explains, routing must not be called a gain more often than chance."""
     paid = 0

@@ -103,6 +103,7 @@ def violated(loss: np.ndarray, score: np.ndarray, v: RiskControlResult, max_loss
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", "graded"])
 @pytest.mark.parametrize("own", [True, False])
 def test_the_loss_is_rarely_above_what_is_certified(kind: Kind, own: bool) -> None:
@@ -131,6 +132,7 @@ def test_the_loss_is_rarely_above_what_is_certified(kind: Kind, own: bool) -> No
     assert np.mean(shares) > 0.6 * allowed, "and it is not bought with doing nothing"
 
 
+@pytest.mark.slow
 def test_groups_are_what_counts() -> None:
     """Ten rows with one common outcome are one piece of evidence: taking them for ten breaks the
     promise, counting groups keeps it."""
@@ -180,6 +182,7 @@ def test_nothing_is_certified_that_the_rows_themselves_refute(
     assert v.share == pytest.approx(len(lost) / v.n)
 
 
+@pytest.mark.slow
 @given(ROWS)
 def test_a_larger_loss_or_less_confidence_never_certifies_less(
     rows: list[tuple[float, float]],

@@ -79,6 +79,7 @@ def test_results_are_the_object(tmp_path: Path, result: dict[str, Any]) -> None:
     assert set(read) == set(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [True, False])
 def test_figures_are_pictures(pair: bool) -> None:
     models = ("a", "b") if pair else tuple(f"model-{j}" for j in range(12))

@@ -350,6 +350,7 @@ def test_an_idle_conversation_begins_anew(house: House) -> None:
 # ── the real line ────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_log_of_the_real_gateway_replays_to_what_happened(
     config: Callable[..., Path], fake: FakeUpstream
 ) -> None:

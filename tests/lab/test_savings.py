@@ -198,6 +198,7 @@ def test_more_sessions_than_groups_change_nothing_but_memory(
         assert other.usd_ci[1] - other.usd_ci[0] == pytest.approx(wide, rel=0.4)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_sums_are_those_of_the_rows(
@@ -263,6 +264,7 @@ def test_quality_kept_is_estimated_where_labels_carry_it(house: House) -> None:
     assert q.models[WEAK].mean == pytest.approx(0.5, abs=0.07)
 
 
+@pytest.mark.slow
 def test_intervals_of_quality_hold_the_truth() -> None:
     """Sixty draws of 300 labels: misses of the 95 % interval beyond 8 would be chance in 1 of 300."""
     missed = 0

@@ -20,6 +20,7 @@ from suffice.types import Candidate, Model, Objective, Price
 THREE = ("lab/small", "lab/middle", "lab/large")
 
 
+@pytest.mark.slow
 def test_what_differs_by_topic_is_learned_and_chosen() -> None:
     made, outcome = train(table(400), made="2026-01-02")
     assert outcome.chosen != "constant"
@@ -75,6 +76,7 @@ def test_few_labels_make_a_safe_head_of_a_pair_and_means_of_more() -> None:
     assert more.card.kind == "constant"
 
 
+@pytest.mark.slow
 def test_output_tokens_become_heads() -> None:
     t = table(300)
     tokens = np.tile([100.0, 400.0], (300, 1))

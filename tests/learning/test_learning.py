@@ -101,6 +101,7 @@ def test_another_worker_takes_over_after_the_lease_and_counts_nothing_twice(tmp_
         b.close()
 
 
+@pytest.mark.slow
 def test_workers_swap_without_a_restart_and_back_after_a_rollback(tmp_path: Path) -> None:
     a, b = router(tmp_path), router(tmp_path)
     try:

@@ -226,6 +226,7 @@ def test_a_failure_of_one_route_is_said_once_and_stops_nothing(
     assert learned(learning).learner.labels.sum() == pytest.approx(30, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_busy_route_is_not_refitted_all_the_time(made: Router) -> None:
     learning = made.start_learning(thread=False)
     learning.step(1000.0)

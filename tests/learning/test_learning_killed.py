@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from tests.support.feedback import CODE, CODER, PROSE, WRITER, record, router
 
+pytestmark = pytest.mark.slow
+
 TURN_S = 100.0  # between the clocks of two workers: a dead one's lease has lapsed by then
 
 # Where a worker kills itself: a method of the store, at its n-th call, before or after it is done.

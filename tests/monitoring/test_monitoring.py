@@ -486,6 +486,7 @@ def test_stopping_in_the_middle_of_audits_leaves_nothing_behind(path: Path, judg
 # ── the watch ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_an_answer_that_turns_bad_is_seen_and_the_reference_serves_in_every_worker(
     path: Path, fake: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -744,6 +745,7 @@ with router(Path(sys.argv[1])) as r:
 """
 
 
+@pytest.mark.slow
 def test_killed_feeders_lose_nothing_and_count_nothing_twice(path: Path) -> None:
     n_killed = 5
     with router(path) as r:

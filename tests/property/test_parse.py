@@ -54,6 +54,7 @@ def test_any_json(body: dict[str, Any]) -> None:
         assert str(error)
 
 
+@pytest.mark.slow
 @given(BODIES, st.lists(MESSAGE, min_size=1, max_size=5))
 @settings(max_examples=300)
 def test_any_well_formed_conversation_is_decided_or_refused(

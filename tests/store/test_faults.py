@@ -137,6 +137,7 @@ store.close()
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_record(tmp_path: Path) -> None:
     run = child(_FULL, tmp_path / "s.db")
     out, err = run.communicate(timeout=60)
@@ -153,6 +154,7 @@ def test_a_script_that_never_closes_keeps_its_last_record(tmp_path: Path) -> Non
     store.close()
 
 
+@pytest.mark.slow
 def test_many_workers_start_on_an_empty_database(tmp_path: Path) -> None:
     code = 'store = open_store("sqlite:///" + sys.argv[1])\nstore.append(record(int(sys.argv[2])))\nstore.close()'
     runs = [child(code, tmp_path / "s.db", n) for n in range(5)]

@@ -18,6 +18,8 @@ from suffice.store import engine as opening
 from suffice.store import open_store, schema
 from suffice.store.sql import SqlStore
 
+pytestmark = pytest.mark.slow
+
 DECISIONS = 50
 
 # Scores decisions over and over, and tells each score once the store has taken it.

@@ -66,6 +66,7 @@ def test_odd_values_are_mended(store: SqlStore) -> None:
     assert store.health().lost == 0
 
 
+@pytest.mark.slow
 def test_many_workers_start_on_an_empty_database(url: str) -> None:
     code = "open_store(sys.argv[1]).close()"
     for run in [child(code, url) for _ in range(4)]:
