@@ -65,6 +65,7 @@ from suffice.types import (
     RoutingOptions,
     Session,
     Timeouts,
+    Transport,
     Usage,
 )
 
@@ -264,7 +265,7 @@ class UpstreamCaller:
         url, headers, body = dialect.build_request(fields, target, stream=query.stream)
         if query.headers:
             headers = (*headers, *query.headers)
-        response = await self._router._transport.send(
+        response = await self._router.transport.send(
             url, headers, body, stream=query.stream, timeouts=timeouts
         )
         return await dialects.open_response(dialect, response, target, stream=query.stream)
@@ -285,8 +286,23 @@ class Router:
         env: Mapping[str, str] | None = None,
         seed: int | None = None,
         clock: Callable[[], float] = time.time,
+        transport: Transport | None = None,
+        store: Store | None = None,
     ) -> None:
-        """clock: unix seconds, by which budgets go."""
+        """Build the router; nothing is opened or called yet.
+
+        Args:
+            settings: a parsed or a resolved configuration.
+            env: the environment that keys are read from; None = the process's own.
+            seed: of exploration and retries; None = random.
+            clock: unix seconds, for daily budgets.
+            transport: sends the upstream requests; None = HTTP.
+            store: keeps the decisions; None = the one that the settings name.
+
+        Raises:
+            ConfigError: a setting is wrong.
+            ArtifactError: a trained policy or a certificate cannot be used.
+        """
         from suffice import config
 
         env = os.environ if env is None else env
@@ -336,8 +352,8 @@ class Router:
         self._health = execution.LatencyTracker(time.monotonic)
         self._engine = execution.Engine(self._breaker, self._health)
         self._dialects = {name: make() for name, make in dialects.DIALECTS.items()}
-        self._transport_: Any = None
-        self._store_: Any = None
+        self._transport: Transport | None = transport
+        self._store: Store | None = store
         self._metrics = telemetry.Metrics()
         self._telemetry = telemetry.Telemetry([self._metrics])
         self._sessions = SessionStore()
@@ -874,26 +890,32 @@ class Router:
     @property
     def store(self) -> Store:
         """The store; opened at its first use, so that explaining a decision touches no disk."""
-        if self._store_ is None:
-            from suffice import store
+        if self._store is None:
+            from suffice.store import open_store
 
             own = self._resolved.settings.store
-            self._store_ = store.open_store(
+            self._store = open_store(
                 own.url,
                 keep_prompts=own.keep_prompts,
                 # 27 us a record on the store's thread: only where something is learned from it.
                 embed=_embedded if self._learns else None,
                 shadow=self._shadow,
             )
-        return self._store_  # type: ignore[no-any-return]
+        return self._store
 
     @property
-    def _transport(self) -> Any:
-        if self._transport_ is None:
+    def transport(self) -> Transport:
+        """What sends the upstream requests; made at its first use."""
+        if self._transport is None:
             from suffice.providers.transport import HTTPTransport
 
-            self._transport_ = HTTPTransport()
-        return self._transport_
+            self._transport = HTTPTransport()
+        return self._transport
+
+    @property
+    def budgets(self) -> budgets.Budgets:
+        """The money limits of all routes."""
+        return self._budgets
 
     def decide(self, query: Query) -> Decision:
         """The Decision for a parsed query. Calls and stores nothing."""
@@ -1027,7 +1049,7 @@ class Router:
         self.store.add_feedback(Feedback(decision_id="", score=0.0))  # compiles its statements
         self._budgets.restore(self.store)
         for name, route in self._routes.items():
-            self._transport.prepare(route.timeouts.connect_s)
+            self.transport.prepare(route.timeouts.connect_s)
             if route.policy is not None:
                 self._warm(name, route.policy)
 
@@ -1166,16 +1188,16 @@ class Router:
         if self._learning is not None:
             self._learning.stop()
         self._budgets.close()
-        if self._store_ is not None:
-            self._store_.close()
+        if self._store is not None:
+            self._store.close()
 
     async def aclose(self) -> None:
         """Close the upstream connections, then flush and close the store."""
         if self._audit is not None:
             await self._audit.aclose()
-        if self._transport_ is not None:
-            await self._transport_.aclose()
-            self._transport_ = None
+        if self._transport is not None:
+            await self._transport.aclose()
+            self._transport = None
         await asyncio.to_thread(self.close)
 
 

@@ -493,6 +493,10 @@ class Response(Protocol):
 class Transport(Protocol):
     """Sends one HTTP request. Raises UpstreamError of kind connect, timeout_* or cut only."""
 
+    def prepare(self, connect_s: float) -> None:
+        """Make what the first call needs now. connect_s: the connect timeout it will be made with."""
+        ...
+
     async def send(
         self,
         url: str,

@@ -67,13 +67,15 @@ class Upstream:
     """A transport that answers as it is told; `sent` holds the bodies."""
 
     def __init__(self, answer: Answers) -> None:
-        self._answer = answer
+        self.answer = answer
         self.sent: list[dict[str, Any]] = []
+
+    def prepare(self, connect_s: float) -> None: ...
 
     async def send(self, url: str, headers: Any, body: bytes, **_: Any) -> Any:
         told = msgspec.json.decode(body)
         self.sent.append(told)
-        found = self._answer(told["model"], told)
+        found = self.answer(told["model"], told)
         if asyncio.isfuture(found):
             found = await found
         if isinstance(found, BaseException):
@@ -129,8 +131,8 @@ def routed(
         env=env or {},
         seed=1,
         clock=clock or Clock(MONDAY + 3600.0),
+        transport=Upstream(answer or (lambda m, b: Reply(50, 40))),
     )
-    made._transport_ = Upstream(answer or (lambda m, b: Reply(50, 40)))
     try:
         yield made
     finally:
@@ -200,12 +202,12 @@ def test_an_answer_without_any_limit_gets_one_where_money_is_limited(tmp_path: P
     with routed(tmp_path, {"usd_per_day": 20.0}) as r:
         asyncio.run(r.answer(asking()))
         asyncio.run(r.answer(asking(max_tokens=77)))
-        first, second = r._transport_.sent
+        first, second = r.transport.sent
     assert first["max_tokens"] == 16_384
     assert second["max_tokens"] == 77
     with routed(tmp_path, "best") as r:
         asyncio.run(r.answer(asking()))
-        assert "max_tokens" not in r._transport_.sent[0]
+        assert "max_tokens" not in r.transport.sent[0]
 
 
 def test_towards_the_end_of_the_money_answers_are_bounded_sooner_than_refused(
@@ -213,23 +215,27 @@ def test_towards_the_end_of_the_money_answers_are_bounded_sooner_than_refused(
 ) -> None:
     with routed(tmp_path, {"usd_per_day": 1.0}) as r:
         asyncio.run(r.answer(asking()))
-        budget = r._budgets.of("auto")
+        budget = r.budgets.of("auto")
         assert budget is not None
         for left, tokens in ((500_000_000, 16_384), (10_000_000, 2400), (1_200_000, 1024)):
             with budget._row as row:
                 row.spent = 1_000_000_000 - left
             assert asyncio.run(r.answer(asking())).model == "p/weak"
-            assert r._transport_.sent[-1]["max_tokens"] == pytest.approx(tokens, rel=0.05)
+            assert r.transport.sent[-1]["max_tokens"] == pytest.approx(tokens, rel=0.05)
 
 
 def test_openai_is_sent_the_name_that_its_models_know(tmp_path: Path) -> None:
     told = settings(tmp_path, {"usd_per_day": 20.0})
     told["routes"]["auto"]["models"] = ["openai/gpt-5-nano"]
-    r = Router(parse_settings(told), env={"OPENAI_API_KEY": "k"}, clock=Clock())
-    r._transport_ = Upstream(lambda m, b: Reply(50, 40))
+    r = Router(
+        parse_settings(told),
+        env={"OPENAI_API_KEY": "k"},
+        clock=Clock(),
+        transport=Upstream(lambda m, b: Reply(50, 40)),
+    )
     asyncio.run(r.answer(asking()))
-    assert r._transport_.sent[0]["max_completion_tokens"] == 16_384
-    assert "max_tokens" not in r._transport_.sent[0]
+    assert r.transport.sent[0]["max_completion_tokens"] == 16_384
+    assert "max_tokens" not in r.transport.sent[0]
     asyncio.run(r.aclose())
 
 
@@ -253,7 +259,7 @@ def test_without_a_limit_of_the_client_the_call_is_sent_with_what_the_money_pays
 ) -> None:
     with routed(tmp_path, {"max_usd_per_query": 0.008}) as r:
         asyncio.run(r.answer(asking("Prove that there are infinitely many primes.")))
-        sent = r._transport_.sent[0]
+        sent = r.transport.sent[0]
     assert sent["model"] == "mid", "a long answer of the strong one would cost more"
     assert 1900 < sent["max_tokens"] <= 2000
     assert 4.0 * sent["max_tokens"] / 1e6 < 0.008
@@ -315,7 +321,7 @@ def test_a_decision_says_what_is_left_and_carries_the_pacers_probabilities(
 
 def test_explaining_changes_nothing(tmp_path: Path) -> None:
     with routed(tmp_path, {"usd_per_day": 20.0}) as r:
-        budget = r._budgets.of("auto")
+        budget = r.budgets.of("auto")
         assert budget is not None
         for _ in range(5):
             r.decide(asking())
@@ -349,7 +355,7 @@ def test_a_wish_of_the_client_is_followed_as_far_as_the_money_goes(tmp_path: Pat
         assert spent(r)[0] <= 0.05
         r.route("to hear of the last")
         asyncio.run(r.answer(asking(max_tokens=1000)))
-        budget = r._budgets.of("auto")
+        budget = r.budgets.of("auto")
         assert budget is not None
         assert budget.pacer.day.requests == 7, "they count in the forecast as well"
 
@@ -422,8 +428,8 @@ def _open(
         env=env or {},
         seed=1,
         clock=clock or Clock(),
+        transport=Upstream(answer),
     )
-    made._transport_ = Upstream(answer)
     try:
         yield made
     finally:
@@ -480,7 +486,7 @@ def test_a_retry_and_a_failover_are_not_made_where_the_money_is_gone(tmp_path: P
     ) as r:
         with pytest.raises(AllAttemptsFailedError, match=r"Not called: p/weak: it may cost"):
             asyncio.run(r.answer(asking(max_tokens=1000)))
-        assert len(r._transport_.sent) == 1
+        assert len(r.transport.sent) == 1
         usd, held = spent(r)
     assert held == 0.0
     assert 0.001 <= usd <= 0.0015
@@ -538,7 +544,7 @@ def test_a_stream_may_end_after_the_gateway_has_let_go_of_the_ledger(tmp_path: P
                 task = asyncio.ensure_future(r.answer(asking(max_tokens=1000)))
                 await asyncio.sleep(0)
                 held = spent(r)[1]
-                r._budgets.close()
+                r.budgets.close()
                 assert spent(r) == (held, 0.0), "it may be billed, and nobody will hear of it"
                 gate.set_result(Reply(50, 40))
                 assert (await task).status == 200
@@ -574,7 +580,7 @@ def test_a_conversation_keeps_its_model_unless_it_is_unaffordable(tmp_path: Path
             say(messages=[{"role": "user", "content": f"Say {n}."}], max_tokens=500)
         first = say(**talk(0))
         assert first.model == "p/strong", "there is plenty"
-        budget = r._budgets.of("auto")
+        budget = r.budgets.of("auto")
         assert budget is not None
         with budget._row as row:
             row.spent = 4_999_000_000  # another worker has
@@ -585,7 +591,7 @@ def test_a_conversation_keeps_its_model_unless_it_is_unaffordable(tmp_path: Path
 def test_a_conversation_stays_within_the_pace(tmp_path: Path) -> None:
     clock = Clock(MONDAY + 43_200.0)
     with routed(tmp_path, {"usd_per_day": 5.0}, clock=clock) as r:
-        budget = r._budgets.of("auto")
+        budget = r.budgets.of("auto")
         assert budget is not None
 
         def say(**fields: Any) -> Decision:
@@ -648,9 +654,9 @@ def test_a_restart_knows_what_today_has_cost_and_how_the_traffic_ran(tmp_path: P
             recorded(r, MONDAY + n * 900.0 + 1.0, 0.01 if n else None)
         recorded(r, noon - 60.0, 100.0, route="another")
     with routed(tmp_path, {"usd_per_day": 1.0}, clock=Clock(noon)) as r:
-        r._budgets.restore(r.store)
+        r.budgets.restore(r.store)
         assert spent(r)[0] == pytest.approx(0.48), "one of them at the mean of the others"
-        budget = r._budgets.of("auto")
+        budget = r.budgets.of("auto")
         assert budget is not None
         day = budget.pacer.day
         assert day.known or day.part < 1.0
@@ -713,11 +719,11 @@ def test_the_pacer_counts_the_requests_of_the_other_workers(tmp_path: Path) -> N
             routed(tmp_path, {"usd_per_day": 1.0}, env=env) as two,
         ):
             for r in (one, two):
-                r._budgets.restore(r.store)  # as the gateway does before it listens
+                r.budgets.restore(r.store)  # as the gateway does before it listens
             for _ in range(7):
                 asyncio.run(one.answer(asking()))
             asyncio.run(two.answer(asking()))
-            budget = two._budgets.of("auto")
+            budget = two.budgets.of("auto")
             assert budget is not None
             assert budget.pacer.day.requests == 8
 
@@ -838,7 +844,7 @@ class World:
             return gates[-1]
 
         for r in workers:
-            r._transport_ = Upstream(answer)
+            r.transport.answer = answer
         arrivals = [midnight_s + t for t in self.times()]
         for at_s in [*arrivals, math.inf]:
             while flying and flying[0][0] <= at_s:
@@ -893,7 +899,7 @@ def test_days_with_bursts_spend_their_budget_and_never_more(
                 for _ in range(workers)
             ]
             for r in of:
-                r._budgets.restore(r.store)
+                r.budgets.restore(r.store)
             first = await world.day(of, MONDAY)
             shares = [world.models.count(m) for m in ("p/weak", "p/mid", "p/strong")]
             second = await world.day(of, MONDAY + DAY_S)
