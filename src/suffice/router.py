@@ -776,7 +776,7 @@ class Router:
             repeats=repeats,
         )
         if found:
-            self.store.append_feedback(found)
+            self.store.feedback.append(found)
             for f in found:
                 self._telemetry.feedback(f)
 
@@ -995,7 +995,7 @@ class Router:
             "created": created_s,
         }
         given = checked(fields, time.time())
-        if not self.store.add_feedback(given, key_id=key_id):
+        if not self.store.feedback.add(given, key_id=key_id):
             raise NotFoundError(f"There is no decision {decision_id!r}.", param="decision_id")
         self._telemetry.feedback(given)
         return given
@@ -1012,7 +1012,7 @@ class Router:
         """
         items = checked_batch(batch, time.time())
         scores = [f for f in items if isinstance(f, Feedback)]
-        stored = iter(self.store.add_feedback_batch(scores, key_id=key_id))
+        stored = iter(self.store.feedback.add_batch(scores, key_id=key_id))
         results: list[dict[str, Any]] = []
         for f in items:
             if not isinstance(f, Feedback):
@@ -1046,7 +1046,7 @@ class Router:
 
     def warm_up(self) -> None:
         """Open store and transport and decide once, so that no client pays for the first time."""
-        self.store.add_feedback(Feedback(decision_id="", score=0.0))  # compiles its statements
+        self.store.warm_up()
         self._budgets.restore(self.store)
         for name, route in self._routes.items():
             self.transport.prepare(route.timeouts.connect_s)
@@ -1125,7 +1125,7 @@ class Router:
         self._telemetry.emit(record)
 
     def _labelled(self, feedback: Feedback) -> None:
-        self.store.append_feedback((feedback,))
+        self.store.feedback.append((feedback,))
         self._telemetry.feedback(feedback)
 
     def _new_id(self) -> str:

@@ -416,7 +416,7 @@ class FeedbackEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 class PolicySnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable state of a policy. version: hash of route, kind and content, so that what was
-    stored under a name can never be another; `suffice.store.snapshot` makes one.
+    stored under a name can never be another; `suffice.store.make_snapshot` makes one.
 
     digest: SHA-256 of `content`, hex. card: what it is and how it came about, as JSON would hold
     it. parent: the version it was learned on from.

@@ -133,7 +133,7 @@ def test_a_store_is_read_by_url_and_by_path(suffice: Run, tmp_path: Path) -> Non
         )  # fmt: skip
     assert store.flush()
     for i in range(15):
-        store.add_feedback(Feedback(decision_id=f"dec_{i:011x}", score=1.0, created_s=2000.0))
+        store.feedback.add(Feedback(decision_id=f"dec_{i:011x}", score=1.0, created_s=2000.0))
     store.close()
     for where in (url, "s.db"):
         code, out, err = suffice(where, "--json")

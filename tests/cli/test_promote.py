@@ -22,7 +22,7 @@ from suffice.artifacts.estimators import ConstantEstimator
 from suffice.errors import ArtifactError
 from suffice.lab.ope import promotion
 from suffice.lab.ope.replay import Replay, Verdict
-from suffice.store import open_store, snapshot
+from suffice.store import make_snapshot, open_store
 from suffice.types import Feedback
 
 pytestmark = pytest.mark.slow
@@ -76,11 +76,11 @@ def test_a_better_policy_is_promoted_seen_and_rolled_back(house: House) -> None:
     assert told["evidence"]["rule"] == promotion.RULE
 
     store = open_store(house.url)
-    assert store.current("auto") == version
-    kept = store.get_snapshot(version)
+    assert store.registry.current("auto") == version
+    kept = store.registry.get(version)
     assert kept.content == (house.folder / "best.npz").read_bytes()
     assert (kept.kind, kept.created_by, kept.card["kind"]) == ("brain", "cli", "constant")
-    assert store.promotions("auto")[0].evidence["passed"] is True  # type: ignore[index]
+    assert store.registry.promotions("auto")[0].evidence["passed"] is True  # type: ignore[index]
     store.close()
 
     code, out, _ = suffice("snapshots", cwd=house.folder)
@@ -112,8 +112,8 @@ def test_a_worse_policy_is_refused_and_forced_only_on_record(house: House) -> No
     assert (told["promoted"], told["generation"], told["current"]) == (False, None, None)
     assert "Not promoted" in err and "--force" in err and told["version"] in err
     store = open_store(house.url)
-    assert store.current("auto") is None
-    assert store.generation() == 0
+    assert store.registry.current("auto") is None
+    assert store.registry.generation() == 0
     store.close()
     code, out, _ = suffice("promote", told["version"], "--force", "--json", cwd=house.folder)
     assert code == 0
@@ -153,7 +153,7 @@ def test_a_first_policy_can_be_forced_before_there_is_traffic(tmp_path: Path) ->
     assert code == 0
     assert "by force" in out and "Cannot judge" in out
     store = open_store(house.url)
-    assert store.promotions("auto")[0].forced
+    assert store.registry.promotions("auto")[0].forced
     store.close()
 
 
@@ -178,7 +178,7 @@ def test_bad_usage_has_a_remedy(house: House, args: tuple[str, ...], said: str, 
     assert code == want
     assert said in err
     store = open_store(house.url)
-    assert store.generation() == 0
+    assert store.registry.generation() == 0
     store.close()
 
 
@@ -213,11 +213,11 @@ def test_snapshots_that_no_route_can_serve_are_refused(tmp_path: Path) -> None:
     house.explore(10)
     store = open_store(house.url)
     content = artifacts.pack(leaning(0.3, 0.95))
-    learner = snapshot(route="auto", kind="learner", content=b"x", created_s=1.0)
-    other = snapshot(route="other", kind="brain", content=content, created_s=1.0)
-    damaged = snapshot(route="auto", kind="brain", content=content, created_s=1.0)
+    learner = make_snapshot(route="auto", kind="learner", content=b"x", created_s=1.0)
+    other = make_snapshot(route="other", kind="brain", content=content, created_s=1.0)
+    damaged = make_snapshot(route="auto", kind="brain", content=content, created_s=1.0)
     for s in (learner, other, damaged):
-        store.put_snapshot(s)
+        store.registry.put(s)
     store.close()
     house.sql("UPDATE snapshots SET content = X'00' WHERE version = ?", damaged.version)
     for version, route, said in (
@@ -283,8 +283,10 @@ def test_a_snapshot_of_another_features_schema_is_refused_too(tmp_path: Path) ->
     house = House(tmp_path)
     made = leaning(0.3, 0.95)
     old = msgspec.structs.replace(made, card=msgspec.structs.replace(made.card, features="0"))
-    with reader.snapshots(house.url, make=True) as store:
-        s = snapshot(route="auto", kind="brain", content=artifacts.pack(old), created_s=1.0)
-        store.put_snapshot(s)
+    with reader.open_registry(house.url, create=True) as registry:
+        s = make_snapshot(route="auto", kind="brain", content=artifacts.pack(old), created_s=1.0)
+        registry.put(s)
         with pytest.raises(ArtifactError, match=f"this version makes {features.SCHEMA!r}"):
-            promotion.load_candidate(s.version, store, None, load_settings(house.config, {}), 2.0)
+            promotion.load_candidate(
+                s.version, registry, None, load_settings(house.config, {}), 2.0
+            )

@@ -76,7 +76,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scores.append(Feedback(decision_id=decision.id, score=float(good)))
     assert store.flush()
     for f in scores:
-        assert store.add_feedback(f)
+        assert store.feedback.add(f)
     store.close()
     with sqlite3.connect(folder / "s.db") as connection:
         connection.execute("UPDATE decisions SET detail = '{' WHERE id = 'dec_00000000007'")

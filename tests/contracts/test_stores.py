@@ -23,7 +23,7 @@ from tests.support.common import require
 from suffice import features
 from suffice.errors import ArtifactError, StoreError, UsageError
 from suffice.store import engine as opening
-from suffice.store import feedback, open_store, schema, snapshot, sql
+from suffice.store import feedback, make_snapshot, open_store, reader, schema, sql
 from suffice.store.protocols import Store
 from suffice.store.sql import SqlStore
 from suffice.types import (
@@ -85,7 +85,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
     yield opened
     opened.close()
     if request.param == "postgres":
-        engine = opening._engine(url)
+        engine = opening.create_engine(url)
         with engine.begin() as connection:
             schema.metadata.drop_all(connection)
             connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
@@ -136,12 +136,12 @@ def test_feedback_is_idempotent_by_key(store: SqlStore) -> None:
     store.append(record(1))
     for score in (0.0, 1.0):
         given = Feedback(decision_id="dec_00000000001", score=score, key="k", created_s=1.0)
-        assert store.add_feedback(given)
-    assert store.add_feedback(Feedback(decision_id="dec_00000000001", score=0.5, source="judge"))
-    rows = store.feedback("dec_00000000001")
+        assert store.feedback.add(given)
+    assert store.feedback.add(Feedback(decision_id="dec_00000000001", score=0.5, source="judge"))
+    rows = store.feedback.current("dec_00000000001")
     assert sorted((r["source"], r["score"]) for r in rows) == [("judge", 0.5), ("user", 1.0)]
-    assert not store.add_feedback(Feedback(decision_id="dec_none", score=1.0))
-    assert len(list(store.training_rows())) == 2
+    assert not store.feedback.add(Feedback(decision_id="dec_none", score=1.0))
+    assert [len(scores) for _, scores in read_back(store)] == [2]
 
 
 # ── feedback as a learner reads it ───────────────────────────────────────────────────────────────
@@ -159,8 +159,8 @@ def vectors(n: int) -> RequestRecord:
 
 def test_a_label_carries_the_decision_as_it_was_made(store: SqlStore) -> None:
     store.append(vectors(1))
-    assert store.add_feedback(score(1, 0.25, source="judge", weight=0.5))
-    (label,) = store.feedback_since(0)
+    assert store.feedback.add(score(1, 0.25, source="judge", weight=0.5))
+    (label,) = store.feedback.events_since(0)
     assert (label.decision_id, label.route, label.chosen, label.model) == (
         "dec_00000000001", "auto", "p/a", "p/a"
     )  # fmt: skip
@@ -179,16 +179,16 @@ def test_each_change_is_read_once_and_says_what_it_replaces(store: SqlStore) -> 
     for n in range(4):
         store.append(record(n))
     for n in range(4):
-        assert store.add_feedback(score(n, 0.0))
-    first = store.feedback_since(0)
+        assert store.feedback.add(score(n, 0.0))
+    first = store.feedback.events_since(0)
     assert [x.score for x in first] == [0.0] * 4
     assert [x.seq for x in first] == sorted({x.seq for x in first})
     cursor = first[-1].seq
-    assert store.feedback_since(cursor) == []
-    store.add_feedback(score(2, 1.0, weight=0.5))
-    store.add_feedback(score(2, 0.5))
-    store.add_feedback(score(3, 1.0, key="another"))
-    then = store.feedback_since(cursor)
+    assert store.feedback.events_since(cursor) == []
+    store.feedback.add(score(2, 1.0, weight=0.5))
+    store.feedback.add(score(2, 0.5))
+    store.feedback.add(score(3, 1.0, key="another"))
+    then = store.feedback.events_since(cursor)
     assert [(x.score, x.previous_score, x.previous_weight) for x in then] == [
         (1.0, 0.0, 1.0),
         (0.5, 1.0, 0.5),
@@ -201,17 +201,19 @@ def test_each_change_is_read_once_and_says_what_it_replaces(store: SqlStore) -> 
         x.weight * x.score - (x.previous_weight or 0.0) * (x.previous_score or 0.0)
         for x in [*first, *then]
     )
-    assert total == pytest.approx(sum(r["score"] * r["weight"] for r in store.training_rows()))
+    assert total == pytest.approx(
+        sum(s.score * s.weight for _, scores in read_back(store) for s in scores)
+    )
 
 
 def test_the_same_score_again_is_no_change(store: SqlStore) -> None:
     store.append(record(1))
     for _ in range(3):
-        assert store.add_feedback(score(1, 1.0, key="k", comment="fine"))
-    assert len(store.feedback_since(0)) == 1
-    store.add_feedback(score(1, 1.0, key="k", comment="fine after all"))
-    assert len(store.feedback_since(0)) == 2
-    assert len(store.feedback("dec_00000000001")) == 1
+        assert store.feedback.add(score(1, 1.0, key="k", comment="fine"))
+    assert len(store.feedback.events_since(0)) == 1
+    store.feedback.add(score(1, 1.0, key="k", comment="fine after all"))
+    assert len(store.feedback.events_since(0)) == 2
+    assert len(store.feedback.current("dec_00000000001")) == 1
 
 
 def test_a_page_at_a_time_and_a_route_at_a_time(store: SqlStore) -> None:
@@ -221,95 +223,137 @@ def test_a_page_at_a_time_and_a_route_at_a_time(store: SqlStore) -> None:
         store.append(
             msgspec.structs.replace(r, decision=msgspec.structs.replace(r.decision, route=route))
         )
-        store.add_feedback(score(n, n / 10))
+        store.feedback.add(score(n, n / 10))
     cursor, seen = 0, []
-    while page := store.feedback_since(cursor, 2):
+    while page := store.feedback.events_since(cursor, 2):
         assert len(page) <= 2
         seen += [x.score for x in page]
         cursor = page[-1].seq
     assert seen == [n / 10 for n in range(6)]
-    assert [x.score for x in store.feedback_since(0, route="auto")] == [0.1, 0.3, 0.5]
+    assert [x.score for x in store.feedback.events_since(0, route="auto")] == [0.1, 0.3, 0.5]
 
 
 def test_a_batch_is_one_transaction_with_a_word_on_each(store: SqlStore) -> None:
     for n in range(3):
         store.append(record(n))
     batch = [score(0, 0.1), score(9, 0.5), score(1, 0.2), score(0, 0.9), score(2, 0.3, key="k")]
-    assert store.add_feedback_batch(batch) == [True, False, True, True, True]
-    kept = [x for n in range(3) for x in store.feedback(f"dec_{n:011x}")]
+    assert store.feedback.add_batch(batch) == [True, False, True, True, True]
+    kept = [x for n in range(3) for x in store.feedback.current(f"dec_{n:011x}")]
     assert [x["score"] for x in kept] == [0.9, 0.2, 0.3], "the last of the batch wins"
-    assert store.add_feedback_batch([]) == []
+    assert store.feedback.add_batch([]) == []
 
 
 @pytest.mark.parametrize("odd", ["", "x" * 65, "dec_\0", "dec_\ud83d", "décision"])
 def test_what_cannot_be_an_id_is_no_decision(store: SqlStore, odd: str) -> None:
-    assert not store.add_feedback(Feedback(decision_id=odd, score=1.0))
+    assert not store.feedback.add(Feedback(decision_id=odd, score=1.0))
 
 
 def test_a_key_scores_only_its_own_decisions(store: SqlStore) -> None:
     store.append(record(1, key_id="key_a"))
     store.append(record(2))
-    assert not store.add_feedback(score(1, 0.0), key_id="key_b")
-    assert not store.add_feedback(score(2, 0.0), key_id="key_b"), "nor one made without a key"
-    assert store.add_feedback(score(1, 1.0), key_id="key_a")
-    assert store.add_feedback_batch([score(1, 0.5), score(2, 0.5)], key_id="key_a") == [True, False]
-    assert store.add_feedback(score(2, 1.0)), "the operator scores any"
+    assert not store.feedback.add(score(1, 0.0), key_id="key_b")
+    assert not store.feedback.add(score(2, 0.0), key_id="key_b"), "nor one made without a key"
+    assert store.feedback.add(score(1, 1.0), key_id="key_a")
+    assert store.feedback.add_batch([score(1, 0.5), score(2, 0.5)], key_id="key_a") == [True, False]
+    assert store.feedback.add(score(2, 1.0)), "the operator scores any"
 
 
 def test_scores_noticed_by_the_gateway_follow_their_decisions(store: SqlStore) -> None:
     for n in range(20):
         store.append(record(n))
-        store.append_feedback([score(n, 0.0, source="implicit:empty", kind="implicit")])
-    store.append_feedback([score(99, 0.0, source="implicit:empty", kind="implicit")])
+        store.feedback.append([score(n, 0.0, source="implicit:empty", kind="implicit")])
+    store.feedback.append([score(99, 0.0, source="implicit:empty", kind="implicit")])
     assert store.flush()
-    assert len(store.feedback_since(0)) == 20
+    assert len(store.feedback.events_since(0)) == 20
     assert store.health().pending == 0
     assert store.summary()["feedback"]["decisions"] == 0, "nobody said anything"
 
 
 def test_a_failed_first_attempt_is_judged_for_the_model_that_failed(store: SqlStore) -> None:
     store.append(record(1, model="p/b"))
-    store.add_feedback(score(1, 0.0, source=feedback.UPSTREAM_ERROR, kind="implicit"))
-    store.add_feedback(score(1, 1.0))
-    assert [x.scored_model for x in store.feedback_since(0)] == ["p/a", "p/b"]
+    store.feedback.add(score(1, 0.0, source=feedback.UPSTREAM_ERROR, kind="implicit"))
+    store.feedback.add(score(1, 1.0))
+    assert [x.scored_model for x in store.feedback.events_since(0)] == ["p/a", "p/b"]
 
 
-def test_training_rows_with_and_without_labels(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+def read_back(store: SqlStore, **options: Any) -> list[reader.StoredDecision]:
+    """What the reader of stored decisions gives, page by page."""
+    store.flush()
+    with store.database.engine.connect() as connection:
+        columns = ("chosen", "detail", "embedding")
+        return list(reader.StoreReader(connection).decisions(columns, **options))
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_decisions_are_read_page_by_page_with_the_scores_that_count_now(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch, newest_first: bool
 ) -> None:
-    monkeypatch.setattr(
-        feedback, "_PAGE", 3
-    )  # several scores of a decision on both sides of a page
+    monkeypatch.setattr(reader, "PAGE", 2)
     for n in range(5):
         store.append(vectors(n))
     for n in (1, 3):
         for source in ("user", "judge", "test"):
-            store.add_feedback(score(n, 0.5, source=source))
-    store.add_feedback(score(3, 1.0))
-    rows = list(store.training_rows())
-    assert [r["id"][-1] for r in rows] == list("111333")
-    assert sorted(r["score"] for r in rows) == [0.5] * 5 + [1.0]
-    assert rows[0]["predictions"] == [Prediction("p/a", 0.7, 0.001, 0.5, 1.0)]
-    assert np.frombuffer(rows[0]["embedding"], "<f2").shape == (256,)
-    every = list(store.training_rows(unlabelled=True, since_s=1001.0))
-    assert [r["id"][-1] for r in every] == list("11123334")
-    assert [r["score"] for r in every if r["id"][-1] in "24"] == [None, None]
-    assert list(store.training_rows(route="none")) == []
+            store.feedback.add(score(n, 0.5, source=source))
+    store.feedback.add(score(3, 1.0))
+    rows = read_back(store, newest_first=newest_first)
+    numbers = [int(row["id"][-1]) for row, _ in rows]
+    assert numbers == sorted(range(5), reverse=newest_first)
+    scores = {int(row["id"][-1]): scores for row, scores in rows}
+    assert [len(scores[n]) for n in range(5)] == [0, 3, 0, 3, 0]
+    assert {s.source: s.score for s in scores[3]} == {"judge": 0.5, "test": 0.5, "user": 1.0}
+    assert reader.mean_score(scores[3]) == pytest.approx(2.0 / 3.0)
+    assert reader.mean_score(scores[3], sources={"user"}) == 1.0
+    assert reader.mean_score(scores[0]) is None
+    detail = reader.decode_detail(rows[0].row["detail"])
+    assert detail.predictions == (Prediction("p/a", 0.7, 0.001, 0.5, 1.0),)
+    assert np.frombuffer(rows[0].row["embedding"], "<f2").shape == (256,)
+    assert len(read_back(store, since_s=1001.0)) == 4
+    assert len(read_back(store, limit=3)) == 3
+    assert read_back(store, route="none") == []
 
 
-def test_a_decision_that_cannot_be_read_is_named_and_left_out(store: SqlStore) -> None:
+def test_calls_of_audits_are_read_only_if_asked_for(store: SqlStore) -> None:
+    for n, route in enumerate(("auto", "audit:auto", "other", "audit:other")):
+        r = record(n)
+        store.append(
+            msgspec.structs.replace(r, decision=msgspec.structs.replace(r.decision, route=route))
+        )
+    assert [row["id"][-1] for row, _ in read_back(store)] == ["0", "2"]
+    assert [row["id"][-1] for row, _ in read_back(store, route="auto")] == ["0"]
+    assert len(read_back(store, audits=True)) == 4
+    assert [row["id"][-1] for row, _ in read_back(store, route="auto", audits=True)] == ["0", "1"]
+    with store.database.engine.connect() as connection:
+        opened = reader.StoreReader(connection)
+        assert opened.span() == (2, 1000.0, 1002.0)
+        assert opened.span(route="none") == (0, 0.0, 0.0)
+        (all_attempts,) = opened.attempts()
+        assert (all_attempts.model, all_attempts.outcome, all_attempts.attempts) == ("p/a", "ok", 2)
+        assert all_attempts.cost_usd == pytest.approx(0.02)
+
+
+def test_a_score_out_of_range_is_reported_and_skipped(store: SqlStore) -> None:
+    store.append(record(1))
+    store.feedback.add(score(1, 0.5))
+    store.feedback.add(score(1, 1.0, source="judge"))
+    with store.database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE feedback SET score = 7.0 WHERE source = 'judge'")
+    reported: list[str] = []
+    ((_, scores),) = read_back(
+        store, on_invalid=lambda i, reason: reported.append(f"{i}: {reason}")
+    )
+    assert [s.score for s in scores] == [0.5]
+    assert reported == ["dec_00000000001: feedback of judge: score 7.0, weight 1.0"]
+
+
+def test_a_label_of_an_unreadable_decision_is_left_out(store: SqlStore) -> None:
     for n in range(3):
         store.append(record(n))
-        store.add_feedback(score(n, 1.0))
-    with store._engine.begin() as connection:
+        store.feedback.add(score(n, 1.0))
+    with store.database.engine.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE decisions SET detail = '{torn' WHERE id = 'dec_00000000001'"
         )
-    told: list[str] = []
-    rows = list(store.training_rows(on_corrupt=lambda i, why: told.append(f"{i}: {why}")))
-    assert [r["id"][-1] for r in rows] == ["0", "2"]
-    assert len(told) == 1 and told[0].startswith("dec_00000000001: ")
-    assert [x.decision_id[-1] for x in store.feedback_since(0)] == ["0", "2"]
+    assert [x.decision_id[-1] for x in store.feedback.events_since(0)] == ["0", "2"]
 
 
 def test_writers_side_by_side_lose_nothing_and_readers_miss_nothing(store: SqlStore) -> None:
@@ -323,10 +367,10 @@ def test_writers_side_by_side_lose_nothing_and_readers_miss_nothing(store: SqlSt
         cursor = 0
         while True:
             last = stop.is_set()
-            for label in store.feedback_since(cursor, 7):
+            for label in store.feedback.events_since(cursor, 7):
                 cursor = label.seq
                 seen.append(cursor)
-            if last and not store.feedback_since(cursor, 1):
+            if last and not store.feedback.events_since(cursor, 1):
                 return
             time.sleep(0.001)  # a reader that never rests keeps an in-memory database to itself
 
@@ -335,7 +379,7 @@ def test_writers_side_by_side_lose_nothing_and_readers_miss_nothing(store: SqlSt
             batch = [score(n, 0.5, source=f"s{who}", key=str(k)) for k in "ab"]
             for attempt in range(3):
                 try:
-                    store.add_feedback_batch(batch)
+                    store.feedback.add_batch(batch)
                     break
                 except StoreError:  # another writer was long in there: send it again, as it says
                     if attempt == 2:
@@ -350,25 +394,25 @@ def test_writers_side_by_side_lose_nothing_and_readers_miss_nothing(store: SqlSt
             stop.set()
         reader.result()
     assert len(seen) == len(set(seen)) == 240
-    assert seen == [x.seq for x in store.feedback_since(0, 1000)]
+    assert seen == [x.seq for x in store.feedback.events_since(0, 1000)]
 
 
 # ── snapshots ────────────────────────────────────────────────────────────────────────────────────
 
 
 def snap(content: bytes, route: str = "auto", **more: Any) -> PolicySnapshot:
-    return snapshot(route=route, kind="brain", content=content, created_s=1.0, **more)
+    return make_snapshot(route=route, kind="brain", content=content, created_s=1.0, **more)
 
 
 def test_a_snapshot_comes_back_as_it_was_put(store: SqlStore) -> None:
     s = snap(b"\x00\xffweights", parent="brain-0", card={"labels": 12, "auc": 0.7}, created_by="me")
-    assert store.put_snapshot(s)
-    assert store.get_snapshot(s.version) == s
-    assert not store.put_snapshot(msgspec.structs.replace(s, card={"labels": 0})), "immutable"
-    assert store.get_snapshot(s.version).card["labels"] == 12
-    (shown,) = store.snapshots("auto")
+    assert store.registry.put(s)
+    assert store.registry.get(s.version) == s
+    assert not store.registry.put(msgspec.structs.replace(s, card={"labels": 0})), "immutable"
+    assert store.registry.get(s.version).card["labels"] == 12
+    (shown,) = store.registry.snapshots("auto")
     assert (shown["version"], shown["bytes"], shown["card"]["auc"]) == (s.version, 9, 0.7)
-    assert store.snapshots("other") == []
+    assert store.registry.snapshots("other") == []
     assert snap(b"other").version != s.version
     assert snap(b"\x00\xffweights", route="other").version != s.version
 
@@ -376,64 +420,64 @@ def test_a_snapshot_comes_back_as_it_was_put(store: SqlStore) -> None:
 @pytest.mark.parametrize("change", [{"content": b"other"}, {"version": "brain-0"}, {"route": "x"}])
 def test_a_snapshot_under_a_false_name_is_refused(store: SqlStore, change: dict[str, Any]) -> None:
     with pytest.raises(ArtifactError):
-        store.put_snapshot(msgspec.structs.replace(snap(b"a"), **change))
-    assert store.snapshots() == []
+        store.registry.put(msgspec.structs.replace(snap(b"a"), **change))
+    assert store.registry.snapshots() == []
 
 
 def test_a_snapshot_changed_in_the_database_is_not_used(store: SqlStore) -> None:
     good, bad = snap(b"good"), snap(b"bad")
-    store.put_snapshot(good)
-    store.put_snapshot(bad)
-    store.promote("auto", good.version, by="me", now_s=1.0)
-    with store._engine.begin() as connection:
+    store.registry.put(good)
+    store.registry.put(bad)
+    store.registry.promote("auto", good.version, by="me", now_s=1.0)
+    with store.database.engine.begin() as connection:
         connection.execute(
             schema.snapshots.update()
             .where(schema.snapshots.c.version == bad.version)
             .values(content=b"evil")
         )
     for use in (
-        lambda: store.get_snapshot(bad.version),
-        lambda: store.promote("auto", bad.version, by="me", now_s=2.0),
+        lambda: store.registry.get(bad.version),
+        lambda: store.registry.promote("auto", bad.version, by="me", now_s=2.0),
     ):
         with pytest.raises(ArtifactError, match="damaged"):
             use()
-    assert store.current("auto") == good.version
+    assert store.registry.current("auto") == good.version
 
 
 def test_promotions_are_a_history_that_can_be_undone(store: SqlStore) -> None:
     a, b = snap(b"a"), snap(b"b", parent=snap(b"a").version)
     for s in (a, b):
-        store.put_snapshot(s)
-    assert store.current("auto") is None
+        store.registry.put(s)
+    assert store.registry.current("auto") is None
     with pytest.raises(UsageError):
-        store.rollback("auto", by="me", now_s=0.0)
-    seen = [store.generation()]
+        store.registry.rollback("auto", by="me", now_s=0.0)
+    seen = [store.registry.generation()]
 
     def generation_changed() -> bool:
-        seen.append(store.generation())
+        seen.append(store.registry.generation())
         return seen[-1] > seen[-2]
 
     assert not generation_changed()
-    store.promote("auto", a.version, by="me", now_s=1.0, evidence={"lower": 0.01})
+    store.registry.promote("auto", a.version, by="me", now_s=1.0, evidence={"lower": 0.01})
     assert generation_changed()
-    store.promote("auto", b.version, by="cli", now_s=2.0, forced=True)
+    store.registry.promote("auto", b.version, by="cli", now_s=2.0, forced=True)
     assert generation_changed()
-    again = store.promote("auto", b.version, by="cli", now_s=3.0)
+    again = store.registry.promote("auto", b.version, by="cli", now_s=3.0)
     assert not generation_changed(), "it was current already"
     assert (again.promoted_at_s, again.previous) == (2.0, a.version)
-    assert store.current("auto") == b.version
-    assert store.current("other") is None
-    assert store.rollback("auto", by="me", now_s=4.0).version == a.version
+    assert store.registry.current("auto") == b.version
+    assert store.registry.current("other") is None
+    assert store.registry.rollback("auto", by="me", now_s=4.0).version == a.version
     assert generation_changed()
-    assert store.current("auto") == a.version
-    assert store.rollback("auto", by="me", now_s=5.0).version is None
-    assert store.current("auto") is None
+    assert store.registry.current("auto") == a.version
+    assert store.registry.rollback("auto", by="me", now_s=5.0).version is None
+    assert store.registry.current("auto") is None
     with pytest.raises(UsageError, match="nothing to undo"):
-        store.rollback("auto", by="me", now_s=6.0)
-    store.promote("auto", b.version, by="me", now_s=7.0)
-    assert store.current("auto") == b.version
-    assert store.rollback("auto", by="me", now_s=8.0).version is None
-    history = store.promotions("auto")
+        store.registry.rollback("auto", by="me", now_s=6.0)
+    store.registry.promote("auto", b.version, by="me", now_s=7.0)
+    assert store.registry.current("auto") == b.version
+    assert store.registry.rollback("auto", by="me", now_s=8.0).version is None
+    history = store.registry.promotions("auto")
     assert [p.kind for p in history] == [
         "rollback", "promote", "rollback", "rollback", "promote", "promote"
     ]  # fmt: skip
@@ -443,32 +487,29 @@ def test_promotions_are_a_history_that_can_be_undone(store: SqlStore) -> None:
 
 def test_only_a_routes_own_snapshots_are_promoted(store: SqlStore) -> None:
     s = snap(b"a")
-    store.put_snapshot(s)
+    store.registry.put(s)
     with pytest.raises(UsageError, match="'auto'"):
-        store.promote("other", s.version, by="me", now_s=1.0)
+        store.registry.promote("other", s.version, by="me", now_s=1.0)
     with pytest.raises(ArtifactError, match="brain-none"):
-        store.promote("auto", "brain-none", by="me", now_s=1.0)
-    assert store.generation() == 0
+        store.registry.promote("auto", "brain-none", by="me", now_s=1.0)
+    assert store.registry.generation() == 0
 
 
 # ── the learner ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_lease_has_one_holder(store: SqlStore) -> None:
-    assert store.acquire_lease("learner", "a", 10.0, now_s=100.0)
-    assert store.acquire_lease("learner", "a", 10.0, now_s=101.0), "it holds it already"
-    assert not store.acquire_lease("learner", "b", 10.0, now_s=105.0)
-    assert store.acquire_lease("another", "b", 10.0, now_s=105.0)
-    assert not store.renew_lease("learner", "b", 10.0, now_s=105.0)
-    assert store.renew_lease("learner", "a", 10.0, now_s=106.0)
-    assert not store.acquire_lease("learner", "b", 10.0, now_s=115.9)
-    assert store.acquire_lease("learner", "b", 10.0, now_s=116.0), "it has lapsed"
-    assert not store.renew_lease("learner", "a", 10.0, now_s=116.5)
-    assert not store.release_lease("learner", "a")
-    assert store.release_lease("learner", "b")
-    assert not store.renew_lease("learner", "b", 10.0, now_s=117.0)
-    assert store.acquire_lease("learner", "a", 10.0, now_s=117.0)
-    assert not store.renew_lease("learner", "a", 10.0, now_s=127.0), "a lapsed one is not renewed"
+    leases = store.leases
+    assert leases.acquire("learner", "a", 10.0, now_s=100.0)
+    assert not leases.acquire("learner", "b", 10.0, now_s=105.0)
+    assert leases.acquire("another", "b", 10.0, now_s=105.0)
+    assert leases.acquire("learner", "a", 10.0, now_s=106.0), "its holder extends it"
+    assert not leases.acquire("learner", "b", 10.0, now_s=115.9)
+    assert leases.acquire("learner", "b", 10.0, now_s=116.0), "it has expired"
+    assert not leases.acquire("learner", "a", 10.0, now_s=116.5)
+    assert not leases.release("learner", "a")
+    assert leases.release("learner", "b")
+    assert leases.acquire("learner", "a", 10.0, now_s=117.0)
 
 
 def test_of_many_that_ask_at_once_one_gets_the_lease(store: SqlStore) -> None:
@@ -478,7 +519,7 @@ def test_of_many_that_ask_at_once_one_gets_the_lease(store: SqlStore) -> None:
 
         def ask(who: str, turn: int = turn, got: list[str] = got, start: Any = start) -> None:
             start.wait()
-            if store.acquire_lease("learner", who, 10.0, now_s=100.0 * turn):
+            if store.leases.acquire("learner", who, 10.0, now_s=100.0 * turn):
                 got.append(who)
 
         threads = [threading.Thread(target=ask, args=(f"w{i}",)) for i in range(6)]
@@ -490,23 +531,23 @@ def test_of_many_that_ask_at_once_one_gets_the_lease(store: SqlStore) -> None:
 
 
 def test_state_and_cursor_move_together_or_not_at_all(store: SqlStore) -> None:
-    assert store.learner_state("auto").cursor == 0
-    assert not store.save_learner_state("auto", {"a": b"x"}, 5, expected_cursor=3, now_s=1.0)
-    assert store.learner_state("auto").states == {}
+    assert store.learner_states.load("auto").cursor == 0
+    assert not store.learner_states.save("auto", {"a": b"x"}, 5, expected_cursor=3, now_s=1.0)
+    assert store.learner_states.load("auto").states == {}
     both = {"head": b"\x00\x01", "bandit": b"b"}
-    assert store.save_learner_state("auto", both, 5, expected_cursor=0, now_s=1.0)
-    assert not store.save_learner_state("auto", {"head": b"late"}, 7, expected_cursor=0, now_s=2.0)
-    found = store.learner_state("auto")
+    assert store.learner_states.save("auto", both, 5, expected_cursor=0, now_s=1.0)
+    assert not store.learner_states.save("auto", {"head": b"late"}, 7, expected_cursor=0, now_s=2.0)
+    found = store.learner_states.load("auto")
     assert (found.cursor, found.states) == (5, both)
-    assert store.save_learner_state("auto", {"head": b"2"}, 9, expected_cursor=5, now_s=3.0)
-    found = store.learner_state("auto")
+    assert store.learner_states.save("auto", {"head": b"2"}, 9, expected_cursor=5, now_s=3.0)
+    found = store.learner_states.load("auto")
     assert (found.cursor, found.states) == (9, {"head": b"2", "bandit": b"b"})
-    found = store.learner_state("auto", ("head", "nothing"))
+    found = store.learner_states.load("auto", ("head", "nothing"))
     assert (found.cursor, found.states) == (9, {"head": b"2"})
-    assert store.learner_state("auto", ()).cursor == 9
-    assert store.save_learner_state("auto", {}, 11, expected_cursor=9, now_s=4.0)
-    assert store.learner_state("auto").cursor == 11
-    assert store.learner_state("other").states == {}
+    assert store.learner_states.load("auto", ()).cursor == 9
+    assert store.learner_states.save("auto", {}, 11, expected_cursor=9, now_s=4.0)
+    assert store.learner_states.load("auto").cursor == 11
+    assert store.learner_states.load("other").states == {}
 
 
 def test_of_two_learners_one_moves_on(store: SqlStore) -> None:
@@ -514,9 +555,9 @@ def test_of_two_learners_one_moves_on(store: SqlStore) -> None:
 
     def learn(who: int) -> None:
         for _ in range(20):
-            at = store.learner_state("auto")
+            at = store.learner_states.load("auto")
             n = int(at.states.get("n", b"0"))
-            if store.save_learner_state(
+            if store.learner_states.save(
                 "auto", {"n": b"%d" % (n + 1)}, at.cursor + 1, expected_cursor=at.cursor, now_s=1.0
             ):
                 won.append(who)
@@ -526,7 +567,7 @@ def test_of_two_learners_one_moves_on(store: SqlStore) -> None:
         t.start()
     for t in threads:
         t.join()
-    found = store.learner_state("auto")
+    found = store.learner_states.load("auto")
     assert found.cursor == int(found.states["n"]) == len(won)
 
 
@@ -552,6 +593,18 @@ def test_the_summary_counts_unknown_costs_apart(store: SqlStore) -> None:
     assert s["cost_usd"] == pytest.approx(0.04)
     assert s["cost_unknown"] == 1
     assert s["failovers"] == 1
+
+
+def test_calls_of_audits_are_not_requests(store: SqlStore) -> None:
+    for n, route in enumerate(("auto", "audit:auto", "auto")):
+        r = record(n, status=502 if n == 1 else 200)
+        store.append(
+            msgspec.structs.replace(r, decision=msgspec.structs.replace(r.decision, route=route))
+        )
+    s = store.summary()
+    assert (s["requests"], s["failed"], s["attempts"]) == (2, 0, 2)
+    assert s["cost_usd"] == pytest.approx(0.02)
+    assert [m["requests"] for m in s["models"]] == [2]
 
 
 def test_a_record_twice_counts_once(store: SqlStore) -> None:

@@ -122,7 +122,7 @@ def test_every_worker_falls_back_and_a_killed_gateway_remembers(
     store = open_store(f"sqlite:///{(tmp_path / 's.db').as_posix()}")
     try:
         audited = [d for d in store.decisions(route="safe", limit=10_000) if d["model"] == "p/weak"]
-        told = [f for d in audited for f in store.feedback(d["id"])]
+        told = [f for d in audited for f in store.feedback.current(d["id"])]
         assert labels <= len(told)
         assert {f["source"] for f in told} == {"audit"}
         assert store.spend("audit:safe", 0.0).usd > 0.0

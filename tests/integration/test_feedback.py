@@ -344,7 +344,7 @@ def test_from_the_shell(
             said.err
         )
     store = open_store(f"sqlite:///{tmp_path / 's.db'}")
-    found = {(f["source"], f["score"]) for i in ids for f in store.feedback(i)}
+    found = {(f["source"], f["score"]) for i in ids for f in store.feedback.current(i)}
     store.close()
     assert found == {("user", 1.0), ("test", 0.25), ("test", 0.0), ("judge", 0.5)}
 

@@ -118,7 +118,7 @@ class House:
     def settle(self) -> None:
         assert self.store.flush()
         for f in getattr(self, "scores", []):
-            assert self.store.add_feedback(f)
+            assert self.store.feedback.add(f)
         self.scores = []
 
     def sql(self, statement: str, *values: Any) -> None:
@@ -499,7 +499,7 @@ def test_routes_times_and_sources_are_kept_apart(house: House) -> None:
 def test_several_sources_of_one_decision_make_one_score(house: House) -> None:
     house.add(decided(0, WEAK, {WEAK: 0.5, STRONG: 0.5}), 1.0)
     house.settle()
-    house.store.add_feedback(
+    house.store.feedback.add(
         Feedback(decision_id="dec_00000000000", score=0.0, source="judge", weight=3.0)
     )
     (row,) = read(house.url).rows

@@ -35,9 +35,9 @@ def test_topics_are_learned_from_feedback_alone_and_served(made: Router) -> None
     prose = made.route(PROSE.format("fox"))
     assert (code.model, prose.model) == ("p/coder", "p/writer")
     assert code.basis == "trained"
-    assert code.snapshot == made.store.current("auto")
+    assert code.snapshot == made.store.registry.current("auto")
     assert code.snapshot is not None
-    card = made.store.get_snapshot(code.snapshot).card
+    card = made.store.registry.get(code.snapshot).card
     assert card["figures"]["through_seq"] >= 400 - 50
 
 
@@ -49,8 +49,8 @@ def test_shadow_changes_no_decision_and_logs_what_it_would_have_been(tmp_path: P
         teach(r, 300)
         learning.step(1000.0)
         assert [r.route(t.format("x")).model for t in (CODE, PROSE)] == before
-        assert r.store.current("auto") is None
-        assert len(r.store.snapshots("auto")) >= 1
+        assert r.store.registry.current("auto") is None
+        assert len(r.store.registry.snapshots("auto")) >= 1
         d = decided(r, CODE.format("shadowed"))
         found = r.decision(d.id)
         assert found is not None
@@ -66,7 +66,7 @@ def test_off_learns_nothing(tmp_path: Path) -> None:
         learning = r.start_learning(thread=False)
         teach(r, 100)
         learning.step(1000.0)
-        assert r.store.snapshots("auto") == []
+        assert r.store.registry.snapshots("auto") == []
     finally:
         r.close()
 
@@ -74,7 +74,7 @@ def test_off_learns_nothing(tmp_path: Path) -> None:
 def test_another_worker_takes_over_after_the_lease_and_counts_nothing_twice(tmp_path: Path) -> None:
     a, b = router(tmp_path), router(tmp_path)
     try:
-        one, two = a.start_learning(thread=False), b.learn(start=False)
+        one, two = a.start_learning(thread=False), b.start_learning(thread=False)
         one.step(1000.0)
         teach(a, 100)
         two.step(1001.0)  # the lease is the other's
@@ -105,18 +105,18 @@ def test_another_worker_takes_over_after_the_lease_and_counts_nothing_twice(tmp_
 def test_workers_swap_without_a_restart_and_back_after_a_rollback(tmp_path: Path) -> None:
     a, b = router(tmp_path), router(tmp_path)
     try:
-        one, two = a.start_learning(thread=False), b.learn(start=False)
+        one, two = a.start_learning(thread=False), b.start_learning(thread=False)
         one.step(1000.0)
         teach(a, 200)
         one.step(1010.0)
-        version = a.store.current("auto")
+        version = a.store.registry.current("auto")
         assert version is not None
         assert b.route("hi there").snapshot is None
         two.step(1011.0)
         assert b.route("hi there").snapshot == version
         first = version
-        while a.store.current("auto") is not None:
-            a.store.rollback("auto", by="me", now_s=1012.0)
+        while a.store.registry.current("auto") is not None:
+            a.store.registry.rollback("auto", by="me", now_s=1012.0)
         one.step(1013.0)
         two.step(1013.0)
         assert a.route("hi there").snapshot is None
@@ -124,8 +124,8 @@ def test_workers_swap_without_a_restart_and_back_after_a_rollback(tmp_path: Path
         # What an operator undid, the learner does not do again.
         teach(a, 200, start=200)
         one.step(1020.0)
-        assert a.store.current("auto") is None
-        assert a.store.snapshots("auto")[0]["version"] != first
+        assert a.store.registry.current("auto") is None
+        assert a.store.registry.snapshots("auto")[0]["version"] != first
     finally:
         a.close()
         b.close()
@@ -139,7 +139,7 @@ def test_a_damaged_snapshot_is_refused_and_the_old_policy_serves(
     teach(made, 200)
     learning.step(1010.0)
     serving = made.route("hi there").snapshot
-    get = made.store.get_snapshot
+    get = made.store.registry.get
 
     def bent(version: str) -> Any:
         found = get(version)
@@ -147,14 +147,14 @@ def test_a_damaged_snapshot_is_refused_and_the_old_policy_serves(
             return found
         raise ArtifactError(f"Snapshot {version}: its bytes have another digest.")
 
-    monkeypatch.setattr(made.store, "promote", lambda *a, **k: None)
+    monkeypatch.setattr(made.store.registry, "promote", lambda *a, **k: None)
     teach(made, 200, start=200)
     learning.step(1020.0)
     monkeypatch.undo()
-    newest = made.store.snapshots("auto")[0]["version"]
+    newest = made.store.registry.snapshots("auto")[0]["version"]
     assert newest != serving
-    made.store.promote("auto", newest, by="me", now_s=1021.0)
-    monkeypatch.setattr(made.store, "get_snapshot", bent)
+    made.store.registry.promote("auto", newest, by="me", now_s=1021.0)
+    monkeypatch.setattr(made.store.registry, "get", bent)
     learning.step(1022.0)
     assert made.route("hi there").snapshot == serving
     assert "digest" in learning.problems["auto"]
@@ -415,10 +415,10 @@ def test_a_state_of_another_version_is_said_and_learning_starts_anew(
     made: Router, caplog: pytest.LogCaptureFixture
 ) -> None:
     states = {"learner": b"old", "explorer": b"old", "sample": b"old"}
-    made.store.save_learner_state("auto", states, 0, expected_cursor=0, now_s=1.0)
+    made.store.learner_states.save("auto", states, 0, expected_cursor=0, now_s=1.0)
     learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 60)
     learning.step(1010.0)
     assert "cannot be used" in caplog.text
-    assert made.store.current("auto") is not None
+    assert made.store.registry.current("auto") is not None

@@ -17,7 +17,7 @@ from suffice import Router, features
 from suffice.artifacts import artifact as artifacts
 from suffice.errors import StoreError
 from suffice.learning import LEASE_S, LearningWorker, RouteLearner, limits_of
-from suffice.store.versions import snapshot
+from suffice.store.snapshot import make_snapshot
 
 
 @pytest.fixture
@@ -136,45 +136,52 @@ def test_a_few_labels_are_not_written_and_not_lost(tmp_path: Path) -> None:
         teach(a, 20)
         one.step(1001.0)
         assert learned(one).learner.labels.sum() == pytest.approx(20, rel=0.02)
-        assert a.store.learner_state("auto").states == {}
+        assert a.store.learner_states.load("auto").states == {}
         two = b.start_learning(thread=False)
         two.step(1001.0 + LEASE_S)
         assert learned(two).learner.labels.sum() == pytest.approx(20, rel=0.02)
         two.step(1400.0)  # nobody adds any: in the end they are written
-        assert b.store.learner_state("auto").cursor > 0
+        assert b.store.learner_states.load("auto").cursor > 0
     finally:
         a.close()
         b.close()
 
 
 @pytest.mark.parametrize(
-    "method", ["feedback_since", "save_learner_state", "put_snapshot", "promote"]
+    ("part", "method"),
+    [
+        ("feedback", "events_since"),
+        ("learner_states", "save"),
+        ("registry", "put"),
+        ("registry", "promote"),
+    ],
 )
 @pytest.mark.parametrize("done", [False, True])
 def test_a_store_that_is_away_for_a_moment_costs_neither_labels_nor_the_refit(
-    made: Router, monkeypatch: pytest.MonkeyPatch, method: str, done: bool
+    made: Router, monkeypatch: pytest.MonkeyPatch, part: str, method: str, done: bool
 ) -> None:
     """done: it was written, and only the answer was lost."""
     learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 80)
-    real = getattr(made.store, method)
+    owner = getattr(made.store, part)
+    real = getattr(owner, method)
 
     def away(*args: Any, **options: Any) -> Any:
         if done:
             real(*args, **options)
         raise StoreError("The store is away.")
 
-    monkeypatch.setattr(made.store, method, away)
+    monkeypatch.setattr(owner, method, away)
     with pytest.raises(StoreError):
         learning.step(1010.0)
     monkeypatch.undo()
     learning.step(1011.0)
     learning.step(1012.0)
     assert learned(learning).learner.labels.sum() == pytest.approx(80, rel=0.05)
-    assert made.store.current("auto") is not None
-    assert made.route("hi there").snapshot == made.store.current("auto")
-    assert len(made.store.snapshots("auto")) == 1
+    assert made.store.registry.current("auto") is not None
+    assert made.route("hi there").snapshot == made.store.registry.current("auto")
+    assert len(made.store.registry.snapshots("auto")) == 1
 
 
 def test_a_state_that_cannot_be_used_is_learned_again_from_all_feedback(
@@ -188,16 +195,16 @@ def test_a_state_that_cannot_be_used_is_learned_again_from_all_feedback(
     r.close()
     r = router(tmp_path)
     try:
-        cursor = r.store.learner_state("auto").cursor
+        cursor = r.store.learner_states.load("auto").cursor
         assert cursor >= 120
-        r.store.save_learner_state(
+        r.store.learner_states.save(
             "auto", {"learner": b"of another version"}, cursor, expected_cursor=cursor, now_s=1.0
         )
         learning = r.start_learning(thread=False)
         learning.step(2000.0)
         assert "cannot be used" in caplog.text
         assert learned(learning).learner.labels.sum() == pytest.approx(120, rel=0.05)
-        assert r.store.learner_state("auto").cursor >= cursor
+        assert r.store.learner_states.load("auto").cursor >= cursor
     finally:
         r.close()
 
@@ -236,9 +243,11 @@ def test_a_busy_route_is_not_refitted_all_the_time(made: Router) -> None:
     learning.step(1010.0 + 86_400.0)
     teach(made, 60)
     learning.step(1100.0 + 86_400.0)
-    assert len(made.store.snapshots("auto")) == 2, "one in ten minutes, a day from the beginning"
+    assert len(made.store.registry.snapshots("auto")) == 2, (
+        "one in ten minutes, a day from the beginning"
+    )
     learning.step(1700.0 + 86_400.0)
-    assert len(made.store.snapshots("auto")) == 3
+    assert len(made.store.registry.snapshots("auto")) == 3
 
 
 # ── the operator ─────────────────────────────────────────────────────────────────────────────────
@@ -257,12 +266,12 @@ def test_what_an_operator_promotes_is_the_warm_start_from_then_on(tmp_path: Path
         found = mine.refit(1011.0)
         e = dataclasses.replace(found.estimator, intercept=found.estimator.intercept - 0.01)
         raw = artifacts.pack(msgspec.structs.replace(found, estimator=e))
-        told = snapshot(
+        told = make_snapshot(
             route="auto", kind="brain", content=raw, created_s=1011.0, created_by="cli",
             card=msgspec.to_builtins(artifacts.unpack(raw).card),
         )  # fmt: skip
-        r.store.put_snapshot(told)
-        r.store.promote("auto", told.version, by="someone", now_s=1012.0)
+        r.store.registry.put(told)
+        r.store.registry.promote("auto", told.version, by="someone", now_s=1012.0)
         learning.step(1013.0)
         base = learned(learning).base
         assert base is not None
@@ -270,7 +279,7 @@ def test_what_an_operator_promotes_is_the_warm_start_from_then_on(tmp_path: Path
         assert learned(learning).learner.labels.sum() == pytest.approx(60, rel=0.05)
         teach(r, 80)
         learning.step(1100.0)  # the learner's own stands on it
-        assert r.store.current("auto") != told.version
+        assert r.store.registry.current("auto") != told.version
         again = learning._base(learning._routes["auto"])
         assert again is not None
         assert again.card.digest == base.card.digest

@@ -27,18 +27,18 @@ TURN_S = 100.0  # between the clocks of two workers: a dead one's lease has laps
 # Where a worker kills itself: a method of the store, at its n-th call, before or after it is done.
 # `execute` is a statement of the transaction that keeps what was learned.
 POINTS = (
-    ("save_learner_state", 1, "before"),
-    ("save_learner_state", 1, "after"),
-    ("save_learner_state", 3, "after"),
+    ("learner_states.save", 1, "before"),
+    ("learner_states.save", 1, "after"),
+    ("learner_states.save", 3, "after"),
     ("execute", 2, "before"),
     ("execute", 3, "before"),
     ("execute", 6, "after"),
-    ("put_snapshot", 1, "before"),
-    ("put_snapshot", 1, "after"),
-    ("promote", 1, "after"),
-    ("add_feedback", 9, "before"),
-    ("add_feedback", 9, "after"),
-    ("feedback_since", 4, "after"),
+    ("registry.put", 1, "before"),
+    ("registry.put", 1, "after"),
+    ("registry.promote", 1, "after"),
+    ("feedback.add", 9, "before"),
+    ("feedback.add", 9, "after"),
+    ("feedback.events_since", 4, "after"),
 )
 _KEPT = ("learner_cursors", "learner_states")
 AT_RANDOM = 6
@@ -89,6 +89,9 @@ def _trap(store: Any, method: str, calls: int, when: str) -> None:
         from sqlalchemy import Connection
 
         owner = Connection
+    else:
+        part, _, method = method.partition(".")
+        owner = getattr(store, part)
     real: Callable[..., Any] = getattr(owner, method)
     left = calls
 
@@ -176,7 +179,7 @@ def test_killed_anywhere_every_label_counts_once(tmp_path: Path) -> None:
         last_s = 1000.0 + TURN_S * (len(ends) - 1)
         learner.step(last_s + 1.0)
         assert learner._learners == {}, "the lease of the last one killed still holds"
-        saved = r.store.learner_state("auto").cursor
+        saved = r.store.learner_states.load("auto").cursor
         learner.step(last_s + LEASE_S + 50.0)
         mine = learner._learners["auto"]
         assert not learner.problems
@@ -192,11 +195,11 @@ def test_killed_anywhere_every_label_counts_once(tmp_path: Path) -> None:
         assert mine.learner._moment[:, 0] == pytest.approx([total[m] for m in names], rel=1e-9)
         # The whole of it, against one that read everything in one go.
         whole = learning.RouteLearner("auto", mine.models, None, learner._facts)
-        whole.take(r.store.feedback_since(0, 1_000_000, route="auto"), 0.0)
+        whole.take(r.store.feedback.events_since(0, 1_000_000, route="auto"), 0.0)
         assert np.allclose(mine.learner._gram, whole.learner._gram, rtol=1e-9, atol=1e-9)
         assert np.allclose(mine.learner._moment, whole.learner._moment, rtol=1e-9, atol=1e-9)
         # And it goes on: what serves is what was learned.
-        assert r.store.current("auto") is not None
+        assert r.store.registry.current("auto") is not None
         assert r.route(CODE.format("config")).model == CODER
         assert r.route(PROSE.format("fox")).model == WRITER
     finally:

@@ -194,7 +194,7 @@ def test_both_kinds_are_labelled_at_one_rate(path: Path, judge: Judge) -> None:
                 ids[text].append(raw.headers["x-suffice-decision-id"])
             await t.settled()
         for text, found in ids.items():
-            labelled = [i for i in found if t.router.store.feedback(i)]
+            labelled = [i for i in found if t.router.store.feedback.current(i)]
             assert labelled == [i for i in found if monitoring.is_drawn(i, 0.3)]
             assert 20 < len(labelled) < 75, text
         n = sum(monitoring.is_drawn(i, 0.3) for found in ids.values() for i in found)
@@ -223,7 +223,7 @@ def test_an_audit_asks_the_reference_and_the_judge_both_ways_round(
         assert pairs[1].index("alpha beta") < pairs[1].index(BAD)
         assert all(EASY in p for p in pairs)
         decision_id = raw.headers["x-suffice-decision-id"]
-        (told,) = t.router.store.feedback(decision_id)
+        (told,) = t.router.store.feedback.current(decision_id)
         assert (told["source"], told["score"], told["kind"]) == ("audit", 0.0, "explicit")
         # Each call is on the books under a route of its own, with what it cost.
         asked = t.router.store.decisions(route="audit:safe")
@@ -270,7 +270,7 @@ def test_the_loss_of_an_answer(
         fake.set_model("weak", {"reply": weak})
         (raw,) = await t.ask()
         await t.settled()
-        (told,) = t.router.store.feedback(raw.headers["x-suffice-decision-id"])
+        (told,) = t.router.store.feedback.current(raw.headers["x-suffice-decision-id"])
         assert told["score"] == 1.0 - loss
         assert len(judge.asked) == len(verdicts)
         assert t.step().loss == loss
@@ -282,7 +282,7 @@ def test_what_the_reference_served_costs_nothing(path: Path, judge: Judge) -> No
     async def work(t: AuditClient) -> None:
         (raw,) = await t.ask(PROOF)
         await t.settled()
-        (told,) = t.router.store.feedback(raw.headers["x-suffice-decision-id"])
+        (told,) = t.router.store.feedback.current(raw.headers["x-suffice-decision-id"])
         assert told["score"] == 1.0
         assert judge.asked == []
         assert t.spent().requests == 0
@@ -332,7 +332,7 @@ def test_a_judge_that_talks_nonsense_gives_no_label(
         (raw, *_) = await t.ask(n=3)
         await t.settled()
         assert t.outcomes == {"unreadable": 3}
-        assert t.router.store.feedback(raw.headers["x-suffice-decision-id"]) == []
+        assert t.router.store.feedback.current(raw.headers["x-suffice-decision-id"]) == []
         assert t.step().labels == 0
         assert t.spent().usd > 0.0  # and is paid for all the same
         assert caplog.text.count("gave no verdict") == 1, "said once, counted always"
@@ -641,7 +641,7 @@ def recorded(r: suffice.Router, model: str, n: int, **changed: Any) -> list[str]
 def labelled(r: suffice.Router, ids: Sequence[str], loss: float | Sequence[float]) -> None:
     losses = [loss] * len(ids) if isinstance(loss, float) else loss
     key = sampling.label_key(certificates.load(r._certificate_file(r._specs["safe"])))
-    r.store.append_feedback(
+    r.store.feedback.append(
         [
             suffice.types.Feedback(decision_id=i, score=1.0 - x, source="audit", key=key)
             for i, x in zip(ids, losses, strict=True)
@@ -723,7 +723,7 @@ def test_a_watch_that_cannot_be_read_is_said_and_begins_anew(
 ) -> None:
     with router(path) as r:
         at = monitoring.watching.place("safe", certificate())
-        r.store.save_learner_state(at, {"watch": b"{}"}, 0, expected_cursor=0, now_s=1.0)
+        r.store.learner_states.save(at, {"watch": b"{}"}, 0, expected_cursor=0, now_s=1.0)
         t = r.start_monitoring(thread=False)
         assert t is not None
         labelled(r, recorded(r, "p/weak", 2), 0.0)
@@ -803,7 +803,7 @@ def test_a_feeder_that_was_overtaken_does_not_turn_the_watch_back(
         now_s = time.time()
         a.step(now_s)
         labelled(r, recorded(r, "p/weak", 2), 1.0)
-        save = r.store.save_learner_state
+        save = r.store.learner_states.save
 
         def late(*args: Any, **more: Any) -> bool:
             monkeypatch.undo()
@@ -812,12 +812,12 @@ def test_a_feeder_that_was_overtaken_does_not_turn_the_watch_back(
             assert b._watching.watches["safe"].alarmed
             return save(*args, **more)
 
-        monkeypatch.setattr(r.store, "save_learner_state", late)
+        monkeypatch.setattr(r.store.learner_states, "save", late)
         a.step(now_s + 1.0)
         assert a._watching.watches["safe"].labels == 6
         assert a.state()["safe"]["alarm"] is True
         at = monitoring.watching.place("safe", certificate())
-        assert b"alarm_at" in s.store.learner_state(at).states["watch"]
+        assert b"alarm_at" in s.store.learner_states.load(at).states["watch"]
         with router(path, seed=3) as third:
             c = third.start_monitoring(thread=False)
             assert c is not None
@@ -865,7 +865,7 @@ def test_the_thread_takes_labels_in_and_stops(path: Path) -> None:
         until(lambda: r.ready()["watch"]["safe"]["labels"] == 3)
         t.stop()
         at = monitoring.watching.place("safe", certificate())
-        assert r.store.acquire_lease(at, "another", 10.0, time.time()), "the lease was given back"
+        assert r.store.leases.acquire(at, "another", 10.0, time.time()), "the lease was given back"
 
 
 # ── what may be configured ───────────────────────────────────────────────────────────────────────

@@ -17,7 +17,8 @@ from tests.support.records import child, record
 
 from suffice import features
 from suffice.errors import StoreError
-from suffice.store import engine, open_store, sql
+from suffice.store import engine, feedback, open_store, sql
+from suffice.store.reader import StoreReader
 from suffice.store.sql import SqlStore
 from suffice.types import Feedback, Usage
 
@@ -27,6 +28,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of a store in trouble, without the waiting."""
     monkeypatch.setattr(engine, "BUSY_S", 0.3)
     monkeypatch.setattr(sql, "_RETRY_S", 0.3)
+
+
+def embeddings(store: SqlStore) -> dict[str, bytes | None]:
+    """The stored embeddings by the last digit of the decision's id."""
+    with store.database.engine.connect() as connection:
+        rows = StoreReader(connection).decisions(("embedding",))
+        return {row["id"][-1]: row["embedding"] for row, _ in rows}
 
 
 def until(true: Callable[[], bool], within_s: float = 20.0) -> bool:
@@ -175,7 +183,7 @@ def test_a_database_in_memory_is_one_for_all_threads(
     for n in range(10):
         store.append(record(n))
     assert until(lambda: store.health().pending == 0)
-    assert store.add_feedback(Feedback(decision_id="dec_00000000003", score=1.0))
+    assert store.feedback.add(Feedback(decision_id="dec_00000000003", score=1.0))
     assert store.summary()["requests"] == 10
     store.close()
     assert list(tmp_path.iterdir()) == []
@@ -199,14 +207,14 @@ def test_what_is_spooled_can_be_looked_up_and_scored_once_it_is_back(tmp_path: P
     assert found is not None
     assert found["feature_vector"]
     with pytest.raises(StoreError, match="later"):  # and not: there is no such decision
-        store.add_feedback(given)
+        store.feedback.add(given)
     assert store.decision("dec_none") is None
     lock.execute("ROLLBACK")
     lock.close()
     assert until(lambda: store.health().spooled == 0)
     again = store.decision("dec_00000000001")
     assert again == found
-    assert store.add_feedback(given)
+    assert store.feedback.add(given)
     store.close()
 
 
@@ -233,14 +241,14 @@ def test_the_same_feedback_from_many_threads_is_one(tmp_path: Path) -> None:
 
     def send() -> None:
         for _ in range(20):
-            store.add_feedback(Feedback(decision_id="dec_00000000001", score=0.5, key="k"))
+            store.feedback.add(Feedback(decision_id="dec_00000000001", score=0.5, key="k"))
 
     threads = [threading.Thread(target=send) for _ in range(4)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert len(store.feedback("dec_00000000001")) == 1
+    assert len(store.feedback.current("dec_00000000001")) == 1
     store.close()
 
 
@@ -278,7 +286,7 @@ def test_an_ask_that_cannot_be_embedded_costs_no_record(
     assert until(lambda: store.summary()["requests"] == 3)
     assert store.health().lost == 0
     assert "dec_00000000002" in caplog.text
-    kept = {r["id"][-1]: r["embedding"] for r in store.training_rows(unlabelled=True)}
+    kept = embeddings(store)
     assert kept == {"1": np.ones(4, "<f2").tobytes(), "2": None, "3": None}
     store.close()
 
@@ -309,15 +317,14 @@ def test_an_embedding_survives_the_spool(tmp_path: Path) -> None:
     lock.execute("ROLLBACK")
     lock.close()
     assert until(lambda: store.health().spooled == 0)
-    (row,) = store.training_rows(unlabelled=True)
-    assert row["embedding"] == point.astype("<f2").tobytes()
+    assert embeddings(store) == {"1": point.astype("<f2").tobytes()}
     store.close()
 
 
 def test_noticed_scores_wait_in_memory_while_the_database_is_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql, "HEARD", 5)
+    monkeypatch.setattr(feedback, "MAX_PENDING_FEEDBACK", 5)
     path = tmp_path / "s.db"
     store = open_store(f"sqlite:///{path}")
     for n in range(8):
@@ -326,16 +333,16 @@ def test_noticed_scores_wait_in_memory_while_the_database_is_down(
     lock = sqlite3.connect(path, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     for n in range(8):
-        store.append_feedback(
+        store.feedback.append(
             [Feedback(decision_id=f"dec_{n:011x}", score=0.0, source="implicit:empty")]
         )
     assert until(lambda: not store.health().ok and store.health().pending == 5)
     assert store.health().lost == 3, "the oldest are given up, and that is said"
     with pytest.raises(StoreError):
-        store.add_feedback(Feedback(decision_id="dec_00000000007", score=1.0))
+        store.feedback.add(Feedback(decision_id="dec_00000000007", score=1.0))
     lock.execute("ROLLBACK")
     lock.close()
     assert until(lambda: store.health().ok)
     assert store.health().pending == 0
-    assert [x.decision_id[-1] for x in store.feedback_since(0)] == list("34567")
+    assert [x.decision_id[-1] for x in store.feedback.events_since(0)] == list("34567")
     store.close()

@@ -36,7 +36,7 @@ for n in range(100_000):
                  key=f"{seed}-{n % 7}-{i}", comment=f"{seed}-{n}")
         for i in range(3)
     ]
-    assert all(store.add_feedback_batch(batch))
+    assert all(store.feedback.add_batch(batch))
     print(f"{seed}-{n}", flush=True)
 """
 
@@ -47,19 +47,19 @@ store = open_store(sys.argv[1])
 owner = f"pid-{os.getpid()}"
 print("ready", flush=True)
 while True:
-    if not store.acquire_lease("learner", owner, 0.2, time.time()):
+    if not store.leases.acquire("learner", owner, 0.2, time.time()):
         time.sleep(0.01)
         continue
-    at = store.learner_state("auto")
+    at = store.learner_states.load("auto")
     seen = json.loads(at.states.get("sum", b'{"changes": 0, "total": 0.0}'))
-    labels = store.feedback_since(at.cursor, 17)
+    labels = store.feedback.events_since(at.cursor, 17)
     if not labels:
         time.sleep(0.002)
         continue
     for x in labels:
         seen["changes"] += 1
         seen["total"] += x.score - (x.previous_score or 0.0)
-    store.save_learner_state("auto", {"sum": json.dumps(seen).encode(), "n": b"%d" % len(labels)},
+    store.learner_states.save("auto", {"sum": json.dumps(seen).encode(), "n": b"%d" % len(labels)},
                              labels[-1].seq, expected_cursor=at.cursor, now_s=time.time())
 """
 
@@ -79,7 +79,7 @@ def test_killed_at_random_points_feedback_and_learning_agree(tmp_path: Path, eng
     try:
         turn = 0
         # On a busy machine a learner may be killed before it has read anything: some turns more.
-        while turn < 4 or (store.learner_state("auto").cursor == 0 and turn < 30):
+        while turn < 4 or (store.learner_states.load("auto").cursor == 0 and turn < 30):
             turn += 1
             givers = [child(_GIVER, url, 10 * turn + i) for i in range(2)]
             learners = [child(_LEARNER, url) for _ in range(2)]
@@ -101,7 +101,7 @@ def test_killed_at_random_points_feedback_and_learning_agree(tmp_path: Path, eng
     finally:
         store.close()
         if engine == "postgres":
-            with (emptied := opening._engine(url)).begin() as connection:
+            with (emptied := opening.create_engine(url)).begin() as connection:
                 schema.metadata.drop_all(connection)
                 connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
             emptied.dispose()
@@ -109,11 +109,11 @@ def test_killed_at_random_points_feedback_and_learning_agree(tmp_path: Path, eng
 
 def _agree(store: SqlStore, said: set[str]) -> None:
     labels, cursor = [], 0
-    while page := store.feedback_since(cursor):
+    while page := store.feedback.events_since(cursor):
         labels += page
         cursor = page[-1].seq
     # What a giver was told is stored is there: as it was, or replaced by a later one.
-    rows = store._rows(schema.feedback.select())
+    rows = store.database.rows(schema.feedback.select())
     assert {r["comment"] for r in rows} >= said
     assert len(rows) == len(labels)
     # Each change is linked to the one it replaces, and exactly one of each key counts now.
@@ -125,10 +125,10 @@ def _agree(store: SqlStore, said: set[str]) -> None:
     assert set(by_key) == keys
     assert all(len(current) == 1 for current in by_key.values())
     # What the killed learners have added up, and the rest of what there is to read, is the truth.
-    at = store.learner_state("auto")
+    at = store.learner_states.load("auto")
     assert at.cursor > 0, "somebody learned something"
     seen = json.loads(at.states["sum"])
-    for x in store.feedback_since(at.cursor, 1_000_000):
+    for x in store.feedback.events_since(at.cursor, 1_000_000):
         seen["changes"] += 1
         seen["total"] += x.score - (x.previous_score or 0.0)
     assert seen["changes"] == len(labels)
@@ -159,6 +159,6 @@ def test_killed_while_upgrading_it_upgrades_at_the_next_start(tmp_path: Path) ->
         connection.close()
         assert (version == schema.HEAD) == ("seq" in columns), "half-way is nowhere"
         store = open_store(f"sqlite:///{path}")
-        assert len(store.feedback_since(0)) == 300
+        assert len(store.feedback.events_since(0)) == 300
         assert store.summary()["requests"] == 50
         store.close()

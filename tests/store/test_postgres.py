@@ -12,6 +12,7 @@ from tests.support.records import child, record
 
 from suffice.store import engine as opening
 from suffice.store import open_store, schema
+from suffice.store.reader import StoreReader
 from suffice.store.sql import SqlStore
 from suffice.types import Feedback, Usage
 
@@ -24,7 +25,7 @@ def url() -> Iterator[str]:
     found = os.environ.get("SUFFICE_TEST_POSTGRES", "")
     require("postgres", bool(found), "SUFFICE_TEST_POSTGRES is not set")
     yield found
-    engine = opening._engine(found)
+    engine = opening.create_engine(found)
     with engine.begin() as connection:
         schema.metadata.drop_all(connection)
         connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
@@ -46,15 +47,17 @@ def test_records_feedback_and_totals(store: SqlStore) -> None:
     assert store.decision("dec_00000000005") == at_once
     for score in (0.0, 1.0):
         given = Feedback(decision_id="dec_00000000005", score=score, key="k", created_s=2000.0)
-        assert store.add_feedback(given)
-    assert [r["score"] for r in store.feedback("dec_00000000005")] == [1.0]
-    assert not store.add_feedback(Feedback(decision_id="dec_none", score=1.0))
+        assert store.feedback.add(given)
+    assert [r["score"] for r in store.feedback.current("dec_00000000005")] == [1.0]
+    assert not store.feedback.add(Feedback(decision_id="dec_none", score=1.0))
     store.append(record(5))
     s = store.summary()
     assert s["requests"] == 100
     assert s["cost_usd"] == pytest.approx(1.0)
     assert [r["id"] for r in store.decisions(limit=2)] == ["dec_00000000063", "dec_00000000062"]
-    assert [r["id"] for r in store.training_rows()] == ["dec_00000000005"]
+    with store.database.engine.connect() as connection:
+        rows = StoreReader(connection).decisions(("id",))
+        assert [row["id"] for row, scores in rows if scores] == ["dec_00000000005"]
 
 
 def test_odd_values_are_mended(store: SqlStore) -> None:

@@ -33,12 +33,12 @@ def test_a_password_is_never_shown() -> None:
     with pytest.raises(StoreError) as caught:
         open_store("mysterydb://me:hunter2@host/db")
     assert "hunter2" not in str(caught.value)
-    assert "hunter2" not in opening.shown("postgresql://me:hunter2@host/db")
+    assert "hunter2" not in opening.redact_url("postgresql://me:hunter2@host/db")
 
 
 def test_the_driver_of_postgresql_is_the_one_we_ship() -> None:
     try:
-        engine = opening._engine("postgresql://me@127.0.0.1:1/db")
+        engine = opening.create_engine("postgresql://me@127.0.0.1:1/db")
     except ImportError as error:
         assert "psycopg" in str(error)
         assert "psycopg2" not in str(error)

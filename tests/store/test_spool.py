@@ -86,7 +86,7 @@ def test_a_torn_file_loses_only_the_torn_line(cut: int) -> None:
         # A line that misses nothing but its end is whole.
         kept = sum(1 for end in ends if end - 1 <= cut)
         assert out == ids(rows(*range(1, kept + 1), 9))
-        assert s.torn == (0 if cut in (0, *ends, *(e - 1 for e in ends)) else 1)
+        assert s.corrupt_lines == (0 if cut in (0, *ends, *(e - 1 for e in ends)) else 1)
         assert s.count == 0
 
 

@@ -27,7 +27,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     found = os.environ.get("SUFFICE_TEST_POSTGRES", "")
     require("postgres", bool(found), "SUFFICE_TEST_POSTGRES is not set")
     yield found
-    engine = opening._engine(found)
+    engine = opening.create_engine(found)
     with engine.begin() as connection:
         schema.metadata.drop_all(connection)
         connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
@@ -58,17 +58,17 @@ def test_nothing_is_lost_and_everything_goes_on(url: str) -> None:
         ("user", 0.3, "né ✓"),
         ("judge", 0.3, "né ✓"),
     ]
-    labels = store.feedback_since(0)
+    labels = store.feedback.events_since(0)
     assert [(x.decision_id, x.source, x.score) for x in labels] == [
         (f["decision_id"], f["source"], f["score"]) for f in old
     ], "a learner that starts now reads all of it, in its order"
     assert {(x.weight, x.kind, x.embedding) for x in labels} == {(1.0, "explicit", None)}
-    assert store.add_feedback(Feedback(decision_id="dec_00000000003", score=1.0))
-    (new,) = store.feedback_since(labels[-1].seq)
+    assert store.feedback.add(Feedback(decision_id="dec_00000000003", score=1.0))
+    (new,) = store.feedback.events_since(labels[-1].seq)
     assert (new.score, new.previous_score) == (1.0, 0.3)
-    assert len(store.feedback("dec_00000000003")) == 2
+    assert len(store.feedback.current("dec_00000000003")) == 2
     assert store.spend("auto", 0.0).requests == 8
-    assert store.generation() == 0
+    assert store.registry.generation() == 0
     store.append(record(9))
     store.close()
     again = open_store(url)
@@ -79,8 +79,8 @@ def test_nothing_is_lost_and_everything_goes_on(url: str) -> None:
 def test_an_empty_database_of_0001_too(url: str) -> None:
     at_0001(url, 1, [])
     store = open_store(url)
-    assert store.feedback_since(0) == []
-    assert store.add_feedback(Feedback(decision_id="dec_00000000000", score=1.0))
+    assert store.feedback.events_since(0) == []
+    assert store.feedback.add(Feedback(decision_id="dec_00000000000", score=1.0))
     store.close()
 
 

@@ -91,7 +91,7 @@ class House:
                 store.append(r)
             assert store.flush()
             for i in range(0, len(scores), 1000):
-                assert all(store.add_feedback_batch(scores[i : i + 1000]))
+                assert all(store.feedback.add_batch(scores[i : i + 1000]))
         finally:
             store.close()
 

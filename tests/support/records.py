@@ -67,7 +67,7 @@ def at_0001(url: str, decisions: int, feedback: list[dict[str, Any]]) -> None:
     config.set_main_option(
         "script_location", str(Path(opening.__file__).parent / "migrations").replace("%", "%%")
     )
-    engine = opening._engine(url)
+    engine = opening.create_engine(url)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")

@@ -11,7 +11,7 @@ from suffice.budgets.pacer import MOST_USD
 from suffice.budgets.reservation import Reservation
 from suffice.budgets.shared_ledger import Ledger
 from suffice.errors import ConfigError
-from suffice.store.protocols import Store
+from suffice.store.protocols import DecisionLog
 from suffice.types import Features, Model, Objective, Query
 
 
@@ -73,7 +73,7 @@ class Budgets:
             return None
         return Reservation(route, RequestSize.of(query, x), self._model_of, budget, per_query, x)
 
-    def restore(self, store: Store) -> None:
+    def restore(self, store: DecisionLog) -> None:
         """Before the first call: what today has cost so far. Raises StoreError."""
         for budget in self._budgets.values():
             budget.restore(store)

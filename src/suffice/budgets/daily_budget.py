@@ -11,7 +11,7 @@ from suffice.budgets.pacer import Pacer, PacingDecision
 from suffice.budgets.shared_ledger import Row
 from suffice.budgets.traffic_forecast import BINS, DAY_S, seconds_to_midnight
 from suffice.errors import BudgetExceededError
-from suffice.store.protocols import Store
+from suffice.store.protocols import DecisionLog
 
 _SOON_S = 5.0  # until calls in flight may have given back what they reserved
 
@@ -37,7 +37,7 @@ class DailyBudget:
 
     # ── after a restart ──────────────────────────────────────────────────────────────────────────
 
-    def restore(self, store: Store) -> None:
+    def restore(self, store: DecisionLog) -> None:
         """Take from the store what today has cost and how the traffic ran. Once; raises StoreError.
 
         Requests whose cost is not known count as the mean of the others.
@@ -60,7 +60,7 @@ class DailyBudget:
             self._heard = row.requests
         self._ready = True
 
-    def _recall(self, store: Store, now_s: float) -> None:
+    def _recall(self, store: DecisionLog, now_s: float) -> None:
         """The pacer's picture of a day, from the requests of yesterday and of today so far."""
         first_s = floor(now_s / DAY_S) * DAY_S - DAY_S
         width_s = DAY_S / BINS

@@ -55,12 +55,12 @@ def command(
     since_s = None if since is None else parse_since(since, now_s)
     settings = load_settings(config, os.environ)
     resolve(settings, os.environ, need_keys=False)  # a config that is wrong is said first
-    with reader.snapshots(settings.store.url, make=force) as store:
-        found = promotion.load_candidate(policy, store, route, settings, now_s)
-        store.put_snapshot(found)
-        before = store.current(found.route)
+    with reader.open_registry(settings.store.url, create=force) as registry:
+        found = promotion.load_candidate(policy, registry, route, settings, now_s)
+        registry.put(found)
+        before = registry.current(found.route)
         if before == found.version:
-            entry = store.promotions(found.route, 1)[0]
+            entry = registry.promotions(found.route, 1)[0]
             told = _told(found, entry, None, "It is current already; nothing was changed.")
             if json:
                 print_json(told | {"unchanged": True})
@@ -85,7 +85,7 @@ def command(
                 f"Not promoted: {ruling.reason} Route {found.route} stays as it is.",
                 remedy=_remedy(ruling, found),
             )
-        entry = store.promote(
+        entry = registry.promote(
             found.route,
             found.version,
             by="cli",

@@ -29,8 +29,8 @@ def command(
 
     settings = load_settings(config, os.environ)
     name = require_route(route, settings)
-    with reader.snapshots(settings.store.url) as store:
-        entry = store.rollback(name, by="cli", now_s=time.time())
+    with reader.open_registry(settings.store.url) as registry:
+        entry = registry.rollback(name, by="cli", now_s=time.time())
     if json:
         print_json({"object": "promotion", **msgspec.to_builtins(entry)})
         return

@@ -26,14 +26,14 @@ def command(
     from suffice.store import reader
 
     settings = load_settings(config, os.environ)
-    with reader.snapshots(settings.store.url) as store:
-        rows = store.snapshots(route)
+    with reader.open_registry(settings.store.url) as registry:
+        rows = registry.snapshots(route)
         # A route that is no longer configured keeps its snapshots.
         names = dict.fromkeys([*settings.routes, *(s["route"] for s in rows)])
         if route is not None:
             require_known_route(route, names)
         shown = [route] if route is not None else list(names)
-        histories = {name: store.promotions(name) for name in shown}
+        histories = {name: registry.promotions(name) for name in shown}
     found = {
         name: {
             "current": history[0].version if history else None,

@@ -49,7 +49,7 @@ from suffice.names import match_model
 from suffice.policies.priors import length_slope, output_tokens, quality_priors
 from suffice.policies.trained import TrainedPolicy
 from suffice.store.protocols import Store
-from suffice.store.versions import snapshot
+from suffice.store.snapshot import make_snapshot
 from suffice.types import Candidate, FeedbackEvent, Model
 
 Mode = Literal["off", "shadow", "on"]
@@ -514,7 +514,7 @@ class LearningWorker:
             self._thread.join(LEASE_S)
         for name in list(self._held):
             try:
-                self._store.release_lease(_lease(name), self._owner)
+                self._store.leases.release(_lease(name), self._owner)
             except StoreError as error:
                 _log.warning("route %s: its lease runs out by itself: %s", name, error)
         self._held.clear()
@@ -549,16 +549,16 @@ class LearningWorker:
     def follow(self, made: Mapping[str, TrainedPolicy] = {}) -> None:
         """Serve what was promoted or rolled back since the last look. made: by version, policies
         that need not be read back."""
-        generation = self._store.generation()
+        generation = self._store.registry.generation()
         if generation == self._generation:
             return
         self._generation = generation
         for name in self._routes:
-            version = self._store.current(name)
+            version = self._store.registry.current(name)
             mine = self._learners.get(name)
             if mine is not None and mine.serving != version:
                 mine.serving = version
-                if self._store.promotions(name, 1)[0].by != "learner":
+                if self._store.registry.promotions(name, 1)[0].by != "learner":
                     self._learners.pop(name)  # it may be another warm start: taken over anew
             if version is None:
                 self._swap(name, None, None)
@@ -575,7 +575,7 @@ class LearningWorker:
             self._swap(name, policy, version)
 
     def _stored(self, version: str) -> TrainedPolicy:
-        content = self._store.get_snapshot(version).content
+        content = self._store.registry.get(version).content
         return self.policy(artifacts.unpack(content, version), version)
 
     def policy(self, found: Artifact, name: str) -> TrainedPolicy:
@@ -585,7 +585,7 @@ class LearningWorker:
 
     def _look(self, route: Route) -> None:
         """A worker that does not learn takes over what the learner knows."""
-        saved = self._store.learner_state(route.name, ("explorer", "published")).states
+        saved = self._store.learner_states.load(route.name, ("explorer", "published")).states
         try:
             if "explorer" in saved:
                 known = ThompsonSampler.from_state(saved["explorer"], share=route.explore)
@@ -603,7 +603,7 @@ class LearningWorker:
         until = self._held.get(name, 0.0)
         if now_s < until - LEASE_S / 2:
             return True
-        if self._store.acquire_lease(_lease(name), self._owner, LEASE_S, now_s):
+        if self._store.leases.acquire(_lease(name), self._owner, LEASE_S, now_s):
             self._held[name] = now_s + LEASE_S
             return True
         self._held.pop(name, None)
@@ -631,7 +631,7 @@ class LearningWorker:
         name = route.name
         mine = self._learners.get(name) or self._take_over(route, now_s)
         for _ in range(_PAGES):
-            labels = self._store.feedback_since(mine.cursor, _PAGE, route=name)
+            labels = self._store.feedback.events_since(mine.cursor, _PAGE, route=name)
             if labels:
                 mine.take(labels, now_s)
             if len(labels) < _PAGE or self._stop.is_set():
@@ -645,7 +645,7 @@ class LearningWorker:
                 version = self._publish(route, raw, now_s)
                 mine.published(now_s)
                 done = {**mine.small_states(), "published": version.encode()}
-                if not self._store.save_learner_state(
+                if not self._store.learner_states.save(
                     name, done, mine.cursor, expected_cursor=mine.cursor, now_s=now_s
                 ):
                     self._learners.pop(name, None)
@@ -656,9 +656,9 @@ class LearningWorker:
         mine = RouteLearner(
             route.name, route.models, base, self._facts, self._limits, route.explore
         )
-        saved = self._store.learner_state(route.name)
+        saved = self._store.learner_states.load(route.name)
         mine.load(saved.states, saved.cursor)
-        mine.serving = self._store.current(route.name)
+        mine.serving = self._store.registry.current(route.name)
         self._look(route)
         self._learners[route.name] = mine
         self._saved[route.name] = (saved.cursor, now_s)
@@ -667,13 +667,13 @@ class LearningWorker:
     def _base(self, route: Route) -> Artifact | None:
         """The warm start: what an operator promoted and the learner goes on from, else the artifact
         that the config names."""
-        made = {s["version"]: s for s in self._store.snapshots(route.name)}
-        version = self._store.current(route.name)
+        made = {s["version"]: s for s in self._store.registry.snapshots(route.name)}
+        version = self._store.registry.current(route.name)
         while version is not None and version in made:
             row = made.pop(version)
             if row["created_by"] != "learner":
                 try:
-                    found = artifacts.unpack(self._store.get_snapshot(version).content, version)
+                    found = artifacts.unpack(self._store.registry.get(version).content, version)
                     artifacts.check_versions(
                         found.card, self._facts.schema, self._facts.table, version
                     )
@@ -695,7 +695,7 @@ class LearningWorker:
         self, route: Route, mine: RouteLearner, states: Mapping[str, bytes], now_s: float
     ) -> bool:
         """False: another learner has moved on; what was taken in here is in its state as well."""
-        if self._store.save_learner_state(
+        if self._store.learner_states.save(
             route.name, states, mine.cursor, expected_cursor=self._saved[route.name][0],
             now_s=now_s,
         ):  # fmt: skip
@@ -722,26 +722,26 @@ class LearningWorker:
     def _publish(self, route: Route, raw: bytes, now_s: float) -> str:
         """Keep the snapshot and, where learning is on, promote it. Its version."""
         found = artifacts.unpack(raw)
-        made = snapshot(
+        made = make_snapshot(
             route=route.name,
             kind="brain",
             content=raw,
             created_s=now_s,
-            parent=self._store.current(route.name),
+            parent=self._store.registry.current(route.name),
             card=msgspec.to_builtins(found.card),
             created_by="learner",
         )
-        self._store.put_snapshot(made)
+        self._store.registry.put(made)
         policy = self.shadows[route.name] = self.policy(found, made.version)
         self._shown[route.name] = made.version
         if route.mode != "on":
             return made.version
-        last = list(self._store.promotions(route.name, 1))
+        last = list(self._store.registry.promotions(route.name, 1))
         if last and last[0].kind == "rollback":
             return made.version  # an operator undid it: the learner does not overrule that
         evidence: dict[str, Any] = {"rule": "learning is on", **found.card.figures}
         try:
-            self._store.promote(
+            self._store.registry.promote(
                 route.name, made.version, by="learner", now_s=now_s, evidence=evidence
             )
         except (ArtifactError, UsageError) as error:

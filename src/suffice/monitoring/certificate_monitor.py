@@ -161,7 +161,7 @@ class CertificateWatcher:
     def release(self) -> None:
         """Give the leases back. Raises StoreError."""
         for at in list(self._held):
-            self._store.release_lease(at, self._owner)
+            self._store.leases.release(at, self._owner)
         self._held.clear()
 
     # ── the certificate's file ───────────────────────────────────────────────────────────────────
@@ -193,7 +193,7 @@ class CertificateWatcher:
     def _holds(self, at: str, now_s: float) -> bool:
         if now_s < self._held.get(at, 0.0) - LEASE_S / 2:
             return True
-        if self._store.acquire_lease(at, self._owner, LEASE_S, now_s):
+        if self._store.leases.acquire(at, self._owner, LEASE_S, now_s):
             self._held[at] = now_s + LEASE_S
             return True
         self._held.pop(at, None)
@@ -204,12 +204,12 @@ class CertificateWatcher:
         if mine is None:
             mine = self._loaded(route, told, at) or self._begun(route, told, at, now_s)
         for _ in range(_PAGES):
-            labels = self._store.feedback_since(mine.cursor, _PAGE, route=route.name)
+            labels = self._store.feedback.events_since(mine.cursor, _PAGE, route=route.name)
             if not labels:
                 break
             before = mine
             mine = _taken(before, labels, told, route.spec.trust_feedback)
-            if not self._store.save_learner_state(
+            if not self._store.learner_states.save(
                 at,
                 {_STATE: mine.encoded()},
                 mine.cursor,
@@ -226,16 +226,16 @@ class CertificateWatcher:
 
     def _begun(self, route: WatchedRoute, told: Certificate, at: str, now_s: float) -> LocalWatch:
         watch = watches.begin(told.max_loss, route.spec.false_alarm)
-        cursor = self._store.learner_state(at).cursor
+        cursor = self._store.learner_states.load(at).cursor
         mine = LocalWatch(told.digest, now_s, watch, (), cursor)
-        self._store.save_learner_state(
+        self._store.learner_states.save(
             at, {_STATE: mine.encoded()}, cursor, expected_cursor=cursor, now_s=now_s
         )
         return mine
 
     def _loaded(self, route: WatchedRoute, told: Certificate, at: str) -> LocalWatch | None:
         """The watch as it was saved; None where there is none, or none that can be read."""
-        saved = self._store.learner_state(at)
+        saved = self._store.learner_states.load(at)
         raw = saved.states.get(_STATE)
         if raw is None:
             return None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from suffice.store.versions import snapshot
+from suffice.store.snapshot import make_snapshot
 
 if TYPE_CHECKING:
     from suffice.store.rows import Embed, Shadow
     from suffice.store.sql import SqlStore
 
-__all__ = ["open_store", "snapshot"]
+__all__ = ["make_snapshot", "open_store"]
 
 
 def open_store(

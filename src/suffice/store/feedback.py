@@ -1,33 +1,37 @@
-"""Feedback: every change of a score in the order it was stored, and the decisions they are about.
+"""Feedback: every change of a decision's score, in the order in which the changes were stored.
 
-A change is a row that stays. A learner that keeps the last `seq` it has read gets each change once,
-replaced scores too, whatever is killed when: see `feedback_since`.
+A change is a row that is never deleted. A reader that keeps the last `seq` it has read gets each
+change exactly once, replaced scores included, whichever process is killed when.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 from msgspec import DecodeError
 
+from suffice.errors import StoreError
 from suffice.store import schema
-from suffice.store.database import Database, count
-from suffice.store.rows import mended, predictions_of, unpacked
+from suffice.store.engine import Database, next_sequence
+from suffice.store.protocols import Row
+from suffice.store.rows import predictions_of, sanitize_value, unpack_vector
+from suffice.store.spool import BATCH
 from suffice.types import Feedback, FeedbackEvent
 
 _PAGE = 1000
-_FRESH_S = 2.0  # a decision this young may still be in the memory of the worker that made it
+_RECENT_S = 2.0  # a younger decision may still be in the memory of the worker that made it
 _WRITTEN_WITHIN_S = 0.15
+MAX_PENDING_FEEDBACK = 10_000  # queued scores; when there are more, the oldest are dropped
 UPSTREAM_ERROR = "implicit:upstream_error"  # about the first model tried, not the one that answered
 
 _log = logging.getLogger("suffice.store")
 
 _d, _f = schema.decisions, schema.feedback
-_before = _f.alias("before")
+_previous = _f.alias("previous")
 
 _SCORED = (
     _d.c.id,
@@ -62,174 +66,168 @@ _SCORED = (
 _REPLACE = sa.text("UPDATE feedback SET replaced_by = :new WHERE seq = :old")
 
 
-class FeedbackTable(Database):
-    """The feedback part of the store."""
+class SqlFeedback:
+    """FeedbackLog over one database.
 
-    def _settle(self, decision_ids: set[str]) -> None:
-        """Write those of the decisions that wait in memory. Raises StoreError where one cannot be
-        written now."""
-        raise NotImplementedError
+    Args:
+        database: Where the scores are stored.
+        ensure_written: Writes those of the decisions that wait in memory. It raises StoreError if
+            one of them cannot be written now.
+    """
 
-    def flush(self, timeout_s: float = 10.0) -> bool:
-        raise NotImplementedError
+    def __init__(self, database: Database, ensure_written: Callable[[set[str]], None]) -> None:
+        self._database = database
+        self._ensure_written = ensure_written
+        self._pending: deque[Feedback] = deque()
+        self.lost = 0
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
-    def add_feedback(self, feedback: Feedback, *, key_id: str | None = None) -> bool:
-        """Store a score; the same (decision, source, key) again replaces it. False: no such
-        decision, or none of the key `key_id` (None = whoever asks may score all).
+    def append(self, feedback: Sequence[Feedback]) -> None:
+        """Queue scores of decisions that were appended before. Never blocks, never raises.
 
-        Raises StoreError where the store is down: feedback is never taken and dropped.
+        This is for implicit feedback. While the database is down the scores wait in memory only,
+        and a score of an unknown decision is dropped.
         """
-        return self.add_feedback_batch((feedback,), key_id=key_id)[0]
+        self._pending.extend(feedback)
+        self._drop_oldest()
 
-    def add_feedback_batch(
-        self, batch: Sequence[Feedback], *, key_id: str | None = None
-    ) -> list[bool]:
-        """`add_feedback` for many in one transaction: all that can be stored, or StoreError."""
-        self._settle({f.decision_id for f in batch})
+    def _drop_oldest(self) -> None:
+        while len(self._pending) > MAX_PENDING_FEEDBACK:
+            self._pending.popleft()
+            self.lost += 1
+
+    @property
+    def pending(self) -> int:
+        """Number of queued scores."""
+        return len(self._pending)
+
+    def write_pending(self, n: int) -> None:
+        """Write the `n` oldest queued scores. Keeps them queued and raises StoreError if it fails."""
+        batch = [self._pending.popleft() for _ in range(min(n, len(self._pending)))]
+        try:
+            for i in range(0, len(batch), BATCH):
+                self._store(batch[i : i + BATCH], None)
+        except StoreError:
+            self._pending.extendleft(reversed(batch))  # storing a score twice changes nothing
+            self._drop_oldest()
+            raise
+
+    def warm_up(self) -> None:
+        """Compile and run the statement that looks decisions up. Writes nothing."""
+        self._store((), None)
+
+    def add(self, feedback: Feedback, *, key_id: str | None = None) -> bool:
+        """Store a score; the same (decision, source, key) again replaces it.
+
+        Args:
+            feedback: The score.
+            key_id: Only decisions of this API key may be scored. None: all.
+
+        Returns:
+            False if there is no such decision.
+
+        Raises:
+            StoreError: The score was not stored. Feedback is never accepted and then dropped.
+        """
+        return self.add_batch((feedback,), key_id=key_id)[0]
+
+    def add_batch(self, batch: Sequence[Feedback], *, key_id: str | None = None) -> list[bool]:
+        """`add` for many scores in one transaction: all of them are stored, or StoreError."""
+        self._ensure_written({f.decision_id for f in batch})
         stored = self._store(batch, key_id)
-        late = [i for i, done in enumerate(stored) if not done and _fresh(batch[i].decision_id)]
-        if late:  # another worker's, which writes it in a moment
+        recent = [
+            i for i, done in enumerate(stored) if not done and _is_recent(batch[i].decision_id)
+        ]
+        if recent:  # another worker made the decision and writes it within milliseconds
             time.sleep(_WRITTEN_WITHIN_S)
-            again = self._store([batch[i] for i in late], key_id)
-            for i, done in zip(late, again, strict=True):
+            retried = self._store([batch[i] for i in recent], key_id)
+            for i, done in zip(recent, retried, strict=True):
                 stored[i] = done
         return stored
 
     def _store(self, batch: Sequence[Feedback], key_id: str | None) -> list[bool]:
-        ids = {f.decision_id for f in batch if _possible(f.decision_id)}
-        with self._writing("take feedback") as connection:
+        ids = {f.decision_id for f in batch if _is_valid_id(f.decision_id)}
+        with self._database.write("take feedback") as connection:
             query = sa.select(_d.c.id).where(_d.c.id.in_(ids))
             if key_id is not None:
                 query = query.where(_d.c.key_id == key_id)
-            # A decision is never removed, so this may be read before the transaction's first write.
+            # Decisions are not removed meanwhile, so reading before the first write is safe.
             known = {row[0] for row in connection.execute(query).all()}
             latest = {(f.decision_id, f.source, f.key or ""): f for f in batch}
-            given = {at: f for at, f in latest.items() if at[0] in known}
-            if given:
-                _write(connection, given)
+            changes = {key: f for key, f in latest.items() if key[0] in known}
+            if changes:
+                _write(connection, changes)
         return [f.decision_id in known for f in batch]
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
-    def feedback(self, decision_id: str) -> Sequence[dict[str, Any]]:
-        """What counts now for a decision, oldest first."""
-        f = _f
-        return self._rows(
+    def current(self, decision_id: str) -> list[Row]:
+        """The scores that count now for a decision, oldest first."""
+        return self._database.rows(
             sa.select(
-                f.c.score,
-                f.c.verdict,
-                f.c.source,
-                f.c.kind,
-                f.c.weight,
-                f.c.comment,
-                f.c.created_s,
-                f.c.key,
+                _f.c.score,
+                _f.c.verdict,
+                _f.c.source,
+                _f.c.kind,
+                _f.c.weight,
+                _f.c.comment,
+                _f.c.created_s,
+                _f.c.key,
             )
-            .where(f.c.decision_id == decision_id, f.c.replaced_by.is_(None))
-            .order_by(f.c.created_s, f.c.seq)
+            .where(_f.c.decision_id == decision_id, _f.c.replaced_by.is_(None))
+            .order_by(_f.c.created_s, _f.c.seq)
         )
 
-    def feedback_since(
+    def events_since(
         self, seq: int, limit: int = _PAGE, *, route: str | None = None
     ) -> list[FeedbackEvent]:
-        """Changes of scores after `seq`, at most `limit`, in the order they were stored.
+        """Changes of scores after `seq`, at most `limit`, in the order in which they were stored.
 
-        Numbers become visible in their order, so a reader that goes on from the last `seq` it got
-        misses none and gets none twice. A decision that cannot be read is logged and left out.
+        Numbers become visible in their order. So a reader that continues from the last `seq` it
+        got misses no change and gets none twice. A row that cannot be read is logged and skipped.
         """
         query = (
             sa.select(
                 *_SCORED,
                 _f.c.previous_seq,
-                _before.c.score.label("previous_score"),
-                _before.c.weight.label("previous_weight"),
+                _previous.c.score.label("previous_score"),
+                _previous.c.weight.label("previous_weight"),
             )
             .select_from(_f)
             .join(_d, _d.c.id == _f.c.decision_id)
-            .outerjoin(_before, _before.c.seq == _f.c.previous_seq)
+            .outerjoin(_previous, _previous.c.seq == _f.c.previous_seq)
             .order_by(_f.c.seq)
             .limit(limit)
         )
         if route is not None:
             query = query.where(_d.c.route == route)
         while True:
-            rows = self._rows(query.where(_f.c.seq > seq))
-            found = [label for row in rows if (label := _readable(row)) is not None]
-            if found or len(rows) < limit:
-                return found
-            seq = rows[-1]["seq"]  # a whole page that cannot be read is not the end
-
-    def training_rows(
-        self,
-        *,
-        since_s: float | None = None,
-        route: str | None = None,
-        unlabelled: bool = False,
-        on_corrupt: Callable[[str, str], None] | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """Decisions with each score that counts now, oldest decision first: the columns of
-        `decisions` that learning needs, `predictions` (a list of types.Prediction), the vectors as
-        bytes (features float32, embedding float16, little endian), and seq, score, weight, source,
-        kind, key, scored_s.
-
-        unlabelled: also decisions nobody has scored; their score is None. on_corrupt(id, why): told
-        of each row that cannot be read, which is left out; None = it is logged.
-        """
-        self.flush()
-        seq = sa.func.coalesce(_f.c.seq, 0)
-        on = sa.and_(_f.c.decision_id == _d.c.id, _f.c.replaced_by.is_(None))
-        query = (
-            sa.select(*_SCORED)
-            .select_from(_d)
-            .join(_f, on, isouter=unlabelled)
-            .order_by(_d.c.id, seq)
-            .limit(_PAGE)
-        )
-        if since_s is not None:
-            query = query.where(_d.c.created_s >= since_s)
-        if route is not None:
-            query = query.where(_d.c.route == route)
-        tell = on_corrupt or _warn
-        page = query
-        while True:  # page by page: whoever reads may take long, and write meanwhile
-            rows = self._rows(page)
-            for row in rows:
-                last, at = row["id"], row["seq"] or 0
-                try:
-                    row["predictions"] = list(predictions_of(row.pop("detail")).predictions)
-                except (DecodeError, ValueError) as error:
-                    tell(row["id"], str(error))
-                    continue
-                yield row
-            if len(rows) < _PAGE:
-                return
-            page = query.where(_d.c.id >= last, sa.or_(_d.c.id > last, seq > at))
+            rows = self._database.rows(query.where(_f.c.seq > seq))
+            events = [event for row in rows if (event := _event_or_none(row)) is not None]
+            if events or len(rows) < limit:
+                return events
+            seq = rows[-1]["seq"]  # every row of a full page was unreadable: try the next page
 
 
-def _warn(decision_id: str, why: str) -> None:
-    _log.warning("decision %s cannot be read and is left out: %s", decision_id, why)
-
-
-def _possible(decision_id: str) -> bool:
-    """Can a decision have this id at all? PostgreSQL fails on texts that it cannot hold."""
+def _is_valid_id(decision_id: str) -> bool:
+    """Whether a decision can have this id. PostgreSQL fails on texts that it cannot store."""
     return 0 < len(decision_id) <= 64 and decision_id.isascii() and decision_id.isprintable()
 
 
-def _fresh(decision_id: str) -> bool:
-    """Was a decision of this id made just now? Ids begin with their time in milliseconds."""
+def _is_recent(decision_id: str) -> bool:
+    """Whether a decision of this id was made just now. Ids begin with their time in milliseconds."""
     try:
         made_s = int(decision_id.removeprefix("dec_")[:11], 16) / 1e3
     except ValueError:
         return False
-    return -_FRESH_S < time.time() - made_s < _FRESH_S
+    return -_RECENT_S < time.time() - made_s < _RECENT_S
 
 
-def _write(connection: sa.Connection, given: dict[tuple[str, str, str], Feedback]) -> None:
-    """One row for each change. `count` comes first: it keeps every other writer out."""
-    seq = count(connection, "feedback", len(given)) - len(given)
-    ids = {at[0] for at in given}
+def _write(connection: sa.Connection, changes: dict[tuple[str, str, str], Feedback]) -> None:
+    """Insert one row per change. `next_sequence` comes first: it locks out all other writers."""
+    seq = next_sequence(connection, "feedback", len(changes)) - len(changes)
+    ids = {decision_id for decision_id, _, _ in changes}
     current = {
         (row.decision_id, row.source, row.key): row
         for row in connection.execute(
@@ -237,50 +235,52 @@ def _write(connection: sa.Connection, given: dict[tuple[str, str, str], Feedback
         ).all()
     }
     now_s = time.time()
-    replaced, fresh = [], []
-    for at, f in given.items():
-        before = current.get(at)
-        said = (f.score, f.verdict, f.weight, f.kind, f.comment)
-        if before is not None:
-            if said == (before.score, before.verdict, before.weight, before.kind, before.comment):
+    replaced, inserted = [], []
+    for (decision_id, source, key), f in changes.items():
+        previous = current.get((decision_id, source, key))
+        content = (f.score, f.verdict, f.weight, f.kind, f.comment)
+        if previous is not None:
+            p = previous
+            if content == (p.score, p.verdict, p.weight, p.kind, p.comment):
                 continue  # sent again: nothing has changed
-            replaced.append({"old": before.seq, "new": seq + 1})
+            replaced.append({"old": p.seq, "new": seq + 1})
         seq += 1
-        fresh.append(
+        inserted.append(
             {
                 "seq": seq,
-                "decision_id": at[0],
-                "source": mended(at[1]),
-                "key": mended(at[2]),
+                "decision_id": decision_id,
+                "source": sanitize_value(source),
+                "key": sanitize_value(key),
                 "score": f.score,
                 "verdict": f.verdict,
                 "weight": f.weight,
                 "kind": f.kind,
-                "comment": mended(f.comment),
+                "comment": sanitize_value(f.comment),
                 "created_s": f.created_s or now_s,
-                "previous_seq": None if before is None else before.seq,
+                "previous_seq": None if previous is None else previous.seq,
             }
         )
     if replaced:
         connection.execute(_REPLACE, replaced)
-    if fresh:
-        connection.execute(sa.insert(_f), fresh)
+    if inserted:
+        connection.execute(sa.insert(_f), inserted)
 
 
-def _readable(row: dict[str, Any]) -> FeedbackEvent | None:
+def _event_or_none(row: Row) -> FeedbackEvent | None:
     try:
-        return _label(row)
+        return _event(row)
     except (DecodeError, ValueError) as error:
-        _warn(row["id"], str(error))
+        _log.warning("decision %s cannot be read and is skipped: %s", row["id"], error)
         return None
 
 
-def _label(given: dict[str, Any]) -> FeedbackEvent:
-    row = dict(given)
-    row["decision_id"] = row.pop("id")
-    row["predictions"] = predictions_of(row.pop("detail")).predictions
-    row["signals"] = unpacked(row.pop("features"), "<f4")
-    row["embedding"] = unpacked(row["embedding"], "<f2")
-    row["feedback_at_s"] = row.pop("scored_s")
-    row["scored_model"] = row["chosen"] if row["source"] == UPSTREAM_ERROR else row["model"]
-    return FeedbackEvent(**row)
+def _event(row: Row) -> FeedbackEvent:
+    fields = dict(row)
+    fields["decision_id"] = fields.pop("id")
+    fields["predictions"] = predictions_of(fields.pop("detail")).predictions
+    fields["signals"] = unpack_vector(fields.pop("features"), "<f4")
+    fields["embedding"] = unpack_vector(fields["embedding"], "<f2")
+    first_failed = fields["source"] == UPSTREAM_ERROR
+    fields["feedback_at_s"] = fields.pop("scored_s")
+    fields["scored_model"] = fields["chosen"] if first_failed else fields["model"]
+    return FeedbackEvent(**fields)

@@ -1,6 +1,7 @@
-"""What a store must do, in four parts; `Store` is their sum.
+"""What a store offers, one Protocol per subject. `SqlStore` implements all of them.
 
-All methods but the `append`s may raise StoreError. Times are unix seconds.
+A store is a `DecisionLog` that carries the other four as attributes: `feedback`, `registry`,
+`leases` and `learner_states`. Code that needs only one of them asks for that one.
 """
 
 from __future__ import annotations
@@ -19,106 +20,83 @@ from suffice.types import (
     StoreHealth,
 )
 
+Row = dict[str, Any]  # one row as plain data, by column
+AUDIT_ROUTE_PREFIX = (
+    "audit:"  # before a route's name: the route that calls of its audits are recorded under
+)
 
-@runtime_checkable
+
 class DecisionLog(Protocol):
-    """Decisions with their attempts, in the order they were made."""
+    """Records of requests. `append` never blocks and never raises; all else may raise StoreError."""
 
     def append(self, record: RequestRecord) -> None:
-        """Take a record. Never blocks, never raises."""
-        ...
+        """Queue a record for writing."""
 
     def flush(self, timeout_s: float = 10.0) -> bool:
-        """Write what is pending. False if that fails within `timeout_s`."""
-        ...
+        """Write everything that is queued. Returns False if that fails or takes too long."""
 
     def close(self) -> None:
-        """Write what is pending and close the database. Idempotent."""
-        ...
+        """Write everything that is queued and close the database. Idempotent."""
 
     def health(self) -> StoreHealth:
-        """Whether the last write succeeded, and what is pending."""
-        ...
+        """How the last write went, and how many records wait."""
 
-    def decision(self, decision_id: str) -> dict[str, Any] | None:
-        """One decision with its attempts and feedback, or None."""
-        ...
+    def warm_up(self) -> None:
+        """Compile the statements of the request path, so that no client waits for them."""
+
+    def decision(self, decision_id: str) -> Row | None:
+        """One decision with its attempts and current feedback. None: unknown id."""
 
     def decisions(
         self, *, since_s: float | None = None, route: str | None = None, limit: int = 100
-    ) -> Sequence[dict[str, Any]]:
-        """The newest decisions first, without their attempts."""
-        ...
+    ) -> Sequence[Row]:
+        """The newest decisions first, without attempts and feedback."""
 
-    def summary(self, *, since_s: float | None = None) -> dict[str, Any]:
-        """Totals of requests, cost, tokens and failures."""
-        ...
+    def summary(self, *, since_s: float | None = None) -> Row:
+        """Totals over the requests since `since_s` (unix time)."""
 
     def spend(self, route: str, since_s: float, until_s: float | None = None) -> Spend:
-        """What the requests of a route cost in a period."""
-        ...
+        """Cost of a route's requests in [since_s, until_s), unix time."""
 
 
-@runtime_checkable
 class FeedbackLog(Protocol):
-    """Scores of decisions; each change of a score is one row."""
+    """Every change of a decision's score, in the order in which the changes were stored."""
 
-    def append_feedback(self, feedback: Sequence[Feedback]) -> None:
-        """Take scores of decisions that were appended before. Never blocks, never raises."""
-        ...
+    def append(self, feedback: Sequence[Feedback]) -> None:
+        """Queue scores of decisions that were appended before. Never blocks, never raises."""
 
-    def add_feedback(self, feedback: Feedback, *, key_id: str | None = None) -> bool:
-        """Store a score.
+    def add(self, feedback: Feedback, *, key_id: str | None = None) -> bool:
+        """Store one score now. Returns False if the key may not score such a decision."""
 
-        Args:
-            feedback: replaces an earlier score of the same (decision, source, key).
-            key_id: the key whose decisions may be scored; None = all.
+    def add_batch(self, batch: Sequence[Feedback], *, key_id: str | None = None) -> Sequence[bool]:
+        """`add` for many scores in one transaction."""
 
-        Returns:
-            False if there is no such decision.
-        """
-        ...
+    def current(self, decision_id: str) -> Sequence[Row]:
+        """The scores that count now for a decision, oldest first."""
 
-    def add_feedback_batch(
-        self, batch: Sequence[Feedback], *, key_id: str | None = None
-    ) -> Sequence[bool]:
-        """`add_feedback` for many scores in one transaction."""
-        ...
-
-    def feedback(self, decision_id: str) -> Sequence[dict[str, Any]]:
-        """The current scores of a decision, oldest first."""
-        ...
-
-    def feedback_since(
+    def events_since(
         self, seq: int, limit: int = 1000, *, route: str | None = None
     ) -> Sequence[FeedbackEvent]:
-        """Changes of scores after `seq`, in the order they were stored."""
-        ...
+        """Changes after `seq`, at most `limit`, in the order in which they were stored."""
 
 
-@runtime_checkable
 class PolicyRegistry(Protocol):
-    """Snapshots of policies, and which of them each route uses."""
+    """Immutable policy snapshots, and which of them each route serves."""
 
-    def put_snapshot(self, snapshot: PolicySnapshot) -> bool:
-        """Keep a snapshot. False if it is there already."""
-        ...
+    def put(self, snapshot: PolicySnapshot) -> bool:
+        """Store a snapshot. Returns False if it was there already."""
 
-    def get_snapshot(self, version: str) -> PolicySnapshot:
-        """A snapshot with its content."""
-        ...
+    def get(self, version: str) -> PolicySnapshot:
+        """The snapshot of that version, verified."""
 
-    def snapshots(self, route: str | None = None) -> Sequence[dict[str, Any]]:
+    def snapshots(self, route: str | None = None) -> Sequence[Row]:
         """All snapshots without their content, newest first."""
-        ...
 
     def current(self, route: str) -> str | None:
-        """The version that a route uses; None = the configured policy."""
-        ...
+        """The version that the route serves. None: the configured policy."""
 
     def promotions(self, route: str, limit: int = 100) -> Sequence[Promotion]:
-        """The history of a route, newest first."""
-        ...
+        """The route's history, newest first."""
 
     def promote(
         self,
@@ -130,51 +108,59 @@ class PolicyRegistry(Protocol):
         forced: bool = False,
         evidence: Mapping[str, Any] | None = None,
     ) -> Promotion:
-        """Make a snapshot the one that a route uses."""
-        ...
+        """Make a snapshot the one that the route serves."""
 
     def rollback(self, route: str, *, by: str, now_s: float) -> Promotion:
-        """Undo the last promotion of a route that is not undone yet."""
-        ...
+        """Undo the route's last promotion that is not undone yet."""
 
     def generation(self) -> int:
-        """A number that changes with every promotion and rollback of any route."""
-        ...
+        """A number that rises with every promotion and rollback of any route."""
 
 
-@runtime_checkable
 class Leases(Protocol):
-    """Leases of background jobs, and the state that their holder keeps."""
+    """Which process may do the work of a name. A lease that is not renewed expires."""
 
-    def acquire_lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> bool:
-        """Take or extend a lease. False if another owner holds it."""
-        ...
+    def acquire(self, name: str, owner: str, ttl_s: float, now_s: float) -> bool:
+        """Take or extend a lease for `ttl_s` seconds. Returns False if another owner holds it."""
 
-    def renew_lease(self, name: str, owner: str, ttl_s: float, now_s: float) -> bool:
-        """Extend a lease that `owner` holds."""
-        ...
+    def release(self, name: str, owner: str) -> bool:
+        """Give a lease back. Returns False if the owner did not hold it."""
 
-    def release_lease(self, name: str, owner: str) -> bool:
-        """Give a lease back."""
-        ...
 
-    def learner_state(self, route: str, names: Collection[str] | None = None) -> LearnerState:
-        """The saved state of a route's learner; names: which of its parts, None = all."""
-        ...
+class LearnerStates(Protocol):
+    """States of learners, each with its cursor into the feedback log."""
 
-    def save_learner_state(
+    def load(self, name: str, keys: Collection[str] | None = None) -> LearnerState:
+        """The state saved last under `name`. keys: the parts to read; None = all."""
+
+    def save(
         self,
-        route: str,
+        name: str,
         states: Mapping[str, bytes],
         cursor: int,
         *,
         expected_cursor: int,
         now_s: float,
     ) -> bool:
-        """Save states if the stored cursor is still `expected_cursor`; else False."""
-        ...
+        """Compare and set. Returns False, and changes nothing, if the cursor was moved meanwhile."""
 
 
 @runtime_checkable
-class Store(DecisionLog, FeedbackLog, PolicyRegistry, Leases, Protocol):
-    """Everything that is kept: decisions, feedback, snapshots, leases."""
+class Store(DecisionLog, Protocol):
+    """The decision log and everything else that a store keeps."""
+
+    @property
+    def feedback(self) -> FeedbackLog:
+        """Scores of decisions."""
+
+    @property
+    def registry(self) -> PolicyRegistry:
+        """Policy snapshots and promotions."""
+
+    @property
+    def leases(self) -> Leases:
+        """Leases of background work."""
+
+    @property
+    def learner_states(self) -> LearnerStates:
+        """States of learners."""

@@ -179,7 +179,7 @@ def _embedded(decision_id: str, x: Features, embed: Embed) -> bytes | None:
     return None if found is None else np.asarray(found, "<f2").tobytes()
 
 
-def unpacked(blob: bytes | None, kind: str) -> NDArray[np.float32] | None:
+def unpack_vector(blob: bytes | None, kind: str) -> NDArray[np.float32] | None:
     """A stored vector, float32 (n,). kind: "<f4" for features, "<f2" for embeddings."""
     return None if blob is None else np.frombuffer(blob, kind).astype(np.float32)
 
@@ -191,14 +191,14 @@ class _Predictions(msgspec.Struct):
 predictions_of = msgspec.json.Decoder(_Predictions).decode
 
 
-def repaired(row: Row) -> Row:
+def sanitize_row(row: Row) -> Row:
     """The row as any database can hold it: whole numbers within 32 bits, texts without lone
     surrogates and zero bytes. For rows that were refused."""
-    return tuple(map(mended, row))
+    return tuple(map(sanitize_value, row))
 
 
-def mended(value: Any) -> Any:
-    """One value of a row, `repaired`."""
+def sanitize_value(value: Any) -> Any:
+    """One value of a row, `sanitize_row`."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "")
     if isinstance(value, int) and not isinstance(value, bool):
@@ -211,7 +211,7 @@ def to_dict(row: Mapping[str, Any], tries: list[dict[str, Any]]) -> dict[str, An
     out = dict(row)
     out.update(_decode(out.pop("detail")))
     blob = out.pop("features_blob", None)
-    vector = unpacked(blob, "<f4")
+    vector = unpack_vector(blob, "<f4")
     if vector is not None:
         out["feature_vector"] = vector.tolist()
     out.pop("embedding", None)  # 256 numbers that tell nobody anything

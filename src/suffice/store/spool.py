@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from suffice.store.rows import BINARY, DECISION, DECISION_0001, Row, repaired
+from suffice.store.rows import BINARY, DECISION, DECISION_0001, Row, sanitize_row
 
 Rows = list[tuple[Row, list[Row]]]
 
@@ -30,14 +30,14 @@ class _Line(msgspec.Struct):
 class Spool:
     """An append-only file of records, and the files taken over from processes that are gone.
 
-    Threads may append while another replays. `count`: records in it; `torn`: lines given up
+    Threads may append while another replays. `count`: records in it; `corrupt_lines`: lines given up
     because the process that wrote them was killed meanwhile.
     """
 
     def __init__(self, path: Path, *, taken_over: list[Path] | None = None) -> None:
         """Raises OSError where a file that is there cannot be read."""
         self.path = path
-        self.torn = 0
+        self.corrupt_lines = 0
         self._lock = threading.Lock()
         self._read_to: dict[Path, int] = {}  # bytes of each file that are in the database already
         self._files = [*(taken_over or []), path]  # the order of replay
@@ -97,7 +97,7 @@ class Spool:
             with self._lock:
                 self._read_to[path] = read_to
                 self.count -= read
-                self.torn += read - len(rows)
+                self.corrupt_lines += read - len(rows)
 
     def _next_batch(self) -> tuple[Path, Rows, int, int] | None:
         """(file, its next records, the position behind them, lines read); None = nothing left."""
@@ -129,10 +129,10 @@ def open_spool(base: Path) -> Spool:
     left in theirs is taken over. Raises OSError.
     """
     own = base.with_name(f"{base.name}.{os.getpid()}{_SUFFIX}")
-    return Spool(own, taken_over=_take_over(own, base.name))
+    return Spool(own, taken_over=adopt_orphans(own, base.name))
 
 
-def _take_over(own: Path, base: str) -> list[Path]:
+def adopt_orphans(own: Path, base: str) -> list[Path]:
     """Rename what dead processes left to names of our own: in one step, so that it is never lost,
     and whoever renames first has it."""
     mine = str(os.getpid())
@@ -169,7 +169,7 @@ def _encoded(row: Row, tries: list[Row]) -> bytes:
     try:
         return _line(row, tries)
     except (ValueError, TypeError, OverflowError):  # a number or a text that JSON cannot hold
-        return _line(repaired(row), [repaired(a) for a in tries])
+        return _line(sanitize_row(row), [sanitize_row(a) for a in tries])
 
 
 def _line(row: Row, tries: list[Row]) -> bytes:

@@ -24,18 +24,25 @@ from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlche
 
 from suffice.errors import StoreError
 from suffice.store import schema
-from suffice.store.engine import BUSY_S, database_file, first_line, insert_sql, migrate, spool_base
-from suffice.store.feedback import FeedbackTable
-from suffice.store.leases import Learner
-from suffice.store.registry import Snapshots
-from suffice.store.rows import ATTEMPT, DECISION, Embed, Row, Shadow, repaired, to_dict, to_rows
+from suffice.store.engine import (
+    BUSY_S,
+    Database,
+    database_file,
+    driver_message,
+    insert_sql,
+    migrate,
+    spool_base,
+)
+from suffice.store.feedback import SqlFeedback
+from suffice.store.leases import SqlLearnerStates, SqlLeases
+from suffice.store.registry import SqlRegistry
+from suffice.store.rows import ATTEMPT, DECISION, Embed, Row, Shadow, sanitize_row, to_dict, to_rows
 from suffice.store.spool import BATCH, Rows, Spool, open_spool
-from suffice.store.summary import summarise
-from suffice.types import Feedback, RequestRecord, Spend, StoreHealth
+from suffice.store.summary import summarize
+from suffice.types import RequestRecord, Spend, StoreHealth
 
 EVERY_S = 0.05
 IN_MEMORY = 100_000  # records; past it the oldest go to the spool file
-HEARD = 10_000  # scores on their way from `append_feedback`; past it the oldest are given up
 _RETRY_S = 2.0
 
 # The database is well and will never take this record: a number or a text it cannot hold.
@@ -48,8 +55,8 @@ _log = logging.getLogger("suffice.store")
 _SHOWN = [c for c in schema.decisions.c if c.name != "embedding"]
 
 
-class SqlStore(FeedbackTable, Snapshots, Learner):
-    """types.Store over one database. Reading and feedback use connections of their own."""
+class SqlStore:
+    """Store over one database. Reading and feedback use separate connections."""
 
     def __init__(
         self,
@@ -60,7 +67,11 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         embed: Embed | None = None,
         shadow: Shadow | None = None,
     ) -> None:
-        super().__init__(url)
+        self.database = database = Database(url)
+        self.feedback = SqlFeedback(database, self._ensure_written)
+        self.registry = SqlRegistry(database)
+        self.leases = SqlLeases(database)
+        self.learner_states = SqlLearnerStates(database)
         self._keep_prompts = keep_prompts
         self._embed = embed
         self._shadow = shadow
@@ -70,13 +81,12 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         try:
             self._spool = Spool(spool) if spool else open_spool(base) if base else None
         except OSError as error:
-            self._engine.dispose()
+            self.database.engine.dispose()
             raise StoreError(
-                f"Records of an earlier run cannot be read: {first_line(error)}.",
+                f"Records of an earlier run cannot be read: {driver_message(error)}.",
                 remedy="Make the spool file readable, or move it away.",
             ) from None
         self._pending: deque[RequestRecord] = deque()
-        self._heard: deque[Feedback] = deque()
         self._recent: dict[str, RequestRecord] = {}  # not yet written, by decision id
         self._lock = threading.Lock()  # one batch at a time: the writer's, or a flush
         self._wake = threading.Event()
@@ -85,10 +95,10 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         self._lost = 0
         self._retry_at_s = 0.0
         # SQLite calls a value of a type it does not know a ProgrammingError, PostgreSQL a table.
-        sqlite = self._engine.dialect.name == "sqlite"
+        sqlite = self.database.engine.dialect.name == "sqlite"
         self._refused = (*_REFUSED, ProgrammingError) if sqlite else _REFUSED
-        self._insert = insert_sql(self._engine, "decisions", DECISION)
-        self._insert_attempts = insert_sql(self._engine, "attempts", ATTEMPT)
+        self._insert = insert_sql(self.database.engine, "decisions", DECISION)
+        self._insert_attempts = insert_sql(self.database.engine, "attempts", ATTEMPT)
         self._replay()
         self._thread = threading.Thread(
             target=self._write_forever, name="suffice-store", daemon=True
@@ -103,26 +113,12 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         self._recent[record.decision.id] = record
         self._pending.append(record)
         if len(self._pending) > IN_MEMORY:
-            self._set_aside()
-
-    def append_feedback(self, feedback: Sequence[Feedback]) -> None:
-        """Take scores of decisions appended before. Never blocks, never raises.
-
-        For what the gateway notices by itself: while the database is down they wait in memory only,
-        and a score of a decision that there is not is dropped.
-        """
-        self._heard.extend(feedback)
-        self._bound_heard()
-
-    def _bound_heard(self) -> None:
-        while len(self._heard) > HEARD:
-            self._heard.popleft()
-            self._lost += 1
+            self._spill_oldest()
 
     def _write_forever(self) -> None:
         while not self._closing:
             self._wake.wait(EVERY_S)
-            if self._pending or self._heard or self._waiting():
+            if self._pending or self.feedback.pending or self._waiting():
                 with self._lock:
                     self._drain()
 
@@ -131,8 +127,8 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         return bool(self._spool and self._spool.count) and time.monotonic() >= self._retry_at_s
 
     def _drain(self) -> None:
-        heard = len(self._heard)  # before the records: theirs are among those taken now
-        while batch := self._taken():
+        n_scores = self.feedback.pending  # before the records: theirs are among those taken now
+        while batch := self._pop_batch():
             rows = self._rows_of(batch)
             # While the database is down each batch goes straight to the file, which is tried again
             # every two seconds.
@@ -142,23 +138,20 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
             self._forget(batch)
         if self._waiting():
             self._replay()
-        if heard and time.monotonic() >= self._retry_at_s:
-            self._write_heard(heard)
+        if n_scores and time.monotonic() >= self._retry_at_s:
+            self._write_feedback(n_scores)
 
-    def _write_heard(self, n: int) -> None:
-        batch = [self._heard.popleft() for _ in range(min(n, len(self._heard)))]
+    def _write_feedback(self, n: int) -> None:
+        if self._spool is not None and self._spool.count:
+            self._mark_down(StoreError("their decisions wait in the spool file"))
+            return
         try:
-            if self._spool is not None and self._spool.count:
-                raise StoreError("their decisions wait in the spool file")
-            for i in range(0, len(batch), BATCH):
-                self._store(batch[i : i + BATCH], None)
+            self.feedback.write_pending(n)
             self._error = None
         except StoreError as error:
-            self._heard.extendleft(reversed(batch))  # stored twice is stored once
-            self._bound_heard()
-            self._is_down(error)
+            self._mark_down(error)
 
-    def _taken(self) -> list[RequestRecord]:
+    def _pop_batch(self) -> list[RequestRecord]:
         batch: list[RequestRecord] = []
         try:
             while len(batch) < BATCH:
@@ -171,9 +164,9 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         for r in batch:
             self._recent.pop(r.decision.id, None)
 
-    def _set_aside(self) -> None:
+    def _spill_oldest(self) -> None:
         """The database hangs and memory is full: the oldest batch goes to the file."""
-        batch = self._taken()
+        batch = self._pop_batch()
         self._to_spool(self._rows_of(batch))
         self._forget(batch)
 
@@ -183,12 +176,12 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
             try:
                 rows.append(to_rows(r, self._keep_prompts, self._embed, self._shadow))
             except _REFUSED as error:
-                self._give_up(r.decision.id, error)
+                self._drop_record(r.decision.id, error)
         return rows
 
-    def _give_up(self, decision_id: str, error: Exception) -> None:
+    def _drop_record(self, decision_id: str, error: Exception) -> None:
         self._lost += 1
-        _log.error("record %s cannot be stored: %s", decision_id, first_line(error))
+        _log.error("record %s cannot be stored: %s", decision_id, driver_message(error))
 
     def _try_write(self, rows: Rows) -> bool:
         """False: the database is down. Records that it will never take are repaired or given up,
@@ -198,27 +191,27 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         except self._refused as error:
             if len(rows) > 1:
                 return all(self._try_write([one]) for one in rows)
-            mended = [repaired(row) for row in (rows[0][0], *rows[0][1])]
+            mended = [sanitize_row(row) for row in (rows[0][0], *rows[0][1])]
             try:
                 self._write([(mended[0], mended[1:])])
             except self._refused:
-                self._give_up(rows[0][0][0], error)
+                self._drop_record(rows[0][0][0], error)
             except (SQLAlchemyError, OSError) as down:
-                return self._is_down(down)
+                return self._mark_down(down)
         except (SQLAlchemyError, OSError, StoreError) as error:
-            return self._is_down(error)
+            return self._mark_down(error)
         self._error = None
         return True
 
-    def _is_down(self, error: Exception) -> bool:
-        self._error = first_line(error)
+    def _mark_down(self, error: Exception) -> bool:
+        self._error = driver_message(error)
         self._retry_at_s = time.monotonic() + _RETRY_S
         return False
 
     def _write(self, rows: Rows) -> None:
         if self._file is not None and _inode(self._file) != self._inode:
             self._reopen()
-        with self._begin() as connection:
+        with self.database.begin() as connection:
             connection.exec_driver_sql(self._insert, [row for row, _ in rows])
             tries = [a for _, attempts in rows for a in attempts]
             if tries:
@@ -228,8 +221,8 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         """The file was deleted or replaced under us: an open SQLite would go on writing to the one
         that nobody can see any more."""
         _log.warning("the database %s was deleted or replaced: opening it anew", self._file)
-        self._engine.dispose()
-        migrate(self._engine)
+        self.database.engine.dispose()
+        migrate(self.database.engine)
         self._inode = _inode(self._file)
 
     def _to_spool(self, rows: Rows) -> None:
@@ -242,7 +235,7 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         except (OSError, ValueError) as error:  # a full disk, or a text that is no UTF-8
             self._lost += len(rows)
             before = f"{self._error}; and " if self._error else ""
-            self._error = f"{before}the spool file: {first_line(error)}"
+            self._error = f"{before}the spool file: {driver_message(error)}"
 
     def _replay(self) -> None:
         """Write what was spooled, as far as the database takes it."""
@@ -251,7 +244,7 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         try:
             self._spool.replay(self._try_write)
         except OSError as error:
-            self._is_down(error)
+            self._mark_down(error)
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Write everything pending now. False where it could not be taken up within `timeout_s`."""
@@ -272,16 +265,22 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         self._thread.join(2 * BUSY_S)
         self._retry_at_s = 0.0  # a last try, however lately the database refused
         self.flush()
-        self._engine.dispose()
+        self.database.engine.dispose()
         atexit.unregister(self.close)
+
+    def warm_up(self) -> None:
+        """Compile the statements of feedback, so that no client waits for them. Writes nothing."""
+        self.feedback.warm_up()
 
     def health(self) -> StoreHealth:
         """How the last write went, and what waits."""
         return StoreHealth(
             ok=self._error is None,
-            pending=len(self._pending) + len(self._heard),
+            pending=len(self._pending) + self.feedback.pending,
             spooled=self._spool.count if self._spool else 0,
-            lost=self._lost + (self._spool.torn if self._spool else 0),
+            lost=self._lost
+            + self.feedback.lost
+            + (self._spool.corrupt_lines if self._spool else 0),
             error=self._error,
         )
 
@@ -295,19 +294,21 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
             found = dict(zip(DECISION, row, strict=True))
             attempts = [dict(zip(ATTEMPT, a, strict=True)) for a in tries]
         else:
-            rows = self._rows(sa.select(*_SHOWN).where(schema.decisions.c.id == decision_id))
+            rows = self.database.rows(
+                sa.select(*_SHOWN).where(schema.decisions.c.id == decision_id)
+            )
             if not rows:
                 return None
             found = rows[0]
             t = schema.attempts
-            attempts = self._rows(
+            attempts = self.database.rows(
                 sa.select(t).where(t.c.decision_id == decision_id).order_by(t.c.number)
             )
         found["features_blob"] = found.pop("features")
         for a in attempts:
             a.pop("decision_id")
         out = to_dict(found, attempts)
-        out["feedback"] = list(self.feedback(decision_id)) if unwritten is None else []
+        out["feedback"] = self.feedback.current(decision_id) if unwritten is None else []
         return out
 
     def _unwritten(self, decision_id: str) -> tuple[Row, list[Row]] | None:
@@ -329,13 +330,13 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         if route is not None:
             query = query.where(t.c.route == route)
         out = []
-        for row in self._rows(query):
+        for row in self.database.rows(query):
             row["features_blob"] = row.pop("features")
             n = row["attempts"]
             out.append({**to_dict(row, []), "attempts": n})
         return out
 
-    def _settle(self, decision_ids: set[str]) -> None:
+    def _ensure_written(self, decision_ids: set[str]) -> None:
         if any(i in self._recent for i in decision_ids):
             self.flush()
         if self._spool is not None and self._spool.holds_any(decision_ids):
@@ -347,7 +348,7 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
     def summary(self, *, since_s: float | None = None) -> dict[str, Any]:
         """Totals: requests, cost (and how many costs are unknown), tokens, shares, failures."""
         self.flush()
-        return summarise(self._rows, since_s or 0.0)
+        return summarize(self.database, since_s or 0.0)
 
     def spend(self, route: str, since_s: float, until_s: float | None = None) -> Spend:
         """What a route's requests from `since_s` on (and before `until_s`), unix time, have cost."""
@@ -360,7 +361,7 @@ class SqlStore(FeedbackTable, Snapshots, Learner):
         ).where(d.c.route == route, d.c.created_s >= since_s)
         if until_s is not None:
             query = query.where(d.c.created_s < until_s)
-        return Spend(**self._rows(query)[0])
+        return Spend(**self.database.rows(query)[0])
 
 
 def _inode(path: Path | None) -> tuple[int, int] | None:

@@ -87,7 +87,7 @@ def read(
     """Decisions recorded since `since_s` (unix time), of one route or of all, with their feedback,
     of some `sources` or of all. Raises StoreError."""
     found = DecisionLog()
-    with reader.reading(url) as connection:
+    with reader.connect_readonly(url) as connection:
         scores = _scores(connection, since_s, route, sources, found)
         for n, row in enumerate(_rows(connection, since_s, route)):
             if n == MOST:
@@ -108,7 +108,7 @@ def _rows(connection: Any, since_s: float | None, route: str | None) -> Iterator
     query = sa.select(
         t.id, t.created_s, t.route, t.chosen, t.model, t.policy, t.policy_version, t.basis,
         t.propensity, t.status, t.session, t.cost_usd, t.features, t.features_schema, t.embedding,
-        reader.raw_detail(connection),
+        reader.detail_as_bytes(connection),
     ).order_by(t.id.desc())  # fmt: skip
     query = _within(query, since_s, route).limit(MOST + 1)
     yield from connection.execution_options(yield_per=1000).execute(query).mappings()

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -370,29 +370,19 @@ def _asked(row: Row, path: Path, number: int) -> Any:
     return None
 
 
-def _weighted(given: Sequence[tuple[float, float]]) -> float:
-    """Mean score; a word of a person counts more than a signal in the reply."""
-    return sum(s * w for s, w in given) / sum(w for _, w in given)
-
-
 def from_store(url: str) -> Table:
     """Recorded decisions whose prompts were kept, with the weighted mean of their feedback as score."""
-    from suffice.store import open_store
+    from suffice.store.reader import mean_score, open_reader
 
+    columns = (
+        "session", "route", "model", "cost_usd", "input_tokens", "output_tokens", "latency_s", "prompt",
+    )  # fmt: skip
     try:
-        store = open_store(url)
+        with open_reader(url) as store:
+            found = list(store.decisions(columns, audits=True, newest_first=True, limit=200_000))
     except StoreError as error:
         raise TableError(str(error), path=url) from None
-    try:
-        scores: dict[str, list[tuple[float, float]]] = {}
-        rows: Callable[[], Iterable[dict[str, Any]]] | None = getattr(store, "training_rows", None)
-        for row in rows() if rows else ():
-            if row["weight"] > 0.0:
-                scores.setdefault(row["id"], []).append((row["score"], row["weight"]))
-        found = store.decisions(limit=200_000)
-    finally:
-        store.close()
-    kept = [r for r in reversed(found) if r.get("prompt")]
+    kept = [d for d in reversed(found) if d.row["prompt"]]
     if not kept:
         raise TableError(
             f"The store holds {len(found)} decisions and no prompt.",
@@ -400,24 +390,22 @@ def from_store(url: str) -> Table:
             remedy="Set keep_prompts = true under [store], and come back after some traffic.",
         )
     builder = Builder("store", url)
-    for i, row in enumerate(kept, 1):
+    for i, (row, scores) in enumerate(kept, 1):
         query_id = builder.query(
-            {"query_id": row["id"], "messages": row["prompt"], "group": row.get("session"),
-             "category": row.get("route")},
+            {"query_id": row["id"], "messages": msgspec.json.decode(row["prompt"]),
+             "group": row["session"], "category": row["route"]},
             i,
         )  # fmt: skip
-        if row.get("model"):
-            given = scores.get(row["id"])
-            usage = row.get("usage") or row
+        if row["model"]:
             builder.outcome(
                 {
                     "query_id": query_id,
                     "model": row["model"],
-                    "score": _weighted(given) if given else None,
-                    "cost_usd": row.get("cost_usd"),
-                    "input_tokens": usage.get("input_tokens"),
-                    "output_tokens": usage.get("output_tokens"),
-                    "latency_s": row.get("latency_s"),
+                    "score": mean_score(scores),
+                    "cost_usd": row["cost_usd"],
+                    "input_tokens": row["input_tokens"],
+                    "output_tokens": row["output_tokens"],
+                    "latency_s": row["latency_s"],
                 },
                 i,
             )

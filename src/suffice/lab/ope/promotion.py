@@ -1,6 +1,6 @@
 """Whether a policy may become current: replayed on the recorded traffic, judged by one stated rule.
 
-candidate(argument) -> Candidate -> decide(replay, margin) -> Ruling -> store.promote
+candidate(argument) -> Candidate -> decide(replay, margin) -> Ruling -> registry.promote
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from suffice.types import PolicySnapshot
 
 if TYPE_CHECKING:
     from suffice.lab.ope.replay import Replay
-    from suffice.store.registry import Snapshots
+    from suffice.store.protocols import PolicyRegistry
 
 MARGIN = 0.01
 KIND = "brain"  # a snapshot whose content is an artifact's file
@@ -73,7 +73,7 @@ def check_rule(r: Replay, margin: float = MARGIN) -> PromotionDecision:
 
 
 def load_candidate(
-    argument: str, store: Snapshots, route: str | None, settings: Any, now_s: float
+    argument: str, registry: PolicyRegistry, route: str | None, settings: Any, now_s: float
 ) -> PolicySnapshot:
     """The snapshot that `argument` means: a version in the store, or an artifact's file, which is
     not stored yet. route: None = the snapshot's own, or the only one that there is.
@@ -88,9 +88,9 @@ def load_candidate(
         found = snapshot_of_artifact(content, card, require_route(route, settings), now_s)
     else:
         try:
-            found = store.get_snapshot(argument)
+            found = registry.get(argument)
         except ArtifactError as error:
-            raise _absent(argument, store, error) from None
+            raise _absent(argument, registry, error) from None
         if found.kind != KIND:
             raise UsageError(
                 f"Snapshot {argument} is of the kind {found.kind!r}, which no route serves.",
@@ -111,10 +111,10 @@ def snapshot_of_artifact(
     content: bytes, card: artifacts.Card, route: str, now_s: float
 ) -> PolicySnapshot:
     """The snapshot that an artifact's bytes make."""
-    from suffice.store import snapshot
+    from suffice.store import make_snapshot
 
     plain = msgspec.to_builtins(card)
-    return snapshot(
+    return make_snapshot(
         route=route, kind=KIND, content=content, created_s=now_s, card=plain, created_by="cli"
     )
 
@@ -153,8 +153,8 @@ def _knows(found: PolicySnapshot, settings: Any) -> None:
         )
 
 
-def _absent(argument: str, store: Snapshots, error: ArtifactError) -> SufficeError:
-    versions = [s["version"] for s in store.snapshots()]
+def _absent(argument: str, registry: PolicyRegistry, error: ArtifactError) -> SufficeError:
+    versions = [s["version"] for s in registry.snapshots()]
     if argument in versions:
         return error  # there, and damaged
     close = nearest(argument, versions, 1)

@@ -257,10 +257,10 @@ def _promoted(url: str, routes: tuple[str, ...]) -> dict[str, str]:
     if not reader.exists(url):
         return {}
     out = {}
-    with reader.snapshots(url) as store:
+    with reader.open_registry(url) as registry:
         for name in routes:
-            version = store.current(name)
-            cards = [s["card"] for s in store.snapshots(name) if s["version"] == version]
+            version = registry.current(name)
+            cards = [s["card"] for s in registry.snapshots(name) if s["version"] == version]
             found = cards[0].get("reference") if cards else None
             if isinstance(found, str):
                 out[name] = found
@@ -306,9 +306,9 @@ def _calls(t: Traffic) -> dict[str, Calls]:
 
 def _events(url: str, routes: list[str], t: Traffic) -> tuple[Event, ...]:
     """Oldest first, from the report's first request on."""
-    with reader.snapshots(url) as store:
+    with reader.open_registry(url) as registry:
         found = [
-            p for r in routes for p in store.promotions(r, 1000) if p.promoted_at_s >= t.first_s
+            p for r in routes for p in registry.promotions(r, 1000) if p.promoted_at_s >= t.first_s
         ]
     return tuple(
         Event(p.promoted_at_s, p.route, p.kind, p.version, p.previous, p.by, p.forced)

@@ -55,7 +55,7 @@ def read(url: str, *, since_s: float | None = None, route: str | None = None) ->
 
     found = Traffic()
     d = schema.decisions.c
-    with reader.reading(url) as connection:
+    with reader.connect_readonly(url) as connection:
         span = _within(
             sa.select(sa.func.count(), sa.func.min(d.created_s), sa.func.max(d.created_s)),
             since_s,
@@ -118,7 +118,7 @@ def _pages(
         t.id, t.created_s, t.route, t.chosen, t.model, t.policy, t.policy_version, t.basis,
         t.difficulty, t.status, t.attempts, t.session, t.cost_usd,
         t.latency_s, t.first_chunk_s, t.overhead_ms,
-        t.stream, t.features, t.features_schema, t.embedding, reader.raw_detail(connection),
+        t.stream, t.features, t.features_schema, t.embedding, reader.detail_as_bytes(connection),
     ).order_by(t.id).limit(_PAGE)  # fmt: skip
     query = _within(query, since_s, route)
     last = None
