@@ -34,7 +34,7 @@ try:
 except (AttributeError, OSError):  # not Linux, or forbidden
     if hasattr(os, "nice"):
         os.nice(19)
-from suffice.refitting import main
+from suffice.learning.refit_process import main
 main()
 """
 
