@@ -44,6 +44,7 @@ from suffice.errors import (
 )
 from suffice.feedback import implicit
 from suffice.feedback.validation import checked, checked_batch
+from suffice.pool import Pool
 from suffice.store.protocols import Store
 from suffice.types import (
     NO_OPTIONS,
@@ -82,10 +83,10 @@ class Route(msgspec.Struct, frozen=True):
     """A named pool with its policy and objective; `bypass` marks one concrete model."""
 
     name: str
-    models: tuple[Model, ...]
+    pool: Pool
     policy: Policy | None
     objective: Objective
-    fallbacks: tuple[Model, ...] = ()
+    fallbacks: Pool = Pool()
     fallback_max_usd_per_query: float | None = None
     timeouts: Timeouts = Timeouts()
     retries: RetryPolicy = RetryPolicy()
@@ -93,6 +94,11 @@ class Route(msgspec.Struct, frozen=True):
     snapshot: str | None = None  # of the learned policy that decides
     explores: bool = False
     implicit: Mapping[str, float] = {}
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models of the pool."""
+        return self.pool.models
 
 
 class SessionStore:
@@ -339,7 +345,6 @@ class Router:
             name: spec.implicit for name, spec in self._specs.items() if spec.implicit
         }
         self._repeats = implicit.RegenerationDetector()
-        self._shadowed: dict[tuple[str, ...], tuple[Model, ...]] = {}
         # A policy that solves its objective over traffic says what it wants to remember of it.
         self._sketches = {
             name: policy.traffic_window()
@@ -347,7 +352,7 @@ class Router:
             if isinstance(policy, policies.TrafficAware)
         }
         self._spend: dict[str, float] = {}  # route that explores -> mean USD a query
-        self._pools: dict[tuple[str, ...], tuple[Model, ...]] = {}
+        self._pools: dict[tuple[str, ...], Pool] = {}
         self._breaker = execution.CircuitBreaker(execution.CircuitBreakerSettings(), time.monotonic)
         self._health = execution.LatencyTracker(time.monotonic)
         self._engine = execution.Engine(self._breaker, self._health)
@@ -470,21 +475,21 @@ class Router:
         """Features, candidates within the hard limits, and the policy's decision, with the money that
         it may spend. Calls nothing. serves: the decision will be carried out."""
         x = features.extract(query.messages, extra_tokens=_schema_tokens(query.fields))
-        models, excluded = self._catalog.eligible(
+        pool, excluded = self._catalog.eligible(
             self._pool(query.options, route),
             required_capabilities=query.required_capabilities,
             input_tokens=x.input_tokens,
             max_output_tokens=query.max_output_tokens,
             options=query.options if query.options is not NO_OPTIONS else None,
         )
-        if not models:
+        if not pool:
             raise _no_candidate(route, excluded)
-        models, cooling = self._breaker.available(models)
+        pool, cooling = self._breaker.available(pool)
         decision_id = self._new_id()
         seed = self._random.getrandbits(32)
         if route.bypass or route.policy is None:
-            decision = _bypass(models[0], x, query.max_output_tokens, decision_id)
-            return x, self._finish(decision, query, route, x, excluded + cooling, models), None
+            decision = _bypass(pool.models[0], x, query.max_output_tokens, decision_id)
+            return x, self._finish(decision, query, route, x, excluded + cooling, pool), None
         options = query.options
         objective = self._objective(options, route)
         session = (
@@ -493,7 +498,7 @@ class Router:
         purse = self._budgets.purse(route.name, objective, query, x)
         decision = route.policy.decide(
             x,
-            self._health.candidates(models),
+            self._health.candidates(pool),
             objective,
             session,
             id=decision_id,
@@ -521,7 +526,7 @@ class Router:
             decision = self._explored(decision, route)
         if route.explores and serves:
             self._spent(route, decision)
-        decision = self._finish(decision, query, route, x, excluded + cooling, models)
+        decision = self._finish(decision, query, route, x, excluded + cooling, pool)
         return x, decision if purse is None else purse.check(decision), purse
 
     def _finish(
@@ -531,13 +536,13 @@ class Router:
         route: Route,
         x: Features,
         excluded: tuple[ExcludedModel, ...],
-        models: tuple[Model, ...],
+        pool: Pool,
     ) -> Decision:
         """The decision with the route's own part: fallbacks, client's wishes, what was left out."""
         plan = decision.plan
         options = query.options
         if options is not NO_OPTIONS:
-            plan = _wished(plan, options, {m.name: m for m in models})
+            plan = _wished(plan, options, {m.name: m for m in pool.models})
         if route.fallbacks and options.allow_fallbacks:
             fit, _ = self._catalog.eligible(
                 route.fallbacks,
@@ -545,7 +550,7 @@ class Router:
                 input_tokens=x.input_tokens,
             )
             planned = {s.model for s in plan}
-            plan += tuple(PlanStep(m.name, "fallback") for m in fit if m.name not in planned)
+            plan += tuple(PlanStep(m.name, "fallback") for m in fit.models if m.name not in planned)
         return msgspec.structs.replace(
             decision,
             route=route.name,
@@ -573,7 +578,7 @@ class Router:
         spec = next(iter(self._specs.values()))
         return Route(
             model.name,
-            (model,),
+            self._catalog.pool((model,)),
             None,
             Objective(kind="best"),
             timeouts=spec.timeouts,
@@ -581,14 +586,14 @@ class Router:
             bypass=True,
         )
 
-    def _pool(self, options: RoutingOptions, route: Route) -> tuple[Model, ...]:
+    def _pool(self, options: RoutingOptions, route: Route) -> Pool:
         """The route's models, or those the client asked for in this call."""
         names = options.models
         if names is None:
-            return route.models
+            return route.pool
         pool = self._pools.get(names)
         if pool is None:
-            pool = tuple(dict.fromkeys(m for n in names for m in self._named(n)))
+            pool = self._catalog.pool(dict.fromkeys(m for n in names for m in self._named(n)))
             if len(self._pools) >= 1024:
                 self._pools.clear()
             self._pools[names] = pool
@@ -841,10 +846,10 @@ class Router:
         return {
             name: Route(
                 name,
-                spec.models,
+                self._catalog.pool(spec.models),
                 self._policies[name],
                 spec.objective,
-                spec.fallbacks,
+                self._catalog.pool(spec.fallbacks),
                 spec.fallback_max_usd_per_query,
                 timeouts=spec.timeouts,
                 retries=spec.retries,
@@ -1055,10 +1060,10 @@ class Router:
 
     def _warm(self, route: str, policy: Policy) -> None:
         """Let the policy decide once, so that what it works out for a pool is there."""
-        pool = self._routes[route].models
-        models, _ = self._catalog.eligible(pool, required_capabilities=frozenset(), input_tokens=1)
+        pool = self._routes[route].pool
+        pool, _ = self._catalog.eligible(pool, required_capabilities=frozenset(), input_tokens=1)
         x = features.extract((Message("user", "warm up"),))
-        policy.decide(x, self._health.candidates(models), self._specs[route].objective)
+        policy.decide(x, self._health.candidates(pool), self._specs[route].objective)
 
     def start_learning(self, *, thread: bool = True) -> learning.LearningWorker:
         """The learning of this process, begun where it was not: a background thread that follows
@@ -1141,10 +1146,10 @@ class Router:
         policy = self._learning.shadows.get(decision.route)
         if policy is None:
             return None
-        models = self._pool_of(tuple([p.model for p in decision.predictions]))
+        pool = self._catalog.pool(self._targets[p.model].model for p in decision.predictions)
         session = Session("", decision.model) if x.human_turns > 1 or x.in_tool_loop else None
         told = policy.decide(
-            x, self._health.candidates(models), decision.objective, session, seed=decision.seed
+            x, self._health.candidates(pool), decision.objective, session, seed=decision.seed
         )
         return {
             "model": told.model,
@@ -1152,15 +1157,6 @@ class Router:
             "propensity": told.propensity,
             "quality": next(p.quality for p in told.predictions if p.model == told.model),
         }
-
-    def _pool_of(self, names: tuple[str, ...]) -> tuple[Model, ...]:
-        """These models, as one tuple for the same names: policies remember pools by identity."""
-        pool = self._shadowed.get(names)
-        if pool is None:
-            if len(self._shadowed) >= 256:
-                self._shadowed.clear()
-            pool = self._shadowed[names] = tuple([self._targets[n].model for n in names])
-        return pool
 
     def _swap(self, route: str, policy: Any, version: str | None) -> None:
         """Serve another policy from the next request on; None: the configured one."""

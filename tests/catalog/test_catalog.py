@@ -79,10 +79,12 @@ POOL = (
 
 def names(**limits: object) -> list[str]:
     options = {"required_capabilities": frozenset(), "input_tokens": 10, **limits}
-    models, out = Catalog(POOL).eligible(POOL, **options)  # type: ignore[arg-type]
-    assert {m.name for m in models} | {e.model for e in out} == {m.name for m in POOL}
-    assert all(e.reason for e in out)
-    return [m.name for m in models]
+    models = Catalog(POOL)
+    pool, excluded = models.eligible(models.pool(POOL), **options)  # type: ignore[arg-type]
+    assert {*pool.names} | {e.model for e in excluded} == {m.name for m in POOL}
+    assert models.eligible(models.pool(POOL), **options)[0] is pool, "caches use it as their key"  # type: ignore[arg-type]
+    assert all(e.reason for e in excluded)
+    return [*pool.names]
 
 
 def test_hard_limits() -> None:

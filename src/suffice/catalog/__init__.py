@@ -6,13 +6,15 @@ field. What is not known stays None and is shown as unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.resources import files
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 import msgspec
 
 from suffice.errors import ModelNotFoundError
+from suffice.pool import Pool
 from suffice.types import ExcludedModel, Model, Price, RoutingOptions, Usage
 
 __all__ = ["Catalog", "builtin_models", "lookup", "apply_overrides", "price_usd"]
@@ -79,6 +81,7 @@ def lookup(provider: str, upstream: str) -> Model | None:
     )
 
 
+_MAX_CACHED = 1024
 _PRICE_FIELDS = frozenset(Price.__struct_fields__) - {"source", "dated"}
 
 
@@ -128,7 +131,8 @@ class Catalog:
 
     def __init__(self, models: Iterable[Model]) -> None:
         self._by_name = {m.name: m for m in models}
-        self._pools: dict[tuple[int, frozenset[str]], tuple[Any, ...]] = {}
+        self._all = Pool(tuple(self._by_name.values()))
+        self._capable: dict[tuple[Pool, frozenset[str]], _Capable] = {}
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
@@ -137,7 +141,7 @@ class Catalog:
         return tuple(self._by_name)
 
     def models(self) -> tuple[Model, ...]:
-        return tuple(self._by_name.values())
+        return self._all.models
 
     def get(self, name: str) -> Model:
         """By full name, or by the upstream's bare name where only one provider has it.
@@ -152,99 +156,104 @@ class Catalog:
             found = bare[0]
         return found
 
+    def pool(self, models: Iterable[Model]) -> Pool:
+        """The pool of these models, in their order: one object per selection."""
+        return self._all.subset(models)
+
     def eligible(
         self,
-        pool: tuple[Model, ...],
+        pool: Pool,
         *,
         required_capabilities: frozenset[str],
         input_tokens: int,
         max_output_tokens: int | None = None,
         options: RoutingOptions | None = None,
-    ) -> tuple[tuple[Model, ...], tuple[ExcludedModel, ...]]:
-        """(models of `pool` that can take the query, those that cannot and why).
+    ) -> tuple[Pool, tuple[ExcludedModel, ...]]:
+        """The models of `pool` that can take the query, and those that cannot with the reason.
 
-        Hard limits only: window against the input estimate and the output asked for, capabilities,
-        the client's own allow-list and price ceiling. An unknown window or capability passes,
-        unless the client set `require_parameters`.
+        Hard limits only: the window against the input estimate and the output asked for,
+        capabilities, the client's own allow-list and price ceiling. An unknown window or capability
+        passes, unless the client set `require_parameters`.
         """
         strict = options is not None and options.require_parameters
-        key = (id(pool), required_capabilities)
-        found = self._pools.get(key) if not strict else None
-        if found is None or found[0] is not pool:
-            found = (pool, *_filter_capabilities(pool, required_capabilities, strict))
-            if not strict:
-                if len(self._pools) >= 1024:
-                    self._pools.clear()
-                self._pools[key] = found
-        _, eligible_models, excluded, smallest = found
+        capable = self._filter_capabilities(pool, required_capabilities, strict)
+        eligible, excluded = capable.pool, capable.excluded
         tokens = input_tokens + (max_output_tokens or 0)
-        if tokens > smallest:
-            out = list(excluded)
-            kept = []
-            for m in eligible_models:
-                if m.context_tokens is not None and tokens > m.context_tokens:
-                    out.append(ExcludedModel(m.name, _window(tokens, m.context_tokens)))
-                else:
-                    kept.append(m)
-            eligible_models, excluded = tuple(kept), tuple(out)
+        if tokens > capable.smallest_window:
+            windows = [(m, m.context_tokens) for m in eligible.models]
+            excluded += tuple(
+                ExcludedModel(m.name, f"about {tokens} tokens do not fit its window of {window}")
+                for m, window in windows
+                if window is not None and tokens > window
+            )
+            eligible = pool.subset(m for m, window in windows if window is None or tokens <= window)
         if options is not None:
-            eligible_models, excluded = _filter_options(eligible_models, excluded, options)
-        return eligible_models, excluded
+            eligible, excluded = _filter_options(eligible, excluded, options)
+        return eligible, excluded
+
+    def _filter_capabilities(self, pool: Pool, required: frozenset[str], strict: bool) -> _Capable:
+        key = (pool, required)
+        capable = None if strict else self._capable.get(key)
+        if capable is None:
+            capable = _filter_capabilities(pool, required, strict)
+            if not strict:
+                if len(self._capable) >= _MAX_CACHED:
+                    self._capable.clear()
+                self._capable[key] = capable
+        return capable
 
 
-def _window(tokens: int, context_tokens: int) -> str:
-    return f"about {tokens} tokens do not fit its window of {context_tokens}"
+class _Capable(NamedTuple):
+    """The part of a pool that has the required capabilities."""
+
+    pool: Pool
+    excluded: tuple[ExcludedModel, ...]
+    smallest_window: float  # tokens; infinite if no window is known
 
 
-def _filter_capabilities(
-    pool: Sequence[Model], required_capabilities: frozenset[str], strict: bool
-) -> tuple[tuple[Model, ...], tuple[ExcludedModel, ...], float]:
-    kept: list[Model] = []
-    out: list[ExcludedModel] = []
-    for m in pool:
-        missing = (
-            required_capabilities - m.capabilities if m.capabilities is not None else frozenset()
-        )
+def _filter_capabilities(pool: Pool, required: frozenset[str], strict: bool) -> _Capable:
+    capable: list[Model] = []
+    excluded: list[ExcludedModel] = []
+    for m in pool.models:
+        missing = required - m.capabilities if m.capabilities is not None else frozenset()
         if missing:
-            out.append(ExcludedModel(m.name, f"cannot do {', '.join(sorted(missing))}"))
-        elif strict and required_capabilities and m.capabilities is None:
-            out.append(ExcludedModel(m.name, "its capabilities are unknown and were required"))
+            excluded.append(ExcludedModel(m.name, f"cannot do {', '.join(sorted(missing))}"))
+        elif strict and required and m.capabilities is None:
+            reason = "its capabilities are unknown and were required"
+            excluded.append(ExcludedModel(m.name, reason))
         else:
-            kept.append(m)
-    windows = [m.context_tokens for m in kept if m.context_tokens is not None]
-    return tuple(kept), tuple(out), min(windows, default=float("inf"))
+            capable.append(m)
+    windows = [m.context_tokens for m in capable if m.context_tokens is not None]
+    return _Capable(pool.subset(capable), tuple(excluded), min(windows, default=inf))
 
 
 def _filter_options(
-    eligible_models: tuple[Model, ...], excluded: tuple[ExcludedModel, ...], s: RoutingOptions
-) -> tuple[tuple[Model, ...], tuple[ExcludedModel, ...]]:
-    limits = (s.max_input_usd_per_mtok, s.max_output_usd_per_mtok)
-    if (
-        s.only is None
-        and not s.ignore
-        and not s.order
-        and s.sort is None
-        and limits == (None, None)
-    ):
-        return eligible_models, excluded
-    kept: list[Model] = []
-    out = list(excluded)
-    for m in eligible_models:
+    pool: Pool, excluded: tuple[ExcludedModel, ...], options: RoutingOptions
+) -> tuple[Pool, tuple[ExcludedModel, ...]]:
+    """Apply the client's allow-list, its price ceiling and its order of providers."""
+    limits = (options.max_input_usd_per_mtok, options.max_output_usd_per_mtok)
+    unlimited = options.only is None and not options.ignore and limits == (None, None)
+    if unlimited and not options.order:
+        return pool, excluded
+    allowed: list[Model] = []
+    refused: list[ExcludedModel] = []
+    for m in pool.models:
         price = (m.price.input_usd_per_mtok, m.price.output_usd_per_mtok)
         over = [
             p is None or p > limit
             for p, limit in zip(price, limits, strict=True)
             if limit is not None
         ]
-        if s.only is not None and m.provider not in s.only:
-            out.append(ExcludedModel(m.name, "provider.only leaves it out"))
-        elif m.provider in s.ignore:
-            out.append(ExcludedModel(m.name, "provider.ignore names it"))
+        if options.only is not None and m.provider not in options.only:
+            refused.append(ExcludedModel(m.name, "provider.only leaves it out"))
+        elif m.provider in options.ignore:
+            refused.append(ExcludedModel(m.name, "provider.ignore names it"))
         elif any(over):
-            out.append(ExcludedModel(m.name, "its price is above provider.max_price, or unknown"))
+            reason = "its price is above provider.max_price, or unknown"
+            refused.append(ExcludedModel(m.name, reason))
         else:
-            kept.append(m)
-    if s.order:
-        rank = {name: i for i, name in enumerate(s.order)}
-        kept.sort(key=lambda m: rank.get(m.provider, len(rank)))
-    return tuple(kept), tuple(out)
+            allowed.append(m)
+    if options.order:
+        order = {name: i for i, name in enumerate(options.order)}
+        allowed.sort(key=lambda m: order.get(m.provider, len(order)))
+    return pool.subset(allowed), (*excluded, *refused)

@@ -5,12 +5,12 @@ Never the last one: where every candidate is open, all are offered, the soonest 
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
 from suffice.errors import UpstreamError
+from suffice.pool import Pool
 from suffice.types import ExcludedModel, Model
 
 # Failures that speak of the model's latency. A bad request, a filtered answer, a client that left or
@@ -47,9 +47,6 @@ class CircuitBreakerSettings(msgspec.Struct, frozen=True):
     max_retry_after_s: float = 3600.0
 
 
-_KEPT = 512  # selections of models remembered
-
-
 class _State:
     __slots__ = (
         "cooldown_s",
@@ -79,41 +76,28 @@ class CircuitBreaker:
         self._clock = clock
         self._states: dict[str, _State] = {}
         self._tripped: set[str] = set()  # models that are open or probing; empty = fast path
-        # Policies cache by the identity of their candidates: one selection is one tuple.
-        self._interned: dict[tuple[str, ...], tuple[Model, ...]] = {}
 
-    def available(
-        self, models: tuple[Model, ...]
-    ) -> tuple[tuple[Model, ...], tuple[ExcludedModel, ...]]:
-        """(models that may be called, those left out and why); never an empty first part for a
-        non-empty `models`."""
-        if not self._tripped or self._tripped.isdisjoint(m.name for m in models):
-            return models, ()
+    def available(self, pool: Pool) -> tuple[Pool, tuple[ExcludedModel, ...]]:
+        """The models that may be called, and those left out with the reason.
+
+        Never an empty pool for a non-empty one: without any other model the one that is back first
+        is tried.
+        """
+        if not self._tripped or self._tripped.isdisjoint(pool.names):
+            return pool, ()
         now_s = self._clock()
-        kept: list[Model] = []
-        out: list[tuple[float, Model]] = []
-        for m in models:
+        available: list[Model] = []
+        cooling: list[tuple[float, Model]] = []
+        for m in pool.models:
             state = self._states[m.name] if m.name in self._tripped else None
             back_s = 0.0 if state is None else max(state.open_until_s, state.probe_until_s)
             if now_s >= back_s:
-                kept.append(m)
+                available.append(m)
             else:
-                out.append((back_s, m))
-        if not kept:
-            return self._intern(m for _, m in sorted(out, key=lambda row: row[0])), ()
-        return self._intern(kept), tuple(self._excluded(m.name, now_s) for _, m in out)
-
-    def _intern(self, models: Iterable[Model]) -> tuple[Model, ...]:
-        """The same tuple for the same models."""
-        new = tuple(models)
-        names = tuple([m.name for m in new])
-        known = self._interned.get(names)
-        if known is not None and all(map(operator.is_, known, new)):
-            return known
-        if len(self._interned) >= _KEPT:
-            self._interned.clear()
-        self._interned[names] = new
-        return new
+                cooling.append((back_s, m))
+        if not available:
+            return pool.subset(m for _, m in sorted(cooling, key=lambda row: row[0])), ()
+        return pool.subset(available), tuple(self._excluded(m.name, now_s) for _, m in cooling)
 
     def _excluded(self, model: str, now_s: float) -> ExcludedModel:
         state = self._states[model]

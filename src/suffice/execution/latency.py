@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from suffice.pool import Candidates, Pool
 from suffice.types import Candidate, Model
 
-_REFRESH_S = 1.0  # policies cache by the identity of the candidates, so it changes this seldom
+_REFRESH_S = (
+    1.0  # of the candidates of a pool: making them costs more than a second's news is worth
+)
 _NEW = 0.1  # weight of a new observation, once there are enough of them for a mean
 _POOLS = 512
 
@@ -19,7 +22,7 @@ class LatencyTracker:
         self._first: dict[str, tuple[float, int]] = {}  # mean, observations
         self._rate: dict[str, tuple[float, int]] = {}
         self._seen: dict[str, int] = {}
-        self._by_id: dict[int, tuple[tuple[Model, ...], float, tuple[Candidate, ...]]] = {}
+        self._candidates: dict[Pool, tuple[float, Candidates]] = {}  # with the time they were made
 
     def observe(
         self, model: str, first_chunk_s: float | None, latency_s: float, output_tokens: int | None
@@ -37,19 +40,19 @@ class LatencyTracker:
         if output_tokens and writing_s > 1e-4:
             _update_mean(self._rate, model, output_tokens / writing_s)
 
-    def candidates(self, models: tuple[Model, ...]) -> tuple[Candidate, ...]:
-        """The models with what is known of their speed; the same tuple for up to a second."""
+    def candidates(self, pool: Pool) -> Candidates:
+        """The models of a pool with their observed speed; the same object for up to a second."""
         now_s = self._clock()
-        found = self._by_id.get(id(models))
-        if found is not None and found[0] is models and now_s - found[1] < _REFRESH_S:
-            return found[2]
-        fresh = tuple([self._candidate(m) for m in models])
-        if found is not None and found[0] is models and found[2] == fresh:
-            fresh = found[2]
-        if len(self._by_id) >= _POOLS:
-            self._by_id.clear()
-        self._by_id[id(models)] = (models, now_s, fresh)
-        return fresh
+        cached = self._candidates.get(pool)
+        if cached is not None and now_s - cached[0] < _REFRESH_S:
+            return cached[1]
+        candidates = Candidates.of(pool, [self._candidate(m) for m in pool.models])
+        if cached is not None and cached[1] == candidates:
+            candidates = cached[1]
+        if len(self._candidates) >= _POOLS:
+            self._candidates.clear()
+        self._candidates[pool] = (now_s, candidates)
+        return candidates
 
     def _candidate(self, m: Model) -> Candidate:
         first, rate = self._first.get(m.name), self._rate.get(m.name)
