@@ -17,7 +17,7 @@ import numpy as np
 
 from suffice import features
 from suffice.lab.data.load import load_table
-from suffice.lab.predictors.base import batch_of
+from suffice.lab.predictors.base import extract_table
 
 OUT = Path(__file__).parents[1] / "src" / "suffice" / "features" / "standard.json"
 
@@ -28,7 +28,7 @@ def main() -> None:
     given = parser.parse_args()
     names = sorted(p.parent.name for p in given.data.glob("*/queries.parquet"))
     tables = [load_table(given.data / n) for n in names if n != "routellm"]
-    batches = [batch_of(t) for t in tables]
+    batches = [extract_table(t) for t in tables]
     signals = np.concatenate([b.signals for b in batches]).astype(float)
     vectors = np.concatenate([b.vectors for b in batches]).astype(float)
     out = {

@@ -38,11 +38,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
 from suffice.lab.calibrate import risk_control as bounds
-from suffice.lab.calibrate.calibrate import exchange_rate, gaps
-from suffice.lab.calibrate.risk_control import Kind, certify, quantile_thresholds
+from suffice.lab.calibrate.calibrate import choose_exchange_rate, quality_gaps
+from suffice.lab.calibrate.risk_control import Kind, fixed_sequence_test, quantile_thresholds
 from suffice.lab.data.load import load_table
-from suffice.lab.predictors.base import Batch, batch_of
-from suffice.lab.predictors.registry import Length, LinearHead
+from suffice.lab.predictors.base import Batch, extract_table
+from suffice.lab.predictors.baselines import LengthPredictor
+from suffice.lab.predictors.linear import LinearHead
 
 CONFIDENCE = 0.9
 DELTA = 1 - CONFIDENCE
@@ -72,17 +73,23 @@ def of_table(
     folder: Path, name: str, models: tuple[str, ...], fit: int, kind: Kind, judged: bool,
     benchmark: str | None = None,
 ) -> Case:  # fmt: skip
-    table = load_table(folder).only(models)
+    table = load_table(folder).select_models(models)
     keep = table.complete
     if benchmark is not None:
         keep &= np.array([b == benchmark for b in table.benchmark or ()])
-    table = table.rows(keep)
-    cost = table.mean_cost()
+    table = table.take(keep)
+    cost = (
+        np.full(len(models), np.nan)
+        if table.cost_usd is None
+        else np.nanmean(table.cost_usd, axis=0)
+    )
     priced = not np.isnan(cost).any()
     if not priced:
         cost = np.arange(len(models), 0, -1.0)
     keys = np.unique(np.array(table.keys, dtype=object).astype(str), return_inverse=True)[1]
-    return Case(name, batch_of(table), keys, table.score, cost, priced, fit, kind, judged, models)
+    return Case(
+        name, extract_table(table), keys, table.score, cost, priced, fit, kind, judged, models
+    )
 
 
 def cases(data: Path) -> Iterator[Case]:
@@ -138,8 +145,8 @@ def walks(
     """Threshold of each rule, -inf where it certifies nothing."""
     shared: dict[str, Any] = {"max_loss": max_loss, "confidence": CONFIDENCE, "kind": kind}
     found = {
-        "certified": certify(loss, score, thresholds=thresholds, **shared).threshold,
-        "own": certify(loss, score, **shared).threshold,
+        "certified": fixed_sequence_test(loss, score, thresholds=thresholds, **shared).threshold,
+        "own": fixed_sequence_test(loss, score, **shared).threshold,
     }
     means = np.array([loss[score <= t].sum() for t in thresholds]) / len(loss)
     below = thresholds[means <= max_loss]
@@ -147,7 +154,7 @@ def walks(
     if kind == "graded":
         found["hoeffding_bentkus"] = None
         for t, mean in zip(thresholds.tolist(), means.tolist(), strict=True):
-            if bounds.hoeffding_bentkus(mean, len(loss), max_loss) > DELTA:
+            if bounds.hoeffding_bentkus_p_value(mean, len(loss), max_loss) > DELTA:
                 break
             found["hoeffding_bentkus"] = t
     return {k: -np.inf if v is None else v for k, v in found.items()}
@@ -159,15 +166,19 @@ def one_split(case: Case, seed: int, rows: list[tuple[Any, ...]]) -> None:
     fit = order[: case.fit]
     pool = order[case.fit :]
     pool = pool[~np.isin(case.keys[pool], case.keys[fit])]
-    head = LinearHead().fit(case.x.rows(fit), case.score[fit], None, case.cost, case.models)
-    told = head.expect(case.x)[0]
-    rate = {e: exchange_rate(told[fit], case.cost, e) for e in EPS}
-    length = Length().fit(case.x, case.score[:0], None, case.cost, case.models).rank(case.x, 0, 1)
+    head = LinearHead().fit(case.x.take(fit), case.score[fit], None, case.cost, case.models)
+    told = head.predict(case.x)[0]
+    rate = {e: choose_exchange_rate(told[fit], case.cost, e) for e in EPS}
+    length = (
+        LengthPredictor()
+        .fit(case.x, case.score[:0], None, case.cost, case.models)
+        .strong_score(case.x, 0, 1)
+    )
     cheapest = np.full(len(length), len(case.models) - 2)
     for eps in EPS:
         for name, (place, score) in (
             ("length", (cheapest, length)),
-            ("trained", gaps(told, case.cost, rate[eps])),
+            ("trained", quality_gaps(told, case.cost, rate[eps])),
         ):
             alternative = case.score[np.arange(len(place)), place + 1]
             loss = np.maximum(0.0, case.score[:, 0] - alternative)

@@ -35,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pool import even_ranks
 from provenance import provenance, write_json
 
+from suffice.lab.data.costs import price_outcomes, read_prices
 from suffice.lab.data.load import load_table
 from suffice.lab.data.table import Table
-from suffice.lab.evaluate.problem import costs, read_prices
 
 TRAIN_LABELS, TRAIN_MODELS = 1500, 10
 QUERIES = 100_000
@@ -103,11 +103,11 @@ def labelled(data: Path, count: int, models: int) -> Table:
     folder = next(f for f in ("mmlu_pro", "paretobandit_val") if (data / f).is_dir())
     table = load_table(data / folder)
     listed = data / "prices.json"
-    cost, known, _ = costs(table, read_prices(listed) if listed.exists() else None)
-    table = replace(table, cost_usd=cost).only(even_ranks(table, known, models))
+    cost, known, _ = price_outcomes(table, read_prices(listed) if listed.exists() else None)
+    table = replace(table, cost_usd=cost).select_models(even_ranks(table, known, models))
     rows = np.flatnonzero(table.complete)
     rng = np.random.default_rng(0)
-    return table.rows(np.sort(rng.choice(rows, min(count, len(rows)), replace=False)))
+    return table.take(np.sort(rng.choice(rows, min(count, len(rows)), replace=False)))
 
 
 def made_queries(data: Path, count: int, seed: int = 0) -> Table:

@@ -45,8 +45,8 @@ from suffice.lab.data.load import load_table
 from suffice.lab.ope import estimators
 from suffice.lab.ope.estimators import LoggedData
 from suffice.lab.ope.replay import cross_fit_q_hat
-from suffice.lab.predictors.base import batch_of
-from suffice.lab.predictors.registry import LinearHead
+from suffice.lab.predictors.base import extract_table
+from suffice.lab.predictors.linear import LinearHead
 
 FloatArray = NDArray[np.float64]
 FOLDS = 5
@@ -83,16 +83,16 @@ class Logging(NamedTuple):
 def world(folder: Path, seed: int) -> tuple[World, FloatArray]:
     """(the table as a world, mean cost of each model)."""
     read = load_table(folder)
-    read = read.rows(read.complete)
-    x, price = batch_of(read), read.mean_cost()
+    read = read.take(read.complete)
+    x, price = extract_table(read), np.nanmean(read.cost_usd, axis=0)
     n, k = read.score.shape
     fold = np.random.default_rng(seed).permutation(n) % FOLDS
     predicted = np.zeros((n, k))
     for f in range(FOLDS):
         fit = fold != f
         cost = None if read.cost_usd is None else read.cost_usd[fit]
-        head = LinearHead().fit(x.rows(fit), read.score[fit], cost, price, read.models)
-        predicted[~fit] = head.expect(x.rows(~fit))[0]
+        head = LinearHead().fit(x.take(fit), read.score[fit], cost, price, read.models)
+        predicted[~fit] = head.predict(x.take(~fit))[0]
     family = np.unique(np.array([b or "" for b in read.benchmark or ()]), return_inverse=True)[1]
     return World(read.score, predicted, x.signals, x.vectors, family, read.models), price
 

@@ -99,14 +99,19 @@ class Player(Protocol):
 
 def load(data: Path) -> Stream:
     from suffice.lab.data.load import load_table
-    from suffice.lab.predictors.base import batch_of
+    from suffice.lab.predictors.base import extract_table
 
-    table = load_table(data / "paretobandit_val").only((LLAMA, MISTRAL, FLASH, PRO))
-    table = table.rows(table.complete)
-    x = batch_of(table)
+    table = load_table(data / "paretobandit_val").select_models((LLAMA, MISTRAL, FLASH, PRO))
+    table = table.take(table.complete)
+    x = extract_table(table)
     assert table.cost_usd is not None
     return Stream(
-        x.signals, x.vectors, table.score, table.cost_usd, table.mean_cost(), table.models
+        x.signals,
+        x.vectors,
+        table.score,
+        table.cost_usd,
+        np.nanmean(table.cost_usd, axis=0),
+        table.models,
     )
 
 

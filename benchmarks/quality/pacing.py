@@ -79,21 +79,25 @@ class Outcome(NamedTuple):
 def load(data: Path) -> Pool:
     """The table, cross-fitted: five folds, the trained head, no query predicted by its own label."""
     from suffice.lab.data.load import load_table
-    from suffice.lab.predictors.base import batch_of
-    from suffice.lab.predictors.registry import make
+    from suffice.lab.predictors.base import extract_table
+    from suffice.lab.predictors.registry import make_predictor
 
-    table = load_table(data / "paretobandit_val").only(MODELS)
-    table = table.rows(table.complete)
-    x = batch_of(table)
+    table = load_table(data / "paretobandit_val").select_models(MODELS)
+    table = table.take(table.complete)
+    x = extract_table(table)
     assert table.cost_usd is not None
     quality_, cost_ = np.empty_like(table.score), np.empty_like(table.score)
     fold = np.random.default_rng(7).permutation(len(table)) % 5
     for f in range(5):
         fit, rest = fold != f, fold == f
-        head = make("trained").fit(
-            x.rows(fit), table.score[fit], table.cost_usd[fit], table.mean_cost(), table.models
+        head = make_predictor("trained").fit(
+            x.take(fit),
+            table.score[fit],
+            table.cost_usd[fit],
+            np.nanmean(table.cost_usd, axis=0),
+            table.models,
         )
-        quality_[rest], cost_[rest] = head.expect(x.rows(rest))
+        quality_[rest], cost_[rest] = head.predict(x.take(rest))
     worst = table.cost_usd.max(axis=0) * 1.05  # what a max_tokens would bound
     return Pool(table.score, table.cost_usd, quality_, cost_, worst)
 

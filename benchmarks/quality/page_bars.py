@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from suffice.lab.evaluate.metrics import wilson
+from suffice.lab.stats import wilson_interval
 
 Results = Mapping[str, Any]  # name of a results file without .json -> what it holds
 MISSING = "not measured yet"
@@ -275,7 +275,7 @@ def loop(r: Results) -> Iterator[Bar]:
             yield Bar(
                 f"off-policy, {name}: lowest coverage of the 95% interval, {told['runs']} runs",
                 f">= {told['bar']:.0%}",
-                f"{low:.1%} {percent(wilson(low * told['runs'], told['runs']))}",
+                f"{low:.1%} {percent(wilson_interval(low * told['runs'], told['runs']))}",
                 low - told["bar"], "%", "",
             )  # fmt: skip
     told = r.get("loop")

@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from page_bars import LABELLED, Results, over_seeds
 
+from suffice.lab.evaluate import frontier
+
 Drawing = dict[str, Any]
 _COLOURS = {
     "trained": "#0b6e99", "knn": "#c1440e", "cluster": "#3a7d44", "ridge": "#7d3ac1",
@@ -140,7 +142,6 @@ def _labels(ax: Any, panel: Drawing) -> None:
 
 
 def _pareto(ax: Any, panel: Drawing) -> None:
-    from suffice.lab.evaluate import metrics
 
     points = {
         m.rsplit("/", 1)[-1]: (v["usd_per_query"], v["quality"]) for m, v in panel["models"].items()
@@ -150,12 +151,19 @@ def _pareto(ax: Any, panel: Drawing) -> None:
     for policy, hull in panel["hulls"].items():
         h = np.array(hull)
         ax.plot(
-            x, metrics.height(h, x.clip(h[0, 0])), color=_COLOURS[policy],
+            x, frontier.quality_on_hull(h, x.clip(h[0, 0])), color=_COLOURS[policy],
             linewidth=2.0 if policy == "trained" else 1.2,
             linestyle=":" if policy == "random" else "-", label=policy,
         )  # fmt: skip
     zero = np.array(panel["zero"])
-    ax.plot(x, metrics.height(zero, x), "--", color="black", linewidth=1.2, label="zero router")
+    ax.plot(
+        x,
+        frontier.quality_on_hull(zero, x),
+        "--",
+        color="black",
+        linewidth=1.2,
+        label="zero router",
+    )
     for i, (name, (cost, quality)) in enumerate(sorted(points.items(), key=lambda p: p[1])):
         ax.plot([cost], [quality], "o", color="black", markersize=4, zorder=5)
         right = cost < np.sqrt(costs.min() * costs.max()) * 3

@@ -36,15 +36,16 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
+from suffice.lab import stats
+from suffice.lab.data.costs import Prices, price_outcomes, read_prices
 from suffice.lab.data.load import load_table
-from suffice.lab.data.splits import folds, together
+from suffice.lab.data.splits import connected_groups, group_kfold
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate import metrics
-from suffice.lab.evaluate.frontier import along_hull, by_price_of_quality
-from suffice.lab.evaluate.gain import Gain
-from suffice.lab.evaluate.problem import EvalSet, Prices, costs, read_prices, stand
-from suffice.lab.predictors.base import Batch, batch_of
-from suffice.lab.predictors.registry import make
+from suffice.lab.evaluate import frontier, metrics
+from suffice.lab.evaluate.frontier import Gain, random_mixtures, sweep_tradeoffs
+from suffice.lab.evaluate.problem import EvalSet, build_eval_set
+from suffice.lab.predictors.base import Batch, extract_table
+from suffice.lab.predictors.registry import make_predictor
 from suffice.lab.train.train import train
 
 FOLDS = 5
@@ -93,18 +94,18 @@ class World:
         self.ground = ground
         self.table = ground.table
         self.models = ground.models
-        self.x: Batch = batch_of(self.table)
-        self.clusters = together(self.table)
+        self.x: Batch = extract_table(self.table)
+        self.clusters = connected_groups(self.table)
         self.score, self.paid, self.rows = ground.score, ground.cost, ground.rows
-        self.cost = costs(self.table, prices)[0]
+        self.cost = price_outcomes(self.table, prices)[0]
         self.singles = ground.singles
-        self.zero = metrics.area(self.singles, self.singles)
-        self.redraws = metrics.ClusterBootstrap(self.clusters[self.rows], draws, 0)
+        self.zero = frontier.hull_area(self.singles, self.singles)
+        self.redraws = stats.ClusterBootstrap(self.clusters[self.rows], draws, 0)
         singles = np.stack(
             [self.redraws.means(self.paid), self.redraws.means(self.score)], axis=2
         )  # (draws, k, 2)
         self.single_draws = singles
-        self.zero_draws = np.array([metrics.area(s, s) for s in singles])
+        self.zero_draws = np.array([frontier.hull_area(s, s) for s in singles])
 
     def judge(self, choices: NDArray[np.intp]) -> tuple[Gain, float | None, FloatArray]:
         """(gain over the zero router with its draws, QNC, (t, 2) points). choices: (t, n)."""
@@ -113,9 +114,9 @@ class World:
         points = np.stack([paid.mean(axis=0), score.mean(axis=0)], axis=1)
         drawn = np.stack([self.redraws.means(paid), self.redraws.means(score)], axis=2)
         areas = np.array(
-            [metrics.area(p, s) for p, s in zip(drawn, self.single_draws, strict=True)]
+            [frontier.hull_area(p, s) for p, s in zip(drawn, self.single_draws, strict=True)]
         )
-        gain = metrics.area(points, self.singles) - self.zero
+        gain = frontier.hull_area(points, self.singles) - self.zero
         return Gain(gain, areas - self.zero_draws), metrics.qnc(points, self.singles), points
 
     def crossed(self, name: str, seed: int, labels: int | None = None) -> NDArray[np.intp]:
@@ -123,14 +124,14 @@ class World:
         queries of them."""
         if name == "random":
             coin = np.random.default_rng((seed, 1)).random(len(self.score))
-            hull = metrics.zero_router(self.singles)
+            hull = frontier.zero_router_hull(self.singles)
             order = np.lexsort((-self.singles[:, 1], self.singles[:, 0]))
             members = [
                 next(int(j) for j in order if tuple(self.singles[j]) == tuple(point))
                 for point in hull
             ]
-            return along_hull(coin, members)
-        fold = folds(self.clusters, FOLDS, seed)
+            return random_mixtures(coin, members)
+        fold = group_kfold(self.clusters, FOLDS, seed)
         rng = np.random.default_rng((seed, 2))
         quality, cost = np.empty(self.score.shape), np.empty(self.score.shape)
         for f in range(FOLDS):
@@ -140,12 +141,12 @@ class World:
             elif labels is not None:
                 fit = np.sort(rng.choice(fit, labels, replace=False))
             inside = fold[self.rows] == f
-            predictor = make(name).fit(
-                self.x.rows(fit), self.table.score[fit], self.cost[fit], self.ground.price,
+            predictor = make_predictor(name).fit(
+                self.x.take(fit), self.table.score[fit], self.cost[fit], self.ground.price,
                 self.models,
             )  # fmt: skip
-            quality[inside], cost[inside] = predictor.expect(self.x.rows(self.rows[inside]))
-        return by_price_of_quality(quality, cost)
+            quality[inside], cost[inside] = predictor.predict(self.x.take(self.rows[inside]))
+        return sweep_tradeoffs(quality, cost)
 
     def over_seeds(self, name: str, seeds: Sequence[int], labels: int | None = None) -> Any:
         """The mean gain over seeds with its interval, and what varies between seeds."""
@@ -157,14 +158,14 @@ class World:
             gains.append(gain)
             qncs.append(qnc)
             if curve is None:
-                curve = metrics.frontier(points, self.singles)
+                curve = frontier.policy_hull(points, self.singles)
         each = [g.gain for g in gains]
         mean = float(np.mean(each))
         reached = [q for q in qncs if q is not None]
         assert curve is not None
         return {
             "gain": mean,
-            "ci": metrics.basic(np.mean([g.draws for g in gains], axis=0), mean),
+            "ci": stats.basic_interval(np.mean([g.draws for g in gains], axis=0), mean),
             "lowest_seed": min(each),
             "highest_seed": max(each),
             "qnc": float(np.mean(reached)) if len(reached) == len(qncs) else None,
@@ -196,7 +197,7 @@ def _costed(table: Table, prices: Prices) -> Table:
     """The table with costs at list prices, for a command that takes them from the table only."""
     from dataclasses import replace
 
-    return replace(table, cost_usd=costs(table, prices)[0])
+    return replace(table, cost_usd=price_outcomes(table, prices)[0])
 
 
 def one_case(
@@ -205,10 +206,10 @@ def one_case(
     table = load_table(folder)
     models: Sequence[str] | None
     if isinstance(case.models, int):
-        models = even_ranks(table, costs(table, prices)[1], case.models)
+        models = even_ranks(table, price_outcomes(table, prices)[1], case.models)
     else:
         models = case.models
-    ground = stand(table, models, prices=prices)
+    ground = build_eval_set(table, models, prices=prices)
     world = World(ground, prices, draws)
     names = NAMES if not quick else ("trained", "knn", "constant", "default", "random")
     out: dict[str, Any] = {
@@ -223,7 +224,7 @@ def one_case(
         "notes": [*table.warnings, *ground.notes],
         "seeds": list(seeds),
         "zero_router_area": world.zero,
-        "zero_router_hull": metrics.zero_router(world.singles).tolist(),
+        "zero_router_hull": frontier.zero_router_hull(world.singles).tolist(),
         "bar": BARS.get(case.name),
         "policies": {n: world.over_seeds(n, seeds) for n in names},
     }

@@ -41,11 +41,11 @@ from provenance import provenance, write_json
 
 from suffice import features, policies
 from suffice.artifacts import artifact as artifacts
+from suffice.lab.data.costs import read_prices
 from suffice.lab.data.load import load_table
 from suffice.lab.evaluate.evaluate import evaluate
-from suffice.lab.evaluate.metrics import wilson
-from suffice.lab.evaluate.problem import read_prices
-from suffice.lab.evaluate.robustness import REWORDING, WHITE_SPACE
+from suffice.lab.evaluate.robustness import REWORDINGS, WHITE_SPACE
+from suffice.lab.stats import wilson_interval
 from suffice.lab.train.train import train
 from suffice.types import Candidate, Message, Model, Policy, Price
 
@@ -81,7 +81,7 @@ CHANGES: dict[str, dict[str, Callable[[str], str]]] = {
             f"### Instruction:\n{t}\n\n### Response:\n"
         ),
     },
-    "rewording": {k: v for k, v in REWORDING.items() if not k.startswith("'Question:'")},
+    "rewording": {k: v for k, v in REWORDINGS.items() if not k.startswith("'Question:'")},
 }
 
 
@@ -203,7 +203,7 @@ def steadiness(policy: Policy, asked: Mapping[str, Sequence[str]]) -> dict[str, 
 
 def _told(changed: Any) -> dict[str, Any]:
     n, k = len(changed), int(changed.sum())
-    return {"changed": k, "of": n, "rate": k / n, "ci": wilson(k, n)}
+    return {"changed": k, "of": n, "rate": k / n, "ci": wilson_interval(k, n)}
 
 
 # ── sources that nothing was learned from ────────────────────────────────────────────────────────

@@ -36,8 +36,8 @@ from provenance import provenance, write_json
 
 from suffice.lab.data.load import load_table
 from suffice.lab.evaluate.metrics import pair
-from suffice.lab.predictors.base import Batch, batch_of
-from suffice.lab.predictors.registry import make
+from suffice.lab.predictors.base import Batch, extract_table
+from suffice.lab.predictors.registry import make_predictor
 
 MODELS = ("gpt-4-1106-preview", "mistralai/Mixtral-8x7B-Instruct-v0.1")
 PRICE = np.array([15.0, 0.6])  # USD per million tokens at 3 to 1; they only say which is dear
@@ -70,27 +70,27 @@ class Benchmark(NamedTuple):
     score: FloatArray
     prompt: NDArray[np.intp]
 
-    def rows(self, index: NDArray[np.intp]) -> Benchmark:
-        return Benchmark(self.name, self.x.rows(index), self.score[index], self.prompt[index])
+    def take(self, index: NDArray[np.intp]) -> Benchmark:
+        return Benchmark(self.name, self.x.take(index), self.score[index], self.prompt[index])
 
 
 def benchmarks(data: Path) -> list[Benchmark]:
-    table = load_table(data / "routellm").only(MODELS)
-    table = table.rows(table.complete)
-    x = batch_of(table, progress=sys.stderr.isatty())
+    table = load_table(data / "routellm").select_models(MODELS)
+    table = table.take(table.complete)
+    x = extract_table(table, progress=sys.stderr.isatty())
     prompt = np.unique(np.array(table.keys), return_inverse=True)[1]
     assert table.benchmark is not None
     which = np.array(table.benchmark)
     out = []
     for name in ("mmlu", "gsm8k", "mt_bench"):
         rows = np.flatnonzero(which == name)
-        out.append(Benchmark(name, x.rows(rows), table.score[rows], prompt[rows]))
+        out.append(Benchmark(name, x.take(rows), table.score[rows], prompt[rows]))
     return out
 
 
 def ranked(policy: str, train: Benchmark, test: Benchmark) -> FloatArray:
-    fitted = make(policy).fit(train.x, train.score, None, PRICE, MODELS)
-    return fitted.rank(test.x, 0, 1)
+    fitted = make_predictor(policy).fit(train.x, train.score, None, PRICE, MODELS)
+    return fitted.strong_score(test.x, 0, 1)
 
 
 def figures(rank: FloatArray, score: FloatArray) -> tuple[float, float, float]:
@@ -117,7 +117,7 @@ def named(value: Sequence[float], spread: FloatArray) -> dict[str, Any]:
 
 def without_labels(b: Benchmark, draws: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
-    nothing = b.rows(np.arange(0))
+    nothing = b.take(np.arange(0))
     redraws = [rng.integers(0, len(b.x), len(b.x)) for _ in range(draws)]
     out = []
     for policy in ("default", "length"):
@@ -136,9 +136,9 @@ def with_labels(b: Benchmark, n: int, seeds: int) -> list[dict[str, Any]]:
     fit_s = []
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(b.x))
-        train = b.rows(order[:n])
+        train = b.take(order[:n])
         rest = order[n:]
-        test = b.rows(rest[~np.isin(b.prompt[rest], train.prompt)])
+        test = b.take(rest[~np.isin(b.prompt[rest], train.prompt)])
         length.append(figures(ranked("length", train, test), test.score)[2])
         for policy in LEARNED:
             began = time.perf_counter()

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
 from suffice import catalog, features
-from suffice.lab.evaluate.problem import Prices, read_prices
+from suffice.lab.data.costs import Prices, read_prices
 from suffice.lab.savings.counterfactual_cost import single_model_costs
 from suffice.lab.savings.reading import add_costs
 from suffice.lab.savings.traffic import RouteTotals

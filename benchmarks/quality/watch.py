@@ -38,8 +38,8 @@ from provenance import provenance, write_json
 
 from suffice.lab.calibrate.risk_control import binomial_cdf, clopper_pearson
 from suffice.lab.data.load import load_table
-from suffice.lab.predictors.base import batch_of
-from suffice.lab.predictors.registry import LinearHead
+from suffice.lab.predictors.base import extract_table
+from suffice.lab.predictors.linear import LinearHead
 from suffice.monitoring import sequential_test
 
 ALPHA = 0.05
@@ -76,16 +76,16 @@ def made_up(max_loss: float, mean: float) -> Source:
 
 def from_table(folder: Path, models: tuple[str, str], fit: int, seed: int = 0) -> Source:
     """The rows of a table that did not fit a head, routed by it at a loss of about 4.5 %."""
-    table = load_table(folder).only(models)
-    table = table.rows(table.complete)
+    table = load_table(folder).select_models(models)
+    table = table.take(table.complete)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(table))
-    x = batch_of(table)
+    x = extract_table(table)
     head = LinearHead().fit(
-        x.rows(order[:fit]), table.score[order[:fit]], None, np.array([2.0, 1.0]), models
+        x.take(order[:fit]), table.score[order[:fit]], None, np.array([2.0, 1.0]), models
     )
     rest = order[fit:]
-    gap = head.rank(x.rows(rest), 0, 1)
+    gap = head.strong_score(x.take(rest), 0, 1)
     score = table.score[rest]
     loss = np.maximum(0.0, score[:, 0] - score[:, 1])
     by_gap = np.argsort(gap, kind="stable")

@@ -118,7 +118,7 @@ def test_bad_input_is_code_2_with_the_remedy(
 ) -> None:
     (tmp_path / "taken").write_text("x")
     write_jsonl(table(20, ("a", "b", "c"), costs=False), tmp_path / "three.jsonl")
-    write_jsonl(table(20).only(["lab/weak"]), tmp_path / "one.jsonl")
+    write_jsonl(table(20).select_models(["lab/weak"]), tmp_path / "one.jsonl")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x", "model": "m", "score": 3}\n')
     (tmp_path / "garbage.jsonl").write_text("{{{\n")
     (tmp_path / "empty.csv").write_text("")

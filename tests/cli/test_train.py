@@ -110,7 +110,9 @@ def test_a_config_that_names_no_artifact_says_so(
 
 def test_extend_adds_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     three = ("lab/small", "lab/middle", "lab/large")
-    pair = write_jsonl(table(200, three).only([three[0], three[2]]), tmp_path / "pair.jsonl")
+    pair = write_jsonl(
+        table(200, three).select_models([three[0], three[2]]), tmp_path / "pair.jsonl"
+    )
     whole = write_jsonl(table(200, three), tmp_path / "whole.jsonl")
     old, new = tmp_path / "old.npz", tmp_path / "new.npz"
     assert main(["train", str(pair), "--out", str(old), "--policy", "trained"]) == 0

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from suffice import features
 from suffice.errors import UsageError
 from suffice.lab.predictors.base import Batch, Predictor
-from suffice.lab.predictors.registry import BUILT_IN, FEW, make
+from suffice.lab.predictors.linear import MIN_MULTI_MODEL_LABELS
+from suffice.lab.predictors.registry import BUILT_IN, make_predictor
 
 FloatArray = NDArray[np.float64]
 LEARNED = ("trained", "knn", "cluster", "ridge")
@@ -86,13 +87,13 @@ HOWS = (
 
 
 def fit(name: str, g: Labels) -> Predictor:
-    return make(name).fit(g.x, g.score, g.cost_usd, g.price, g.models)
+    return make_predictor(name).fit(g.x, g.score, g.cost_usd, g.price, g.models)
 
 
 def whole(p: Predictor, g: Labels, test: Batch) -> None:
     """Shapes, and numbers wherever something is known."""
     k = len(g.models)
-    quality, cost = p.expect(test)
+    quality, cost = p.predict(test)
     assert quality.shape == cost.shape == (len(test), k)
     assert np.isfinite(quality).all()
     assert (quality > -1).all()
@@ -100,7 +101,7 @@ def whole(p: Predictor, g: Labels, test: Batch) -> None:
     assert not np.isnan(cost[:, ~np.isnan(g.price)]).any()
     assert (cost[~np.isnan(cost)] >= 0).all()
     if k >= 2:
-        rank = p.rank(test, 0, 1)
+        rank = p.strong_score(test, 0, 1)
         assert rank.shape == (len(test),)
         assert np.isfinite(rank).all()
 
@@ -111,7 +112,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize(("n", "k"), [(0, 2), (1, 2), (60, 2), (60, 4), (FEW + 60, 4)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(0, 2), (1, 2), (60, 2), (60, 4), (MIN_MULTI_MODEL_LABELS + 60, 4)]
+)
 def test_any_table_gives_whole_predictions(name: str, n: int, k: int, how: str) -> None:
     g = changed(labels(n, k), how)
     p = fit(name, g)
@@ -129,13 +132,13 @@ def test_any_number_of_labels_and_models(n: int, k: int, costs: bool, seed: int)
 
 
 def test_twenty_models_with_labels_enough(name: str) -> None:
-    g = changed(labels(FEW + 20, 20), "holes")
+    g = changed(labels(MIN_MULTI_MODEL_LABELS + 20, 20), "holes")
     whole(fit(name, g), g, batch(30, 5))
 
 
 def test_estimator_manners(name: str) -> None:
     g = labels(80, 3)
-    p = make(name)
+    p = make_predictor(name)
     assert p.name == name
     before = set(vars(p))
     assert not [a for a in before if a.endswith("_")], "__init__ only stores its arguments"
@@ -148,31 +151,31 @@ def test_estimator_manners(name: str) -> None:
 
 
 def test_the_same_labels_teach_the_same(name: str) -> None:
-    g = changed(labels(FEW + 60, 3), "holes")
+    g = changed(labels(MIN_MULTI_MODEL_LABELS + 60, 3), "holes")
     test = batch(50, 9)
     once, again = fit(name, g), fit(name, g)
-    for a, b in zip(once.expect(test), again.expect(test), strict=True):
+    for a, b in zip(once.predict(test), again.predict(test), strict=True):
         assert np.array_equal(a, b, equal_nan=True)
     # Fitting again forgets what was learned before.
-    refitted = once.fit(*labels(5, 3, seed=8)).expect(test)
-    for a, b in zip(refitted, fit(name, labels(5, 3, seed=8)).expect(test), strict=True):
+    refitted = once.fit(*labels(5, 3, seed=8)).predict(test)
+    for a, b in zip(refitted, fit(name, labels(5, 3, seed=8)).predict(test), strict=True):
         assert np.array_equal(a, b, equal_nan=True)
 
 
 def test_one_query_is_told_the_same_as_in_a_batch(name: str) -> None:
     if name in ("default", "length"):
         return  # their quality is by the quantile within the batch; their rank is tested below
-    g = labels(FEW + 60, 3)
+    g = labels(MIN_MULTI_MODEL_LABELS + 60, 3)
     p, test = fit(name, g), batch(20, 9)
-    alone = np.concatenate([p.expect(test.rows([i]))[0] for i in range(20)])
+    alone = np.concatenate([p.predict(test.take([i]))[0] for i in range(20)])
     # k-means and neighbours compare float32 distances, which sum in another order in a batch.
-    assert alone == pytest.approx(p.expect(test)[0], abs=1e-5)
+    assert alone == pytest.approx(p.predict(test)[0], abs=1e-5)
 
 
 def test_ranks_do_not_depend_on_the_batch(name: str) -> None:
     p, test = fit(name, labels(100, 2)), batch(20, 9)
-    alone = [float(p.rank(test.rows([i]), 0, 1)[0]) for i in range(20)]
-    assert alone == pytest.approx(p.rank(test, 0, 1).tolist(), abs=1e-5)
+    alone = [float(p.strong_score(test.take([i]), 0, 1)[0]) for i in range(20)]
+    assert alone == pytest.approx(p.strong_score(test, 0, 1).tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -184,19 +187,23 @@ def test_what_is_plain_is_learned(name: str) -> None:
     x.vectors[:, 0] += np.where(side, 0.5, -0.5).astype(np.float32)
     score = np.stack([np.ones(1200), np.where(side, 0.0, 1.0)], axis=1)
     train, test = np.arange(600), np.arange(600, 1200)
-    p = make(name).fit(x.rows(train), score[train], None, np.array([2.0, 1.0]), ("s", "w"))
-    rank = p.rank(x.rows(test), 0, 1)
+    p = make_predictor(name).fit(
+        x.take(train), score[train], None, np.array([2.0, 1.0]), ("s", "w")
+    )
+    rank = p.strong_score(x.take(test), 0, 1)
     # In pairs of one query from each half, who is ranked higher?
     right = (rank[side[test]][:, None] > rank[~side[test]][None, :]).mean()
     assert right > 0.95
-    assert p.rank(x.rows(test), 1, 0) == pytest.approx(-rank)
+    assert p.strong_score(x.take(test), 1, 0) == pytest.approx(-rank)
 
 
 def test_without_labels_the_trained_head_ranks_exactly_by_length() -> None:
     g, test = labels(0, 2), batch(300, 3)
     p = fit("trained", g)
     length = test.signals[:, 0]
-    assert np.array_equal(np.argsort(p.rank(test, 0, 1)), np.argsort(np.clip(_z(length), -4, 4)))
+    assert np.array_equal(
+        np.argsort(p.strong_score(test, 0, 1)), np.argsort(np.clip(_z(length), -4, 4))
+    )
 
 
 def _z(length: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -205,22 +212,25 @@ def _z(length: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def test_below_few_labels_three_models_get_constants_only() -> None:
-    few, enough = fit("trained", labels(FEW - 1, 3)), fit("trained", labels(FEW, 3))
+    few, enough = (
+        fit("trained", labels(MIN_MULTI_MODEL_LABELS - 1, 3)),
+        fit("trained", labels(MIN_MULTI_MODEL_LABELS, 3)),
+    )
     test = batch(40, 3)
-    assert np.ptp(few.expect(test)[0], axis=0).max() == pytest.approx(0.0, abs=1e-12)
-    assert np.ptp(enough.expect(test)[0], axis=0).max() > 1e-6
-    assert np.ptp(fit("trained", labels(50, 2)).expect(test)[0], axis=0).max() > 1e-6
+    assert np.ptp(few.predict(test)[0], axis=0).max() == pytest.approx(0.0, abs=1e-12)
+    assert np.ptp(enough.predict(test)[0], axis=0).max() > 1e-6
+    assert np.ptp(fit("trained", labels(50, 2)).predict(test)[0], axis=0).max() > 1e-6
 
 
 def test_the_trained_head_knows_that_costs_differ_by_query() -> None:
     g = labels(800, 2)
     test = batch(400, 4)
-    _, cost = fit("trained", g).expect(test)
+    _, cost = fit("trained", g).predict(test)
     want = g.price * np.exp(0.2 * test.signals[:, :1])
     for j in range(2):
         assert np.corrcoef(np.log(cost[:, j]), np.log(want[:, j]))[0, 1] > 0.6
     assert g.cost_usd is not None
-    assert fit("trained", g).expect(g.x)[1].mean(axis=0) == pytest.approx(
+    assert fit("trained", g).predict(g.x)[1].mean(axis=0) == pytest.approx(
         g.cost_usd.mean(axis=0), rel=1e-6
     )
 
@@ -228,17 +238,20 @@ def test_the_trained_head_knows_that_costs_differ_by_query() -> None:
 def test_graded_scores_and_right_or_wrong_rank_alike() -> None:
     g, test = labels(400, 2), batch(60, 5)
     tenth = g._replace(score=g.score * 0.1 + 0.4)
-    a, b = fit("trained", g).rank(test, 0, 1), fit("trained", tenth).rank(test, 0, 1)
+    a, b = (
+        fit("trained", g).strong_score(test, 0, 1),
+        fit("trained", tenth).strong_score(test, 0, 1),
+    )
     assert np.corrcoef(a, b)[0, 1] > 0.99
 
 
 def test_a_model_without_costs_leaves_only_prices() -> None:
-    g = changed(labels(FEW + 60, 3), "a model without labels")
-    _, cost = fit("trained", g).expect(batch(20, 6))
+    g = changed(labels(MIN_MULTI_MODEL_LABELS + 60, 3), "a model without labels")
+    _, cost = fit("trained", g).predict(batch(20, 6))
     assert np.ptp(cost, axis=0).tolist() == [0.0, 0.0, 0.0]
     assert cost[0, 2] == pytest.approx(g.price[2])
 
 
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(UsageError, match="trained"):
-        make("traned")
+        make_predictor("traned")

@@ -19,8 +19,8 @@ from suffice.lab.assess.costs import costs_of, price_of
 from suffice.lab.assess.pools import PoolResult, line_of
 from suffice.lab.assess.traffic_profile import difficulty, scripts
 from suffice.lab.data.table import Table
-from suffice.lab.evaluate.metrics import ClusterBootstrap
-from suffice.lab.predictors.base import batch_of
+from suffice.lab.predictors.base import extract_table
+from suffice.lab.stats import ClusterBootstrap
 from suffice.types import Message, Model, Price
 
 # Four topics, each in varied words, so that a cluster is a topic and a name can be checked.
@@ -90,7 +90,7 @@ def answers(n: int, *shares: float, seed: int = 0) -> np.ndarray:
 
 def test_clusters_are_the_topics_and_bear_their_words() -> None:
     made = prompts(320)
-    found = find(batch_of(table([p for _, p in made])).vectors)
+    found = find(extract_table(table([p for _, p in made])).vectors)
     for c in range(int(found.labels.max()) + 1):
         topics = [t for (t, _), x in zip(made, found.labels, strict=True) if x == c]
         assert max(topics.count(t) for t in TOPICS) >= 0.9 * len(topics), "a cluster is one topic"
@@ -408,7 +408,7 @@ def test_costs_come_from_the_best_source_there_is() -> None:
     texts = ["one", "two words", "three words here"]
     shape = (3, 2)
     own = table(texts, np.ones(shape), "ab", [1.0, 2.0])
-    batch = batch_of(own)
+    batch = extract_table(own)
     hard = difficulty(batch)
     found = costs_of(own, batch, hard)
     assert found.unit == "usd" and found.cost is not None
@@ -432,7 +432,7 @@ def test_a_router_without_signal_is_not_said_to_pay() -> None:
     for seed in range(12):
         texts = [p for _, p in prompts(300, seed=seed)]
         made = table(texts, answers(300, 0.6, 0.8, seed=seed), "ab", [1.0, 9.0])
-        c = compare(made, batch_of(made), made.cost_usd, [0, 1], np.arange(300))
+        c = compare(made, extract_table(made), made.cost_usd, [0, 1], np.arange(300))
         e = line_of(c, PoolResult((0, 1), worth(c, (0, 1)))).routing_gain
         assert e is not None and e.ci is not None
         paid += e.ci[0] > 0

@@ -14,9 +14,14 @@ from suffice.artifacts import artifact as artifacts
 from suffice.artifacts import certificate as certificates
 from suffice.artifacts.certificate import Certificate
 from suffice.errors import TableError, UsageError
-from suffice.lab.calibrate.calibrate import Calibration, calibrate, exchange_rate, gaps
+from suffice.lab.calibrate.calibrate import (
+    Calibration,
+    calibrate,
+    choose_exchange_rate,
+    quality_gaps,
+)
 from suffice.lab.data.table import Table
-from suffice.lab.predictors.base import batch_of
+from suffice.lab.predictors.base import extract_table
 from suffice.lab.train.train import train
 from suffice.policies import priors
 from suffice.policies.trained import TrainedPolicy
@@ -61,7 +66,7 @@ def test_a_trained_policy_sends_the_easy_half_away(artifact: str) -> None:
     assert 0.3 < c.cheap_share < 0.8 and c.upper_bound <= 0.15
     assert told.costs is not None and told.costs[1] < 0.8 * told.costs[0]
     # The certificate alone, asked as serving asks it, gives the figures that it states.
-    x = batch_of(cal)
+    x = extract_table(cal)
     quality = artifacts.load(artifact).estimator.predict(x.signals, x.vectors)[0][:, [1, 0]]
     goes = np.array([c.accepts(c.choose_alternative(q)[1]) for q in quality.tolist()])
     lost = np.maximum(0, cal.score[:, 1] - cal.score[:, 0])[goes]
@@ -79,7 +84,7 @@ def test_serving_sees_the_score_that_was_calibrated(three: str) -> None:
     policy = TrainedPolicy(made)
     columns = c.find_columns(THREE)
     assert columns is not None
-    x = batch_of(cal)
+    x = extract_table(cal)
     lab = made.estimator.predict(x.signals, x.vectors)[0]
     for i, messages in enumerate(cal.messages):
         decided = policy.decide(features.extract(messages), pool, Objective(kind="best"))
@@ -196,11 +201,11 @@ def test_the_exchange_rate_buys_what_saves_most() -> None:
     # Where the middle model is no better than the small one, a dollar must count.
     same = np.tile([0.9, 0.85, 0.851], (100, 1))
     cost = np.array([1.0, 0.01, 0.5])
-    assert (gaps(same, cost, exchange_rate(same, cost, 0.2))[0] == 0).all()
+    assert (quality_gaps(same, cost, choose_exchange_rate(same, cost, 0.2))[0] == 0).all()
     # Where the small one loses all that is allowed on a tenth of the queries, it must not.
     better = np.tile([0.95, 0.0, 0.94], (100, 1))
-    assert (gaps(better, cost, exchange_rate(better, cost, 0.1))[0] == 1).all()
-    assert exchange_rate(same[:, :2], cost[:2], 0.2) == 0.0
+    assert (quality_gaps(better, cost, choose_exchange_rate(better, cost, 0.1))[0] == 1).all()
+    assert choose_exchange_rate(same[:, :2], cost[:2], 0.2) == 0.0
 
 
 def test_a_path_is_where_the_certificate_goes(artifact: str) -> None:

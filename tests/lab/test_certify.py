@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, binom
 
 from suffice.lab.calibrate import risk_control as c
-from suffice.lab.calibrate.risk_control import Kind, RiskControlResult, certify
+from suffice.lab.calibrate.risk_control import Kind, RiskControlResult, fixed_sequence_test
 
 DELTA = 0.1
 SIMULATIONS = 400
@@ -40,7 +40,7 @@ def test_the_binomial_tail_is_the_textbooks(k: int, n: int, p: float) -> None:
 def test_most_losses_is_the_last_whose_bound_is_low_enough(
     n: int, max_loss: float, delta: float
 ) -> None:
-    most = c.most_losses(n, max_loss, delta)
+    most = c.max_allowed_losses(n, max_loss, delta)
     if most >= 0:
         assert c.clopper_pearson(most, n, delta) <= max_loss + 1e-9
     assert c.clopper_pearson(most + 1, n, delta) > max_loss - 1e-9
@@ -55,7 +55,7 @@ def test_hoeffding_bentkus_is_its_definition(mean: float, n: int) -> None:
         return (a * log(a / b) if a else 0.0) + (1 - a) * log((1 - a) / (1 - b))
 
     want = min(1.0, exp(-n * h1(min(mean, bound), bound)), e * binom.cdf(ceil(n * mean), n, bound))
-    assert c.hoeffding_bentkus(mean, n, bound) == pytest.approx(want)
+    assert c.hoeffding_bentkus_p_value(mean, n, bound) == pytest.approx(want)
 
 
 @pytest.mark.parametrize("mean", [0.01, 0.04, 0.3])
@@ -71,7 +71,7 @@ def test_betting_is_its_definition_step_by_step(mean: float) -> None:
         total += x
         squares += (x - (0.5 + total) / (t + 1)) ** 2
         variance = (0.25 + squares) / (t + 1)
-    assert c.betting(values, bound, DELTA) == pytest.approx(exp(-most))
+    assert c.betting_p_value(values, bound, DELTA) == pytest.approx(exp(-most))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=80))
@@ -79,9 +79,9 @@ def test_the_betting_bound_is_where_the_test_turns(values: list[float]) -> None:
     v = np.array(values)
     bound = c.betting_bound(v, DELTA)
     if bound < 1:
-        assert c.betting(v, min(1.0, bound + 1e-6), DELTA) <= DELTA
+        assert c.betting_p_value(v, min(1.0, bound + 1e-6), DELTA) <= DELTA
     if bound > 1e-6:
-        assert c.betting(v, bound - 1e-6, DELTA) > DELTA
+        assert c.betting_p_value(v, bound - 1e-6, DELTA) > DELTA
 
 
 # ── coverage ─────────────────────────────────────────────────────────────────────────────────────
@@ -114,7 +114,7 @@ def test_the_loss_is_rarely_above_what_is_certified(kind: Kind, own: bool) -> No
     shares = []
     for _ in range(SIMULATIONS):
         at = rng.integers(0, len(loss), 300)
-        v = certify(
+        v = fixed_sequence_test(
             loss[at], score[at], max_loss=0.05, confidence=1 - DELTA, kind=kind,
             thresholds=thresholds,
         )  # fmt: skip
@@ -143,7 +143,9 @@ def test_groups_are_what_counts() -> None:
         at = np.repeat(rng.integers(0, len(loss), 80), 10)
         groups = np.repeat(np.arange(80), 10)
         for g in (groups, None):
-            v = certify(loss[at], score[at], max_loss=0.1, confidence=0.9, kind="binary", groups=g)
+            v = fixed_sequence_test(
+                loss[at], score[at], max_loss=0.1, confidence=0.9, kind="binary", groups=g
+            )
             if g is None:
                 blind += violated(loss, score, v, 0.1)
             else:
@@ -164,7 +166,7 @@ ROWS = st.lists(
 def of(rows: list[tuple[float, float]], **more: object) -> RiskControlResult:
     loss, score = (np.array(x, float) for x in zip(*rows, strict=True))
     given_: dict[str, object] = {"max_loss": 0.1, "confidence": 0.9, "kind": "binary", **more}
-    return certify(loss, score, **given_)  # type: ignore[arg-type]
+    return fixed_sequence_test(loss, score, **given_)  # type: ignore[arg-type]
 
 
 @given(ROWS, st.sampled_from(["binary", "graded"]))
@@ -264,7 +266,7 @@ def test_no_row_below_any_threshold_is_said() -> None:
 def test_graded_labels_needed_are_enough_on_such_labels() -> None:
     needed = c.labels_needed(0.02, 0.05, 0.1, "betting")
     assert needed is not None
-    assert c.hoeffding_bentkus(0.02, needed, 0.05) <= 0.1
+    assert c.hoeffding_bentkus_p_value(0.02, needed, 0.05) <= 0.1
     assert c.labels_needed(0.05, 0.05, 0.1, "betting") is None
 
 
@@ -284,9 +286,9 @@ def test_nonsense_is_refused(changed: dict[str, object], said: str) -> None:
         "kind": "binary", **changed,
     }  # fmt: skip
     with pytest.raises(ValueError, match=said):
-        certify(**base)  # type: ignore[arg-type]
+        fixed_sequence_test(**base)  # type: ignore[arg-type]
 
 
 def test_no_rows_at_all_certify_nothing() -> None:
-    v = certify(np.zeros(0), np.zeros(0), max_loss=0.1, confidence=0.9, kind="binary")
+    v = fixed_sequence_test(np.zeros(0), np.zeros(0), max_loss=0.1, confidence=0.9, kind="binary")
     assert v.threshold is None and v.n == 0 and v.needed == 22

@@ -12,15 +12,15 @@ import pytest
 from tests.support.tables import prompts, table
 
 from suffice.errors import TableError, UsageError
-from suffice.lab.data.splits import folds, together
+from suffice.lab.data.costs import read_prices
+from suffice.lab.data.splits import connected_groups, group_kfold
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate import metrics
+from suffice.lab.evaluate import frontier, metrics
 from suffice.lab.evaluate.evaluate import BASELINES, evaluate
-from suffice.lab.evaluate.frontier import along_hull, by_price_of_quality, by_threshold
-from suffice.lab.evaluate.problem import read_prices
-from suffice.lab.evaluate.robustness import REWORDING, WHITE_SPACE, reworded
+from suffice.lab.evaluate.frontier import random_mixtures, sweep_thresholds, sweep_tradeoffs
+from suffice.lab.evaluate.robustness import REWORDINGS, WHITE_SPACE, perturb
 from suffice.lab.predictors import registry
-from suffice.lab.predictors.base import Batch, batch_of
+from suffice.lab.predictors.base import Batch, extract_table
 from suffice.types import Message
 
 FAST: dict[str, Any] = {"draws": 100}
@@ -71,7 +71,7 @@ def test_baselines_are_what_their_names_say() -> None:
     assert p["best"]["curve"] == [[pytest.approx(usd[:, best].mean()), pytest.approx(means[best])]]
     assert p["best"]["qnc"] == pytest.approx(1.0)
     singles = np.stack([usd.mean(axis=0), means], axis=1)
-    assert p["zero_router"]["curve"] == pytest.approx(metrics.zero_router(singles))
+    assert p["zero_router"]["curve"] == pytest.approx(frontier.zero_router_hull(singles))
     assert p["zero_router"]["gain_over_zero_router"] == 0.0
     # The oracle's best point takes the best of every query.
     assert max(q for _, q in p["oracle"]["curve"]) == pytest.approx(made.score.max(axis=1).mean())
@@ -84,10 +84,10 @@ def test_baselines_are_what_their_names_say() -> None:
 def test_pair_metrics_are_those_of_the_protocol() -> None:
     made = table(300, costs=False)
     result = evaluate(made, **FAST)
-    score = registry.make("length")
-    x = batch_of(made)
-    score.fit(x.rows([]), np.empty((0, 2)), None, np.array([0.0, 1.0]), made.models)
-    p = metrics.pair(score.rank(x, 1, 0), made.score[:, 1], made.score[:, 0])
+    score = registry.make_predictor("length")
+    x = extract_table(made)
+    score.fit(x.take([]), np.empty((0, 2)), None, np.array([0.0, 1.0]), made.models)
+    p = metrics.pair(score.strong_score(x, 1, 0), made.score[:, 1], made.score[:, 0])
     got = result["policies"]["length"]
     assert got["apgr"] == pytest.approx(p.apgr)
     assert (got["cpt50"], got["cpt80"]) == (p.cpt(0.5), p.cpt(0.8))
@@ -135,13 +135,13 @@ class Spy:
     def marks(x: Batch) -> list[bytes]:
         return [v.tobytes() for v in np.round(x.vectors, 4)]
 
-    def expect(self, x: Batch) -> tuple[FloatArray, FloatArray]:
+    def predict(self, x: Batch) -> tuple[FloatArray, FloatArray]:
         blank = np.full(self.k, 0.5)
         quality = np.array([self.known.get(m, blank) for m in self.marks(x)])
         return quality, np.broadcast_to(self.price, quality.shape)
 
-    def rank(self, x: Batch, strong: int, weak: int) -> FloatArray:
-        quality, _ = self.expect(x)
+    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray:
+        quality, _ = self.predict(x)
         return np.asarray(quality[:, strong] - quality[:, weak])
 
 
@@ -155,7 +155,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
 def twice(made: Table) -> Table:
     """Every question a second time, under other wrapping."""
     n = len(made)
-    double = made.rows(list(range(n)) * 2)
+    double = made.take(list(range(n)) * 2)
     said = tuple((Message("user", f"Question: {c[-1].text.upper()}"),) for c in made.messages)
     return replace(
         double,
@@ -167,9 +167,9 @@ def twice(made: Table) -> Table:
 def test_what_learns_by_heart_gains_nothing(spy: type[Spy]) -> None:
     made = twice(table(100))
     # It would know the other wording: a fold that split the two would be seen here.
-    x = batch_of(made)
-    cheat = Spy().fit(x.rows(range(100)), made.score[:100], None, np.zeros(2), made.models)
-    assert np.array_equal(cheat.expect(x.rows(range(100, 200)))[0], made.score[100:])
+    x = extract_table(made)
+    cheat = Spy().fit(x.take(range(100)), made.score[:100], None, np.zeros(2), made.models)
+    assert np.array_equal(cheat.predict(x.take(range(100, 200)))[0], made.score[100:])
     spy.seen = []
     result = evaluate(made, ["spy"], **FAST)
     p = result["policies"]["spy"]
@@ -213,8 +213,8 @@ def test_groups_stay_together_in_folds_and_intervals() -> None:
     grouped = evaluate(replace(made, group=tuple(f"s{i // 20}" for i in range(200))), **FAST)
     assert alone["n_clusters"] == 200
     assert grouped["n_clusters"] == 10
-    clusters = together(replace(made, group=tuple(f"s{i % 7}" for i in range(200))))
-    fold = folds(clusters, 5, 0)
+    clusters = connected_groups(replace(made, group=tuple(f"s{i % 7}" for i in range(200))))
+    fold = group_kfold(clusters, 5, 0)
     for c in range(7):
         assert len(set(fold[clusters == c])) == 1
     sizes = np.bincount(fold)
@@ -245,7 +245,7 @@ def test_by_benchmark_judges_each_apart() -> None:
     result = evaluate(made, by=["benchmark"], **FAST)
     parts = result["by"]["benchmark"]
     rows = np.array([b == "hard" for b in made.benchmark or ()])
-    apart = evaluate(made.rows(rows), **FAST)
+    apart = evaluate(made.take(rows), **FAST)
     assert parts["hard"]["n_queries"] == rows.sum()
     for name in ("length", "default"):
         assert parts["hard"]["policies"][name]["apgr"] == pytest.approx(
@@ -306,9 +306,9 @@ def test_models_that_never_met_are_refused() -> None:
 
 def test_one_model_and_one_query_are_refused() -> None:
     with pytest.raises(TableError, match="one model, 'lab/weak'"):
-        evaluate(table(40).only(["lab/weak"]), **FAST)
+        evaluate(table(40).select_models(["lab/weak"]), **FAST)
     with pytest.raises(TableError, match="Only one query"):
-        evaluate(table(40).rows([3]), **FAST)
+        evaluate(table(40).take([3]), **FAST)
     with pytest.raises(UsageError, match="alone leaves nothing"):
         evaluate(table(40), models=["weak"], **FAST)
 
@@ -393,7 +393,7 @@ def test_bad_policies_are_named() -> None:
 class Broken(Spy):
     name = "broken"
 
-    def expect(self, x: Batch) -> tuple[FloatArray, FloatArray]:
+    def predict(self, x: Batch) -> tuple[FloatArray, FloatArray]:
         return np.full((len(x), self.k), np.nan), np.zeros((len(x), self.k))
 
 
@@ -419,7 +419,7 @@ def test_an_artifact_judged_on_its_own_lessons_is_said(monkeypatch: pytest.Monke
     made = table(60)
 
     class Remembers(Spy):
-        training_keys_ = key_hashes(made.rows(range(25)))
+        training_keys_ = key_hashes(made.take(range(25)))
 
     monkeypatch.setitem(registry.BUILT_IN, "remembers", Remembers)
     result = evaluate(made, ["remembers"], **FAST)
@@ -432,7 +432,7 @@ def test_an_artifact_judged_on_its_own_lessons_is_said(monkeypatch: pytest.Monke
 def test_a_sweep_goes_from_the_best_to_the_cheapest() -> None:
     quality = np.array([[0.2, 0.9, 0.5], [0.7, 0.7, 0.1]])
     cost = np.tile([1.0, 10.0, 5.0], (2, 1))
-    choices = by_price_of_quality(quality, cost)
+    choices = sweep_tradeoffs(quality, cost)
     assert choices[0].tolist() == [1, 0], "the best, and of equals the cheapest"
     assert choices[-1].tolist() == [0, 0]
     assert [1, 0] in choices.tolist()
@@ -440,23 +440,23 @@ def test_a_sweep_goes_from_the_best_to_the_cheapest() -> None:
 
 def test_thresholds_go_from_all_to_none() -> None:
     score = np.arange(50.0)
-    choices = by_threshold(score, strong=1, weak=0)
+    choices = sweep_thresholds(score, strong=1, weak=0)
     share = choices.mean(axis=1)
     assert (share[0], share[-1]) == (1.0, 0.0)
     assert (np.diff(share) <= 0).all()
     # A new query is sent where its score would have been sent.
-    new = by_threshold(np.array([49.5, -1.0]), 1, 0, like=score)
+    new = sweep_thresholds(np.array([49.5, -1.0]), 1, 0, like=score)
     assert new[50].tolist() == [1, 0]
 
 
 def test_mixing_along_the_hull_meets_each_member() -> None:
     coin = np.random.default_rng(0).random(2000)
-    choices = along_hull(coin, [4, 2, 7])
+    choices = random_mixtures(coin, [4, 2, 7])
     assert set(choices[0]) == {4}
     assert set(choices[50]) == {2}
     assert set(choices[-1]) == {7}
     assert (choices[25] == 2).mean() == pytest.approx(0.5, abs=0.05)
-    assert along_hull(coin, [3]).shape == (1, 2000)
+    assert random_mixtures(coin, [3]).shape == (1, 2000)
 
 
 # ── rewording ────────────────────────────────────────────────────────────────────────────────────
@@ -465,12 +465,12 @@ def test_mixing_along_the_hull_meets_each_member() -> None:
 def test_rewordings_change_the_ask_and_nothing_else() -> None:
     text = "Why is the sky blue, and why does it turn red in the evening when the sun goes down?"
     talk = (Message("system", "Be brief."), Message("user", "Hi"), Message("user", text))
-    for change in (*WHITE_SPACE.values(), *REWORDING.values()):
-        other = reworded(talk, change)
+    for change in (*WHITE_SPACE.values(), *REWORDINGS.values()):
+        other = perturb(talk, change)
         assert other[:2] == talk[:2]
         assert other[2].text != text
     for change in WHITE_SPACE.values():
-        assert reworded(talk, change)[2].text.split() == text.split()
+        assert perturb(talk, change)[2].text.split() == text.split()
 
 
 def test_flip_rates_and_overhead_are_reported() -> None:
@@ -487,7 +487,7 @@ class Jumpy(Spy):
 
     name = "jumpy"
 
-    def rank(self, x: Batch, strong: int, weak: int) -> FloatArray:
+    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray:
         return np.asarray(x.signals[:, 1] * 1e6 % 7.0, float)
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from suffice.lab.predictors.bayes import (
-    NOTHING_ODDS,
+    NULL_LOG_ODDS,
+    PRIOR_WIDTHS,
     PSEUDO_LABELS,
-    WIDTHS,
     BayesianModelAveragingRegression,
     _by_columns,
     _by_rows,
@@ -33,7 +33,7 @@ def data(
 
 
 def head(
-    x: FloatArray, y: FloatArray, odds: float = NOTHING_ODDS, **more: FloatArray
+    x: FloatArray, y: FloatArray, odds: float = NULL_LOG_ODDS, **more: FloatArray
 ) -> BayesianModelAveragingRegression:
     h = y.shape[1]
     weight = more.pop("weight", None)
@@ -69,8 +69,8 @@ def test_the_average_is_the_literal_one(n: int) -> None:
     start = np.array([0.2, 0.1] + [0.0] * (P - 1))
     r = y[:, 0] - full @ start
     members: list[tuple[float, FloatArray]] = []
-    for t1 in WIDTHS:
-        for t2 in WIDTHS:
+    for t1 in PRIOR_WIDTHS:
+        for t2 in PRIOR_WIDTHS:
             v = np.concatenate([[0.3 / PSEUDO_LABELS, 0.002], np.full(S, t1), t2 * spread])
             z1, z2 = (np.log10(t1) + 4.0) / 0.75, (np.log10(t2) + 3.75) / 0.5
             members.append((-0.5 * (z1 * z1 + z2 * z2), v))
@@ -78,7 +78,7 @@ def test_the_average_is_the_literal_one(n: int) -> None:
     members = [(p - total, v) for p, v in members]
     nothing = np.zeros(P + 1)
     nothing[0] = 0.3 / PSEUDO_LABELS
-    members.append((NOTHING_ODDS, nothing))
+    members.append((NULL_LOG_ODDS, nothing))
     weights, means = [], []
     for log_prior, v in members:
         cov = np.eye(n) + (full * (v / 0.3)) @ full.T

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.lab.evaluate import metrics
+from suffice.lab import stats
+from suffice.lab.evaluate import frontier, metrics
 
 
 def literal_pair(
@@ -92,7 +93,7 @@ POINT = st.tuples(st.integers(0, 12), st.integers(0, 12)).map(lambda p: (p[0] / 
 @given(st.lists(POINT, min_size=1, max_size=12))
 @settings(max_examples=150)
 def test_hull_is_the_best_mixture_of_two_points(points: list[tuple[float, float]]) -> None:
-    hull = metrics.upper_hull(points)
+    hull = frontier.upper_hull(points)
     assert (np.diff(hull[:, 0]) > 0).all()
     assert (np.diff(hull[:, 1]) > 0).all()
     for x in np.linspace(min(p[0] for p in points), 1.0, 7):
@@ -102,7 +103,7 @@ def test_hull_is_the_best_mixture_of_two_points(points: list[tuple[float, float]
             for c, d in points:
                 if a <= x <= c and c > a:
                     best = max(best, b + (d - b) * (x - a) / (c - a))
-        assert float(metrics.height(hull, x)) == pytest.approx(best, abs=1e-9)
+        assert float(frontier.quality_on_hull(hull, x)) == pytest.approx(best, abs=1e-9)
 
 
 def literal_area(points: list[tuple[float, float]], singles: list[tuple[float, float]]) -> float:
@@ -125,12 +126,14 @@ def literal_area(points: list[tuple[float, float]], singles: list[tuple[float, f
 def test_area_is_the_mean_height_over_the_single_models_costs() -> None:
     singles = [(1.0, 0.5), (3.0, 0.6), (5.0, 0.9)]
     points = [(0.5, 0.4), (2.0, 0.8), (4.0, 0.85), (4.5, 0.7)]
-    assert metrics.area(points, singles) == pytest.approx(literal_area(points, singles), abs=1e-3)
+    assert frontier.hull_area(points, singles) == pytest.approx(
+        literal_area(points, singles), abs=1e-3
+    )
     # The zero router: straight from (1, .5) to (5, .9), for (3, .6) lies below.
-    assert metrics.area(singles, singles) == pytest.approx(0.7)
-    assert metrics.zero_router(singles).tolist() == [[1.0, 0.5], [5.0, 0.9]]
+    assert frontier.hull_area(singles, singles) == pytest.approx(0.7)
+    assert frontier.zero_router_hull(singles).tolist() == [[1.0, 0.5], [5.0, 0.9]]
     # One price for all: the best of them.
-    assert metrics.area([(1.0, 0.3)], [(1.0, 0.2), (1.0, 0.4)]) == 0.4
+    assert frontier.hull_area([(1.0, 0.3)], [(1.0, 0.2), (1.0, 0.4)]) == 0.4
 
 
 def test_qnc_and_equal_cost_and_quality() -> None:
@@ -140,10 +143,10 @@ def test_qnc_and_equal_cost_and_quality() -> None:
     assert metrics.qnc(points, singles) == pytest.approx((2 + 2 / 3) / 5)
     assert metrics.qnc([(2.0, 0.8)], singles) is None
     assert metrics.qnc(singles, singles) == pytest.approx(1.0)
-    assert metrics.cost_at(points, singles, 0.65) == pytest.approx(1.5)
-    assert metrics.cost_at(points, singles, 0.99) is None
-    assert metrics.quality_at(points, singles, 1.5) == pytest.approx(0.65)
-    assert metrics.quality_at(points, singles, 0.5) is None
+    assert frontier.cost_at(points, singles, 0.65) == pytest.approx(1.5)
+    assert frontier.cost_at(points, singles, 0.99) is None
+    assert frontier.quality_at(points, singles, 1.5) == pytest.approx(0.65)
+    assert frontier.quality_at(points, singles, 0.5) is None
 
 
 def test_aiq_by_paper_and_by_code() -> None:
@@ -174,7 +177,7 @@ def test_apgr_draws_weigh_queries_as_redrawn() -> None:
     n = 60
     score, weak = rng.normal(size=n), (rng.random(n) < 0.4).astype(float)
     strong = (rng.random(n) < 0.9).astype(float)
-    redraws = metrics.ClusterBootstrap(np.arange(n), 5, seed=1)
+    redraws = stats.ClusterBootstrap(np.arange(n), 5, seed=1)
     drawn = metrics.apgr_draws(score, strong, weak, redraws)
     edges = metrics.bin_edges(score)
     chosen = metrics.strong_at(score, edges)
@@ -190,7 +193,7 @@ def test_apgr_draws_weigh_queries_as_redrawn() -> None:
 def test_redraws_take_whole_clusters() -> None:
     clusters = np.array([0, 0, 0, 1, 1, 2])
     values = np.array([[1.0], [1.0], [1.0], [5.0], [5.0], [9.0]])
-    drawn = metrics.ClusterBootstrap(clusters, 400, seed=0).means(values)[:, 0]
+    drawn = stats.ClusterBootstrap(clusters, 400, seed=0).means(values)[:, 0]
     # Three clusters with replacement: ten multisets, so at most ten means.
     assert len(set(np.round(drawn, 9))) <= 10
     assert {1.0, 5.0, 9.0} <= set(np.round(drawn, 9))
@@ -199,7 +202,7 @@ def test_redraws_take_whole_clusters() -> None:
 def test_redraws_of_many_clusters_keep_the_variance() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30_000, 1))
-    drawn = metrics.ClusterBootstrap(np.arange(30_000), 600, seed=0, buckets=500).means(x)
+    drawn = stats.ClusterBootstrap(np.arange(30_000), 600, seed=0, buckets=500).means(x)
     assert drawn.std() == pytest.approx(1 / math.sqrt(30_000), rel=0.15)
 
 
@@ -208,19 +211,19 @@ def test_interval_covers_a_mean_at_its_level() -> None:
     hits = 0
     for _ in range(200):
         x = rng.exponential(size=(80, 1))
-        drawn = metrics.ClusterBootstrap(np.arange(80), 200, seed=0).means(x)[:, 0]
-        low, high = metrics.basic(drawn, float(x.mean())) or (0.0, 0.0)
+        drawn = stats.ClusterBootstrap(np.arange(80), 200, seed=0).means(x)[:, 0]
+        low, high = stats.basic_interval(drawn, float(x.mean())) or (0.0, 0.0)
         hits += low <= 1.0 <= high
     assert 0.86 <= hits / 200 <= 0.99
 
 
 def test_interval_says_nothing_where_nothing_is_known() -> None:
-    assert metrics.basic([math.nan] * 50, 0.5) is None
-    assert metrics.basic([0.1, 0.2], math.nan) is None
-    assert metrics.interval([]) is None
+    assert stats.basic_interval([math.nan] * 50, 0.5) is None
+    assert stats.basic_interval([0.1, 0.2], math.nan) is None
+    assert stats.percentile_interval([]) is None
 
 
 def test_wilson_against_the_textbook() -> None:
     # Newcombe 1998, table I: 81 of 263.
-    low, high = metrics.wilson(81, 263)
+    low, high = stats.wilson_interval(81, 263)
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)

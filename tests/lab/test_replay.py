@@ -14,7 +14,7 @@ import pytest
 from suffice import features
 from suffice.errors import ConfigError, JobError, StoreError, UsageError
 from suffice.gateway import BackgroundServer
-from suffice.lab.data.decisions import read
+from suffice.lab.data.decisions import read_decisions
 from suffice.lab.ope import replay
 from suffice.lab.ope.estimators import Estimate
 from suffice.lab.ope.rollout import roll_out
@@ -259,7 +259,7 @@ def test_turns_that_kept_to_a_choice_have_its_propensity(house: House) -> None:
             house.add(decided(n + t, chosen, {chosen: 1.0, other: 0.0}, talk, session=f"s{s}"), 1.0)
         n += 3
     house.settle()
-    found = roll_out(read(house.url).rows, house.setting("best"))
+    found = roll_out(read_decisions(house.url).rows, house.setting("best"))
     assert found.log.propensity == pytest.approx(
         [0.2 if s % 3 == 0 else 0.8 for s in range(30) for _ in range(3)]
     )
@@ -285,7 +285,7 @@ def test_the_policy_follows_its_own_course(house: House) -> None:
     )
     house.add(decided(1, STRONG, {WEAK: 0.0, STRONG: 1.0}, loop, session="s"), 1.0)
     house.settle()
-    found = roll_out(read(house.url).rows, house.setting("default"))
+    found = roll_out(read_decisions(house.url).rows, house.setting("default"))
     weak = found.models.index(WEAK)
     assert found.pi[:, weak] == pytest.approx([1.0, 1.0])
     assert found.log.propensity == pytest.approx([0.5, 0.5])
@@ -310,7 +310,7 @@ def test_a_mixed_policy_keeps_its_mix_through_a_conversation(house: House) -> No
     half = replay.EvaluationPolicySetup(
         {"auto": Half()}, setting.objectives, setting.catalog, {}, Half
     )
-    found = roll_out(read(house.url).rows, half)
+    found = roll_out(read_decisions(house.url).rows, half)
     assert found.pi == pytest.approx(np.full((2, 2), 0.5))
     liar = Half()
     liar.decide = lambda x, pool, objective, session=None, **_: (
@@ -320,7 +320,7 @@ def test_a_mixed_policy_keeps_its_mix_through_a_conversation(house: House) -> No
     )
     with pytest.raises(JobError, match="sum to 1"):
         roll_out(
-            read(house.url).rows,
+            read_decisions(house.url).rows,
             replay.EvaluationPolicySetup(
                 {"auto": liar}, setting.objectives, setting.catalog, {}, Half
             ),
@@ -332,7 +332,7 @@ def test_the_same_question_again_is_a_new_conversation(house: House) -> None:
     for i in range(4):
         house.add(decided(i, (WEAK, STRONG)[i % 2], {WEAK: 0.5, STRONG: 0.5}, session="hash"), 1.0)
     house.settle()
-    found = roll_out(read(house.url).rows, house.setting("best"))
+    found = roll_out(read_decisions(house.url).rows, house.setting("best"))
     assert len(np.unique(found.log.episodes)) == 4
     assert len(np.unique(found.log.sessions)) == 1
     assert found.log.propensity == pytest.approx([0.5] * 4)
@@ -343,7 +343,7 @@ def test_an_idle_conversation_begins_anew(house: House) -> None:
     house.add(decided(0, WEAK, {WEAK: 0.5, STRONG: 0.5}, session="s"))
     house.add(decided(1, WEAK, {WEAK: 1.0, STRONG: 0.0}, talk, session="s", created_s=1_010_000.0))
     house.settle()
-    found = roll_out(read(house.url).rows, house.setting("best"))
+    found = roll_out(read_decisions(house.url).rows, house.setting("best"))
     assert found.log.propensity == pytest.approx([0.5, 1.0])
 
 
@@ -502,7 +502,7 @@ def test_several_sources_of_one_decision_make_one_score(house: House) -> None:
     house.store.feedback.add(
         Feedback(decision_id="dec_00000000000", score=0.0, source="judge", weight=3.0)
     )
-    (row,) = read(house.url).rows
+    (row,) = read_decisions(house.url).rows
     assert row.score == pytest.approx(0.25)
 
 
@@ -562,7 +562,7 @@ def test_the_reward_model_never_sees_what_it_predicts(house: House) -> None:
     """Scores that are pure noise: fitted on their own rows it would follow them."""
     explored(house, 400, seed=3)
     house.settle()
-    found = roll_out(read(house.url).rows, house.setting("best"))
+    found = roll_out(read_decisions(house.url).rows, house.setting("best"))
     signals = np.random.default_rng(0).normal(size=(400, 200))
     q = replay.cross_fit_q_hat(found.log, signals, None)
     at = np.arange(400)

@@ -11,9 +11,9 @@ from tests.support.tables import table
 from suffice import features, policies
 from suffice.artifacts import artifact as artifacts
 from suffice.errors import ArtifactError, TableError, UsageError
-from suffice.lab.predictors.base import Batch, batch_of
+from suffice.lab.predictors.base import Batch, extract_table
 from suffice.lab.train import train as training
-from suffice.lab.train.add_model import extend
+from suffice.lab.train.add_model import add_models
 from suffice.lab.train.train import key_hashes, train
 from suffice.types import Candidate, Model, Objective, Price
 
@@ -26,7 +26,7 @@ def test_what_differs_by_topic_is_learned_and_chosen() -> None:
     assert outcome.chosen != "constant"
     assert outcome.nested is not None
     assert outcome.nested[0] > 0.02
-    hard, easy = batch_of(table(60, seed=9)), table(60, seed=9)
+    hard, easy = extract_table(table(60, seed=9)), table(60, seed=9)
     quality = made.estimator.predict(hard.signals, hard.vectors)[0]
     gap = quality[:, 1] - quality[:, 0]
     which = np.array(easy.benchmark) == "hard"
@@ -56,10 +56,12 @@ def test_every_learner_can_be_asked_for_and_is_what_it_was_in_the_lab(policy: st
     made, outcome = train(t, policy=policy)
     assert outcome.chosen == policy
     again = artifacts.unpack(artifacts.pack(made))
-    x = batch_of(table(30, THREE, seed=5))
-    fitted = registry.make(policy).fit(batch_of(t), t.score, t.cost_usd, t.mean_cost(), t.models)
+    x = extract_table(table(30, THREE, seed=5))
+    fitted = registry.make_predictor(policy).fit(
+        extract_table(t), t.score, t.cost_usd, np.nanmean(t.cost_usd, axis=0), t.models
+    )
     # float32 weights and float16 points are what a file holds.
-    for a, b in zip(again.estimator.predict(x.signals, x.vectors), fitted.expect(x), strict=True):
+    for a, b in zip(again.estimator.predict(x.signals, x.vectors), fitted.predict(x), strict=True):
         if policy == "knn":  # of two nearly as near, another may be the twentieth
             assert np.abs(a - b).mean() < 0.02
         else:
@@ -108,7 +110,7 @@ def test_training_keys_tell_what_was_learned_from() -> None:
 
 def test_one_model_and_an_unknown_policy_are_refused() -> None:
     with pytest.raises(TableError, match="one model"):
-        train(table(50).only(["lab/weak"]))
+        train(table(50).select_models(["lab/weak"]))
     with pytest.raises(UsageError, match="trained"):
         train(table(50), policy="traned")
     with pytest.raises(UsageError, match="learns nothing"):
@@ -117,10 +119,10 @@ def test_one_model_and_an_unknown_policy_are_refused() -> None:
 
 def test_a_new_model_is_one_column_and_moves_no_other() -> None:
     t = table(400, THREE)
-    old, _ = train(t.only(["lab/small", "lab/large"]), policy="trained")
-    grown = extend(old, t.rows(np.arange(200)))
+    old, _ = train(t.select_models(["lab/small", "lab/large"]), policy="trained")
+    grown = add_models(old, t.take(np.arange(200)))
     assert grown.card.models == ("lab/small", "lab/large", "lab/middle")
-    x = batch_of(table(50, THREE, seed=8))
+    x = extract_table(table(50, THREE, seed=8))
     before = old.estimator.predict(x.signals, x.vectors)[0]
     after = grown.estimator.predict(x.signals, x.vectors)[0]
     assert np.allclose(before, after[:, :2], atol=1e-9)
@@ -132,18 +134,18 @@ def test_a_new_model_is_one_column_and_moves_no_other() -> None:
 @pytest.mark.parametrize("policy", ["constant", "ridge"])
 def test_constants_and_ridge_grow_too(policy: str) -> None:
     t = table(300, THREE)
-    old, _ = train(t.only(["lab/small", "lab/large"]), policy=policy)
-    assert extend(old, t).card.models[-1] == "lab/middle"
+    old, _ = train(t.select_models(["lab/small", "lab/large"]), policy=policy)
+    assert add_models(old, t).card.models[-1] == "lab/middle"
 
 
 def test_what_cannot_grow_says_why() -> None:
     t = table(300, THREE)
-    old, _ = train(t.only(["lab/small", "lab/large"]), policy="knn")
+    old, _ = train(t.select_models(["lab/small", "lab/large"]), policy="knn")
     with pytest.raises(ArtifactError, match="knn"):
-        extend(old, t)
+        add_models(old, t)
     linear, _ = train(t, policy="constant")
     with pytest.raises(TableError, match="no model that the artifact lacks"):
-        extend(linear, t)
+        add_models(linear, t)
 
 
 def test_a_mixed_up_split_never_stands_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,14 +160,14 @@ def test_a_mixed_up_split_never_stands_on_both_sides(monkeypatch: pytest.MonkeyP
         benchmark=None,
     )
     seen: list[bool] = []
-    fit = training._Fit.on
+    fit = training._TrainingData.on
 
-    def watched(self: training._Fit, rows: np.ndarray, name: str) -> object:
+    def watched(self: training._TrainingData, rows: np.ndarray, name: str) -> object:
         keys = np.array(self.table.keys)
         seen.append(bool(np.isin(np.delete(keys, rows), keys[rows]).any()))
         return fit(self, rows, name)
 
-    monkeypatch.setattr(training._Fit, "on", watched)
+    monkeypatch.setattr(training._TrainingData, "on", watched)
     train(twice, policy="knn")
     # The last fit is the one on everything.
     assert seen
@@ -189,10 +191,10 @@ class Own:
         self.price_ = price
         return self
 
-    def expect(self, x: Batch) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, x: Batch) -> tuple[np.ndarray, np.ndarray]:
         return np.tile(self.level_, (len(x), 1)), np.tile(self.price_, (len(x), 1))
 
-    def rank(self, x: Batch, strong: int, weak: int) -> np.ndarray:
+    def strong_score(self, x: Batch, strong: int, weak: int) -> np.ndarray:
         return np.zeros(len(x))
 
     def estimator(self, models: tuple[str, ...]) -> OwnEstimator:

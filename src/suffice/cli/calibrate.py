@@ -59,8 +59,8 @@ def command(
     from suffice.cli.output import print_json
     from suffice.errors import JobError, UsageError
     from suffice.lab.calibrate.calibrate import calibrate
+    from suffice.lab.data.costs import read_prices
     from suffice.lab.data.load import load_table
-    from suffice.lab.evaluate.problem import read_prices
 
     where = certificates.default_path(policy) if out is None else out
     if where.is_dir():

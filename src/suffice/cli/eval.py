@@ -66,9 +66,9 @@ def command(
     models without costs by --prices or by list prices the catalog knows.
     """
     from suffice.cli.output import print_json
+    from suffice.lab.data.costs import read_prices
     from suffice.lab.data.load import load_table
     from suffice.lab.evaluate.evaluate import evaluate
-    from suffice.lab.evaluate.problem import read_prices
 
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: there is a file of that name.", remedy="Give a folder.")

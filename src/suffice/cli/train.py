@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from suffice.artifacts.artifact import Artifact
-    from suffice.lab.train.train import Outcome
+    from suffice.lab.train.train import TrainingResult
 
 
 def command(
@@ -51,9 +51,9 @@ def command(
         raise UsageError(f"--out {out}: its folder does not exist.", remedy="Make it first.")
     wanted = None if models is None else [m.strip() for m in models.split(",") if m.strip()]
     found = load_table(table)
-    outcome: Outcome | None = None
+    outcome: TrainingResult | None = None
     if extend is not None:
-        from suffice.lab.train.add_model import extend as grow
+        from suffice.lab.train.add_model import add_models as grow
 
         made = grow(artifacts.load(extend), found, models=wanted, progress=True)
     else:
@@ -69,7 +69,7 @@ def command(
         show(saved, outcome, out)
 
 
-def show(saved: Artifact, outcome: Outcome | None, out: Path) -> None:
+def show(saved: Artifact, outcome: TrainingResult | None, out: Path) -> None:
     """What was made, as a person reads it."""
     from rich.console import Console
     from rich.table import Table

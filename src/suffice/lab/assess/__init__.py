@@ -18,8 +18,8 @@ from suffice.lab.assess.pools import choose, only_strong
 from suffice.lab.assess.results import Assessment, Cluster, Estimate, ModelLine, Pool
 from suffice.lab.assess.traffic_profile import HARD, column, difficulty, mix_of
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate.metrics import ClusterBootstrap, interval
-from suffice.lab.predictors.base import Batch, batch_of
+from suffice.lab.predictors.base import Batch, extract_table
+from suffice.lab.stats import ClusterBootstrap, percentile_interval
 from suffice.types import Model
 
 __all__ = ["Assessment", "assess"]
@@ -53,7 +53,7 @@ def assess(
     if clusters is not None and clusters < 1:
         raise UsageError(f"--clusters {clusters}: expected at least 1.")
     table = _only(table, models)
-    batch = batch_of(table, progress)
+    batch = extract_table(table, progress)
     # One thread: the problems are small, and the answer must not depend on how many cores there are
     # (sums in another order end in other clusters).
     # The limit holds for libraries that are loaded by then, so scikit-learn comes first.
@@ -128,11 +128,11 @@ def _only(table: Table, models: Sequence[str] | None) -> Table:
                     f"--models: the table has no model {m!r}.{hint}",
                     remedy=f"It has: {advice.listed(table.models, 8) if table.models else 'none'}.",
                 )
-        table = table.only(list(dict.fromkeys(models)))
+        table = table.select_models(list(dict.fromkeys(models)))
     else:
         scored = np.flatnonzero((~np.isnan(table.score)).any(axis=0)).tolist()
         if 0 < len(scored) < len(table.models):
-            table = table.only([table.models[j] for j in scored])
+            table = table.select_models([table.models[j] for j in scored])
     if len(table.models) > MOST_MODELS:
         raise UsageError(
             f"The table has {len(table.models)} models; at most {MOST_MODELS} are compared.",
@@ -308,7 +308,7 @@ def _leader(table: Table, compared: Compared, inside: np.ndarray) -> str | None:
     means = again.means(score)
     for j in range(score.shape[1]):
         if j != best:
-            ci = interval(means[:, best] - means[:, j])
+            ci = percentile_interval(means[:, best] - means[:, j])
             if ci is None or ci[0] <= 0:
                 return None
     return compared.models[best]

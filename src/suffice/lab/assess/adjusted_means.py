@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from suffice.lab.assess.results import Estimate
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate.metrics import ClusterBootstrap, interval, wilson
+from suffice.lab.stats import ClusterBootstrap, percentile_interval, wilson_interval
 
 DRAWS = 400
 TOO_FEW = 10  # labels below which no interval is given: a resample of so few knows too little
@@ -94,7 +94,7 @@ def estimate(value: float, draws: Sequence[float] | FloatArray, n: int) -> Estim
     known = np.asarray(draws, float)
     known = known[~np.isnan(known)]
     few = n < TOO_FEW or len(known) < 0.99 * np.size(draws)
-    return Estimate(float(value), None if few else interval(known), int(n))
+    return Estimate(float(value), None if few else percentile_interval(known), int(n))
 
 
 def share(hits: FloatArray, drawn: ClusterBootstrap, grouped: bool) -> Estimate | None:
@@ -106,7 +106,7 @@ def share(hits: FloatArray, drawn: ClusterBootstrap, grouped: bool) -> Estimate 
         return None
     total = float(np.nansum(hits))
     if not grouped:
-        return Estimate(total / n, wilson(total, n) if n >= TOO_FEW else None, n)
+        return Estimate(total / n, wilson_interval(total, n) if n >= TOO_FEW else None, n)
     both = drawn.means(np.stack([np.where(seen, hits, 0.0), seen.astype(float)], axis=1))
     return estimate(total / n, _ratio(both[:, 0], both[:, 1]), n)
 

@@ -17,11 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.lab.data.splits import folds, together
+from suffice.lab.data.splits import connected_groups, group_kfold
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate.metrics import ClusterBootstrap, area, upper_hull
+from suffice.lab.evaluate.frontier import hull_area, upper_hull
 from suffice.lab.predictors.base import Batch
-from suffice.lab.predictors.registry import FEW, make, shrunken_means
+from suffice.lab.predictors.baselines import shrunken_means
+from suffice.lab.predictors.linear import MIN_MULTI_MODEL_LABELS
+from suffice.lab.predictors.registry import make_predictor
+from suffice.lab.stats import ClusterBootstrap
 
 FOLDS = 5
 POOL_DRAWS = 200
@@ -106,7 +109,7 @@ def compare(
     seed: int = 0,
 ) -> Compared:
     """cost: (len(table), all models) or None. models: columns; rows: as `ground` gave them."""
-    part = table.only([table.models[j] for j in models]).rows(rows)
+    part = table.select_models([table.models[j] for j in models]).take(rows)
     n, k = part.score.shape
     spent = None if cost is None else cost[rows][:, list(models)]
     price = None if spent is None else spent.mean(axis=0)
@@ -116,8 +119,8 @@ def compare(
     drawn = ClusterBootstrap(part.clusters, POOL_DRAWS, seed)
     level = likely = part.score.mean(axis=0)
     expected = None
-    if n >= FEW * FOLDS / (FOLDS - 1) or (k == 2 and n >= _PAIR_LEAST):
-        expected = _cross_fitted(part, batch.rows(rows), known, seed)
+    if n >= MIN_MULTI_MODEL_LABELS * FOLDS / (FOLDS - 1) or (k == 2 and n >= _PAIR_LEAST):
+        expected = _cross_fitted(part, batch.take(rows), known, seed)
     else:
         likely = shrunken_means(part.score, known)
     return Compared(
@@ -139,18 +142,18 @@ def compare(
 
 def _cross_fitted(part: Table, batch: Batch, price: FloatArray, seed: int) -> FloatArray:
     """(n, k) quality predicted by `suffice train`'s own head, fitted without the query's fold."""
-    fold = folds(together(part), FOLDS, seed)
+    fold = group_kfold(connected_groups(part), FOLDS, seed)
     out = np.empty(part.score.shape)
     for f in range(FOLDS):
         held = fold == f
         if held.any():
-            head = make("trained").fit(
-                batch.rows(~held), part.score[~held], None, price, part.models
+            head = make_predictor("trained").fit(
+                batch.take(~held), part.score[~held], None, price, part.models
             )
             # A fold that did better than the others was fitted on less good ones, and would be
             # predicted lower than they are: each fold's own mean is taken out.
             apart = part.score.mean(axis=0) - part.score[~held].mean(axis=0)
-            out[held] = head.expect(batch.rows(held))[0] + apart
+            out[held] = head.predict(batch.take(held))[0] + apart
     return out
 
 
@@ -213,7 +216,7 @@ def worth(
 def reach(cost: FloatArray, quality: FloatArray, low: float, high: float) -> float:
     """Mean height over [low, high] of the upper hull of points and of answering nothing."""
     points = np.column_stack([cost, quality])
-    return area(np.vstack([points, [0.0, 0.0]]), np.array([[low, 0.0], [high, 0.0]]))
+    return hull_area(np.vstack([points, [0.0, 0.0]]), np.array([[low, 0.0], [high, 0.0]]))
 
 
 def choices(

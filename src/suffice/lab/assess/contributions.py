@@ -12,7 +12,7 @@ from suffice.lab.assess.comparison import Compared, hull_of, reach, trade_offs
 from suffice.lab.assess.pools import by_price, gain, measurable
 from suffice.lab.assess.results import Estimate
 from suffice.lab.data.table import FloatArray
-from suffice.lab.evaluate.metrics import basic
+from suffice.lab.stats import basic_interval
 
 
 def each_model(c: Compared, pick: Sequence[int]) -> dict[str, dict[str, object]]:
@@ -143,7 +143,7 @@ def _routed_lost(c: Compared) -> list[Estimate | None]:
                    prices[b]) for b in d]
         )  # fmt: skip
         lost = all_ - one
-        ci = basic(all_draws - draws, lost) if n >= TOO_FEW else None
+        ci = basic_interval(all_draws - draws, lost) if n >= TOO_FEW else None
         out.append(Estimate(lost, ci, n))
     return out
 

@@ -12,7 +12,7 @@ from suffice.lab.assess.adjusted_means import TOO_FEW, estimate, share
 from suffice.lab.assess.comparison import FOLDS, Compared, PoolValue, both, hull_of, reach, worth
 from suffice.lab.assess.results import Estimate, Pool, PoolLine
 from suffice.lab.data.table import FloatArray
-from suffice.lab.evaluate.metrics import basic, interval
+from suffice.lab.stats import basic_interval, percentile_interval
 
 NOTICE = 0.002  # of quality: what random scores gain from a hull picked on the same queries
 CLEARLY = 0.2  # of a graded score: a clear difference between two answers
@@ -46,7 +46,7 @@ def gain(c: Compared, more: Sequence[int], less: Sequence[int]) -> Estimate:
     value, n = x.value - y.value, len(c.rows)
     if c.price is None and c.expected is not None:
         return _crossed(estimate(value, x.values - y.values, n))
-    return Estimate(value, basic(x.values - y.values, value) if n >= TOO_FEW else None, n)
+    return Estimate(value, basic_interval(x.values - y.values, value) if n >= TOO_FEW else None, n)
 
 
 def _crossed(e: Estimate) -> Estimate:
@@ -155,7 +155,7 @@ def _ties(c: Compared, best: int) -> list[int]:
     out = []
     for j in np.argsort(-c.level, kind="stable").tolist():
         if j != best:
-            ci = interval(c.levels[:, best] - c.levels[:, j])
+            ci = percentile_interval(c.levels[:, best] - c.levels[:, j])
             if len(c.rows) < TOO_FEW or ci is None or ci[0] <= 0:
                 out.append(j)
     return out
@@ -200,7 +200,7 @@ def line_of(c: Compared, line: PoolResult) -> PoolLine:
     pair = len(cols) == 2
     return PoolLine(
         models=tuple(c.models[j] for j in by_price(c, cols)),
-        value=Estimate(w.value, basic(w.values, w.value) if n >= TOO_FEW else None, n),
+        value=Estimate(w.value, basic_interval(w.values, w.value) if n >= TOO_FEW else None, n),
         mixed=w.mixed,
         oracle=estimate(float(top.mean()), c.drawn.means(top)[:, 0], n),
         routing_gain=_routing_gain(c, w, len(cols)) if c.expected is not None else None,
@@ -230,7 +230,7 @@ def _routing_gain(c: Compared, w: PoolValue, size: int) -> Estimate | None:
     draws = np.array([above(x, y, size) for x, y in zip(w.costs, w.qualities, strict=True)])
     if size == 2:
         return _crossed(estimate(value, draws, n))
-    return Estimate(value, basic(draws, value) if n >= TOO_FEW else None, n)
+    return Estimate(value, basic_interval(draws, value) if n >= TOO_FEW else None, n)
 
 
 def _above_hull(cost: FloatArray, quality: FloatArray, size: int) -> float:
@@ -278,7 +278,7 @@ def _cost_to_keep(c: Compared, w: PoolValue) -> dict[str, Estimate]:
 def _relative_cost(
     cost: FloatArray, quality: FloatArray, target: float, unit: float
 ) -> float | None:
-    from suffice.lab.evaluate.metrics import upper_hull
+    from suffice.lab.evaluate.frontier import upper_hull
 
     hull = upper_hull(np.column_stack([cost, quality]))
     if hull[-1, 1] < target - 1e-12 or unit <= 0:

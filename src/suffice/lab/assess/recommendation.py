@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from suffice.lab.assess.pools import NOTICE, measurable
 from suffice.lab.assess.results import Estimate, ModelLine, Pool, PoolLine
-from suffice.lab.predictors.registry import FEW
+from suffice.lab.predictors.linear import MIN_MULTI_MODEL_LABELS
 
 _NAMED = 4  # models listed by name in a sentence
 
@@ -168,6 +168,6 @@ def _labels(pool: Pool) -> list[str]:
     if pool.basis == "routed":
         return []
     return [
-        f"{pool.n_compared} queries have labels of every model; from about {FEW} on a router can "
-        "be judged too: suffice collect."
+        f"{pool.n_compared} queries have labels of every model; from about "
+        f"{MIN_MULTI_MODEL_LABELS} on a router can be judged too: suffice collect."
     ]

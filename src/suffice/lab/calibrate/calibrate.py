@@ -18,12 +18,18 @@ from suffice import features
 from suffice.artifacts import certificate as certificates
 from suffice.artifacts.certificate import Certificate
 from suffice.errors import TableError, UsageError
-from suffice.lab.calibrate.risk_control import Kind, RiskControlResult, certify, quantile_thresholds
+from suffice.lab.calibrate.risk_control import (
+    Kind,
+    RiskControlResult,
+    fixed_sequence_test,
+    quantile_thresholds,
+)
+from suffice.lab.data.costs import Prices
 from suffice.lab.data.table import FloatArray, Table
 from suffice.lab.evaluate.predictions import NO_LABELS, is_artifact
-from suffice.lab.evaluate.problem import EvalSet, Prices, stand
+from suffice.lab.evaluate.problem import EvalSet, build_eval_set
 from suffice.lab.predictors import registry
-from suffice.lab.predictors.base import batch_of
+from suffice.lab.predictors.base import extract_table
 from suffice.lab.train.train import key_hashes
 from suffice.names import match_model
 from suffice.policies import priors
@@ -75,7 +81,7 @@ def calibrate(
     table = _unseen(table, predictor, policy, notes)
     if trained and models is None:
         models = _known(table, predictor, policy)
-    ground = stand(table, models, prices=prices)
+    ground = build_eval_set(table, models, prices=prices)
     notes += [n for n in ground.notes if not any(w in n for w in _NOT_OURS)]
     usd = ground.unit == "usd"
     price = ground.price if usd else np.full(len(ground.models), np.nan)
@@ -84,23 +90,23 @@ def calibrate(
     columns = [ref, *cheap]
     names = tuple(ground.models[j] for j in columns)
 
-    part = ground.table.only(names)
+    part = ground.table.select_models(names)
     cost = price[columns]
     if trained:
-        part = part.rows(~np.isnan(part.score[:, 0]))
-    x = batch_of(part, progress, vectors=trained)
+        part = part.take(~np.isnan(part.score[:, 0]))
+    x = extract_table(part, progress, vectors=trained)
     none = np.zeros((0, len(names)))
-    predictor.fit(x.rows(np.zeros(0, np.intp)), none, None, cost, names)
+    predictor.fit(x.take(np.zeros(0, np.intp)), none, None, cost, names)
     rate = 0.0
     thresholds: FloatArray | None = None
     if trained:
         sample = _sample(predictor, names)
-        rate = exchange_rate(sample, cost, max_loss)
-        thresholds = quantile_thresholds(gaps(sample, cost, rate)[1])
-        quality = predictor.expect(x)[0]
-        place, score = gaps(quality, cost, rate)
+        rate = choose_exchange_rate(sample, cost, max_loss)
+        thresholds = quantile_thresholds(quality_gaps(sample, cost, rate)[1])
+        quality = predictor.predict(x)[0]
+        place, score = quality_gaps(quality, cost, rate)
     else:
-        place, score = np.zeros(len(part), np.intp), predictor.rank(x, 0, 1)
+        place, score = np.zeros(len(part), np.intp), predictor.strong_score(x, 0, 1)
 
     alternative = part.score[np.arange(len(part)), place + 1]
     rows = np.flatnonzero(~np.isnan(alternative) & ~np.isnan(part.score[:, 0]))
@@ -119,7 +125,7 @@ def calibrate(
     loss = np.maximum(0.0, part.score[rows, 0] - alternative[rows])
     groups = None if part.group is None else part.clusters[rows]
     kind = _kind(part, predictor)
-    verdict = certify(
+    verdict = fixed_sequence_test(
         loss,
         score[rows],
         max_loss=max_loss,
@@ -173,7 +179,9 @@ def calibrate(
     )
 
 
-def gaps(quality: FloatArray, cost: FloatArray, rate: float) -> tuple[NDArray[np.intp], FloatArray]:
+def quality_gaps(
+    quality: FloatArray, cost: FloatArray, rate: float
+) -> tuple[NDArray[np.intp], FloatArray]:
     """((n,) place of the alternative among the cheap, (n,) score), as `Certificate.pick` says, for
     predicted qualities (n, 1 + cheap) and costs (1 + cheap,), the reference first."""
     penalty = 0.0 if rate == 0.0 else rate * cost[1:]
@@ -181,7 +189,7 @@ def gaps(quality: FloatArray, cost: FloatArray, rate: float) -> tuple[NDArray[np
     return place, quality[:, 0] - quality[np.arange(len(quality)), place + 1]
 
 
-def exchange_rate(quality: FloatArray, cost: FloatArray, max_loss: float) -> float:
+def choose_exchange_rate(quality: FloatArray, cost: FloatArray, max_loss: float) -> float:
     """The quality worth a dollar at which the alternatives are predicted to save most within
     `max_loss`; 0 where there is one. quality: (m, 1 + cheap) predicted, of training queries.
 
@@ -198,7 +206,7 @@ def exchange_rate(quality: FloatArray, cost: FloatArray, max_loss: float) -> flo
     p = np.clip(quality, 0.0, 1.0)
     best, most = 0.0, -np.inf
     for rate in rates:
-        place, score = gaps(quality, cost, rate)
+        place, score = quality_gaps(quality, cost, rate)
         lost = p[:, 0] * (1.0 - p[np.arange(len(p)), place + 1])
         order = np.argsort(score, kind="stable")
         within = np.cumsum(lost[order]) / len(p) <= max_loss
@@ -225,13 +233,13 @@ def _check(max_loss: float, confidence: float) -> None:
 
 def _predictor(policy: str) -> Any:
     if policy in NO_LABELS or is_artifact(policy):
-        return registry.make(policy)
+        return registry.make_predictor(policy)
     if policy in registry.BUILT_IN:
         raise UsageError(
             f"--policy {policy}: it learns from labels, and calibration labels fit nothing.",
             remedy="Train it on other labels first (suffice train), then give the artifact's path.",
         )
-    known = registry.make(policy)  # raises UsageError for a name that nobody offers
+    known = registry.make_predictor(policy)  # raises UsageError for a name that nobody offers
     raise UsageError(
         f"--policy {known.name}: only an artifact, default or length can be calibrated.",
         remedy="Train it first: suffice train --policy.",
@@ -254,7 +262,7 @@ def _unseen(table: Table, predictor: Any, policy: str, notes: list[str]) -> Tabl
         notes.append(
             f"{dropped} of {len(table)} queries were dropped: {policy} was trained on them"
         )
-    return table.rows(fresh)
+    return table.take(fresh)
 
 
 def _known(table: Table, predictor: Any, policy: str) -> list[str]:

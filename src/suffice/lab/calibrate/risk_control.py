@@ -29,7 +29,7 @@ from suffice.lab.data.table import FloatArray
 Kind = Literal["binary", "graded"]
 Method = Literal["clopper-pearson", "betting"]
 STEPS = 50  # of a walk over quantiles
-ENOUGH_EVER = 100_000_000  # labels beyond which nobody asks how many more
+MAX_LABELS = 100_000_000  # labels beyond which nobody asks how many more
 
 
 # ── bounds ───────────────────────────────────────────────────────────────────────────────────────
@@ -65,7 +65,7 @@ def clopper_pearson(k: int, n: int, delta: float) -> float:
     return high
 
 
-def most_losses(n: int, max_loss: float, delta: float) -> int:
+def max_allowed_losses(n: int, max_loss: float, delta: float) -> int:
     """The largest k of n whose Clopper-Pearson bound is at most `max_loss`; -1 where not even 0 is
     enough."""
     low, high = -1, floor(n * max_loss)
@@ -78,7 +78,7 @@ def most_losses(n: int, max_loss: float, delta: float) -> int:
     return low
 
 
-def hoeffding_bentkus(mean: float, n: int, max_loss: float) -> float:
+def hoeffding_bentkus_p_value(mean: float, n: int, max_loss: float) -> float:
     """p-value of 'the expectation is above max_loss' for n values in [0, 1] with this mean (Bates,
     Angelopoulos, Lei, Malik & Jordan 2021, "Distribution-free, risk-controlling prediction sets",
     section 3.1)."""
@@ -91,7 +91,7 @@ def hoeffding_bentkus(mean: float, n: int, max_loss: float) -> float:
     return min(1.0, exp(-n * entropy), bentkus)
 
 
-def betting(values: FloatArray, max_loss: float, delta: float) -> float:
+def betting_p_value(values: FloatArray, max_loss: float, delta: float) -> float:
     """p-value of 'the expectation is above max_loss' for values (n,) in [0, 1], in random order.
 
     One over the most wealth reached by betting against it with the predictable plug-in bets
@@ -118,12 +118,14 @@ def _wealth(values: FloatArray, bound: FloatArray, delta: float) -> FloatArray:
 
 def betting_bound(values: FloatArray, delta: float) -> float:
     """The upper bound of the expectation that belongs to `betting`; 1 where nothing is shown."""
-    if betting(values, 1.0, delta) > delta:
+    if betting_p_value(values, 1.0, delta) > delta:
         return 1.0
     low, high = 0.0, 1.0
     while high - low > 1e-9:
         middle = (low + high) / 2
-        low, high = (middle, high) if betting(values, middle, delta) > delta else (low, middle)
+        low, high = (
+            (middle, high) if betting_p_value(values, middle, delta) > delta else (low, middle)
+        )
     return high
 
 
@@ -151,7 +153,7 @@ class RiskControlResult:
     needed: int | None = None
 
 
-def certify(
+def fixed_sequence_test(
     loss: FloatArray,
     score: FloatArray,
     *,
@@ -232,12 +234,12 @@ class _Test:
         self.n = n
         self.max_loss = max_loss
         self.delta = delta
-        self.most = most_losses(n, max_loss, delta) if n else -1
+        self.most = max_allowed_losses(n, max_loss, delta) if n else -1
 
     def passes(self, losses: FloatArray) -> bool:
         if self.method == "clopper-pearson":
             return round(float(losses.sum())) <= self.most
-        return betting(losses, self.max_loss, self.delta) <= self.delta
+        return betting_p_value(losses, self.max_loss, self.delta) <= self.delta
 
     def bound(self, losses: FloatArray) -> float:
         if not self.n:
@@ -275,15 +277,15 @@ def labels_needed(mean: float, max_loss: float, delta: float, method: Method) ->
 
     def enough(n: int) -> bool:
         if method == "clopper-pearson":
-            return ceil(mean * n - 1e-9) <= most_losses(n, max_loss, delta)
-        return hoeffding_bentkus(mean, n, max_loss) <= delta
+            return ceil(mean * n - 1e-9) <= max_allowed_losses(n, max_loss, delta)
+        return hoeffding_bentkus_p_value(mean, n, max_loss) <= delta
 
     if mean >= max_loss:
         return None
     high = 1
     while not enough(high):
         high *= 2
-        if high > ENOUGH_EVER or (high > 1_000_000 and mean > 0.0):
+        if high > MAX_LABELS or (high > 1_000_000 and mean > 0.0):
             return None
     low = high // 2
     while high - low > 1:

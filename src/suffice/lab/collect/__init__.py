@@ -31,7 +31,7 @@ from suffice.lab.collect.queries import Pool, read_pool
 from suffice.lab.collect.run import Run
 from suffice.lab.collect.run_state import RunState
 from suffice.lab.collect.summary import ModelSummary, Summary, fill
-from suffice.lab.predictors.base import batch_of
+from suffice.lab.predictors.base import extract_table
 from suffice.policies.priors import list_price
 from suffice.types import Model
 
@@ -278,7 +278,7 @@ def _sample(book: RunState, o: Options) -> Sampled | None:
         return found
     smaller = [s for s in here if s.size < o.sample]
     before = max(smaller, key=lambda s: s.size).passes if smaller else []
-    x = batch_of(pool.table, progress=n > 2000)
+    x = extract_table(pool.table, progress=n > 2000)
     score = np.full((n, len(book.models)), np.nan)
     for i in sampling.selected(before):
         score[i] = [np.nan if c.score is None else c.score for c in book.cells(int(i))]

@@ -16,9 +16,11 @@ import msgspec
 
 from suffice.errors import StoreError, TableError, nearest
 from suffice.lab.data import load, public_formats
+from suffice.lab.data.builder import MISSING_VALUES, TableBuilder
+from suffice.lab.data.readers import Row, read_rows
 from suffice.lab.data.table import Table
 
-_NOTHING = (None, "")
+_EMPTY = (None, "")
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ def read_pool(
         if path.suffix.lower() == ".txt":
             pool = _from_rows(path, _lines(path), columns)
         elif path.is_dir() and (path / "queries.parquet").exists():
-            pool = _from_rows(path, load.read_rows(path / "queries.parquet"), columns, once=True)
-        elif path.is_dir() or public_formats.special(path) is not None:
+            pool = _from_rows(path, read_rows(path / "queries.parquet"), columns, once=True)
+        elif path.is_dir() or public_formats.detect(path) is not None:
             pool = _from_original(path, columns)
         else:
-            pool = _from_rows(path, load.read_rows(path), columns)
+            pool = _from_rows(path, read_rows(path), columns)
     pool = _with_text(pool)
     if must and pool.column is None:
         raise TableError(
@@ -76,7 +78,7 @@ def read_pool(
             remedy="Add it, or name another with --expected-column.",
         )
     if every:
-        lacking = [i for i, e in enumerate(pool.expected) if e in _NOTHING]
+        lacking = [i for i, e in enumerate(pool.expected) if e in _EMPTY]
         if lacking:
             raise TableError(
                 f"{len(lacking)} of {len(pool)} queries have no expected answer, the first is "
@@ -88,7 +90,7 @@ def read_pool(
     return pool
 
 
-def _lines(path: Path) -> Iterator[load.Row]:
+def _lines(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -105,9 +107,9 @@ def _lines(path: Path) -> Iterator[load.Row]:
 
 
 def _from_rows(
-    path: Path, rows: Iterable[load.Row], columns: Sequence[str], *, once: bool = False
+    path: Path, rows: Iterable[Row], columns: Sequence[str], *, once: bool = False
 ) -> Pool:
-    builder = load.Builder(path.name if once else path.stem, str(path))
+    builder = TableBuilder(path.name if once else path.stem, str(path))
     raw: dict[str, bytes] = {}
     expected: dict[str, Any] = {}
     column: str | None = None
@@ -118,18 +120,18 @@ def _from_rows(
         if column is None:
             column = next((c for c in columns if c in row), None)
         messages = row.get("messages")
-        if messages not in load._NOTHING:
+        if messages not in MISSING_VALUES:
             messages = _decoded(messages)
             if isinstance(messages, list):
                 asked = _to_be_answered(messages)
                 cut += len(asked) < len(messages)
                 row = {**row, "messages": asked}
-        query_id = builder.query(row, i, joined=not once)
+        query_id = builder.add_query(row, i, joined=not once)
         if query_id not in raw:
             raw[query_id] = _json_of(row)
-        if column is not None and expected.get(query_id) in _NOTHING:
+        if column is not None and expected.get(query_id) in _EMPTY:
             expected[query_id] = row.get(column)
-    table = builder.table()
+    table = builder.build()
     if columns and column is None and seen:
         close = nearest(columns[0], seen, 1)
         if close and close[0] not in ("prompt", "messages", "model", "query_id"):
@@ -161,9 +163,9 @@ def _to_be_answered(messages: list[Any]) -> list[Any]:
     return messages[:n]
 
 
-def _json_of(row: load.Row) -> bytes:
+def _json_of(row: Row) -> bytes:
     messages = row.get("messages")
-    if messages in load._NOTHING:
+    if messages in MISSING_VALUES:
         return msgspec.json.encode([{"role": "user", "content": row.get("prompt")}])
     # Parquet fills every field of a struct, with null where a message has none.
     return msgspec.json.encode(
@@ -178,13 +180,13 @@ def _from_original(path: Path, columns: Sequence[str]) -> Pool:
     by_key: dict[str, Any] = {}
     column: str | None = None
     if path.is_file() and columns:
-        for row in load.read_rows(path):
+        for row in read_rows(path):
             if column is None:
                 column = next((c for c in columns if c in row), None)
             if column is None:
                 break
             for name in ("query_id", "question_id", "id", "question", "prompt"):
-                if row.get(name) not in _NOTHING:
+                if row.get(name) not in _EMPTY:
                     by_key.setdefault(f"{row[name]}", row.get(column))
     expected = {
         query_id: by_key.get(query_id, by_key.get(prompt))
@@ -229,7 +231,11 @@ def _pool(
         for q, c, m in zip(table.query_ids, table.messages, messages, strict=True)
     )
     bare = replace(
-        table.only(()), cost_usd=None, input_tokens=None, output_tokens=None, latency_s=None
+        table.select_models(()),
+        cost_usd=None,
+        input_tokens=None,
+        output_tokens=None,
+        latency_s=None,
     )
     values = tuple(expected.get(q) for q in table.query_ids)
     return Pool(bare, ids, messages, values, column, source, tuple(warnings))
@@ -244,7 +250,7 @@ def _with_text(pool: Pool) -> Pool:
         return pool
     return replace(
         pool,
-        table=pool.table.rows(kept),
+        table=pool.table.take(kept),
         ids=tuple(pool.ids[i] for i in kept),
         messages=tuple(pool.messages[i] for i in kept),
         expected=tuple(pool.expected[i] for i in kept),

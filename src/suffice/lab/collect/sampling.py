@@ -149,8 +149,8 @@ def disagreement(x: Batch, score: FloatArray) -> FloatArray | None:
     score: (n, k) with NaN where unknown. The regression is the brain's own safe head, which stays
     near the mean until labels say otherwise.
     """
+    from suffice.lab.predictors.base import design_matrix
     from suffice.lab.predictors.bayes import BayesianModelAveragingRegression
-    from suffice.lab.predictors.registry import design
 
     known = ~np.isnan(score)
     rows = np.flatnonzero(known.sum(axis=1) >= 2)
@@ -159,7 +159,7 @@ def disagreement(x: Batch, score: FloatArray) -> FloatArray | None:
     gap = np.nanmax(score[rows], axis=1) - np.nanmin(score[rows], axis=1)
     if gap.std() < 1e-9:
         return None
-    d = design(x)
+    d = design_matrix(x)
     head = BayesianModelAveragingRegression(x.signals.shape[1] - 1).fit(
         d[rows], gap[:, None], np.array([gap.mean()]), np.zeros(1), np.array([gap.var()])
     )

@@ -13,7 +13,7 @@ import msgspec
 
 from suffice.errors import JobError, UsageError
 from suffice.lab.collect.run_state import RunState, ScoredAnswer
-from suffice.lab.data import load
+from suffice.lab.data import readers
 
 _FILES = (".jsonl", ".ndjson", ".csv", ".parquet")
 _QUERY = ("query_id", "prompt", "messages", "benchmark", "category", "group", "expected",
@@ -40,7 +40,7 @@ def check_out(out: Path) -> None:
             remedy=f"Give a folder (a name without suffix), or one of {', '.join(_FILES)}.",
         )
     if not out.suffix or out.suffix.lower() == ".parquet":
-        load.parquet()
+        readers.import_parquet()
     ours = ledger_path(out).exists()
     table = out if out.suffix else out / "queries.parquet"
     if table.exists() and not ours:
@@ -155,7 +155,7 @@ def _csv(rows: list[Row]) -> str:
 
 
 def _parquet(path: Path, rows: list[Row]) -> None:
-    pq = load.parquet()
+    pq = readers.import_parquet()
     import pyarrow as pa
 
     fields = [(c, pa.float64() if c in _NUMBERS else pa.string()) for c in rows[0]]

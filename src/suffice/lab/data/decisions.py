@@ -19,7 +19,7 @@ from suffice import features
 from suffice.store import reader
 from suffice.types import Objective, PlanStep, Prediction
 
-MOST = 500_000  # decisions read at a time, the newest
+MAX_DECISIONS = 500_000  # decisions read at a time, the newest
 _SHOWN = 20  # skipped rows that are named one by one
 _SIGNALS = len(features.SIGNAL_NAMES)
 
@@ -77,7 +77,7 @@ class DecisionLog:
             self.skipped.append((str(decision_id), why))
 
 
-def read(
+def read_decisions(
     url: str,
     *,
     since_s: float | None = None,
@@ -90,7 +90,7 @@ def read(
     with reader.connect_readonly(url) as connection:
         scores = _scores(connection, since_s, route, sources, found)
         for n, row in enumerate(_rows(connection, since_s, route)):
-            if n == MOST:
+            if n == MAX_DECISIONS:
                 found.cut = True
                 break
             _take(row, scores, found)
@@ -110,7 +110,7 @@ def _rows(connection: Any, since_s: float | None, route: str | None) -> Iterator
         t.propensity, t.status, t.session, t.cost_usd, t.features, t.features_schema, t.embedding,
         reader.detail_as_bytes(connection),
     ).order_by(t.id.desc())  # fmt: skip
-    query = _within(query, since_s, route).limit(MOST + 1)
+    query = _within(query, since_s, route).limit(MAX_DECISIONS + 1)
     yield from connection.execution_options(yield_per=1000).execute(query).mappings()
 
 

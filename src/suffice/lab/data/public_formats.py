@@ -22,8 +22,8 @@ from typing import Any
 import msgspec
 
 from suffice.errors import StoreError, TableError
-from suffice.lab.data.load import Builder, from_rows
-from suffice.lab.data.readers import Row, head, read_rows
+from suffice.lab.data.builder import TableBuilder, table_from_rows
+from suffice.lab.data.readers import Row, first_rows, read_rows
 from suffice.lab.data.table import Table
 
 _META = {
@@ -33,7 +33,7 @@ _META = {
 }  # fmt: skip
 
 
-def special(path: Path) -> Table | None:
+def detect(path: Path) -> Table | None:
     """The table where `path` is one of the originals; None where it is not."""
     if path.is_dir():
         if (path / "queries.parquet").exists():
@@ -44,25 +44,25 @@ def special(path: Path) -> Table | None:
         firsts = {f: _first(f) for f in files}
         logs = [f for f in files if "spec" in firsts[f]]
         if logs:
-            return from_rows(path.name, _evals_logs(logs), str(path))
+            return table_from_rows(path.name, _evals_logs(logs), str(path))
         results = [f for f in files if {"pred", "options", "question"} <= set(firsts[f])]
         if results:
-            return from_rows(path.name, _mmlu_pro_results(results), str(path))
+            return table_from_rows(path.name, _mmlu_pro_results(results), str(path))
         wide = [f for f in files if _is_wide(f, firsts[f])]
         if wide:
             return _wide_files(path.name, wide)
         return None
     first = _first(path)
     if "spec" in first:
-        return from_rows(path.stem, _evals_logs([path]), str(path))
+        return table_from_rows(path.stem, _evals_logs([path]), str(path))
     if any(str(c).endswith("|total_cost") for c in first):
         return routerbench(path, first)
     if {"pred", "options", "question"} <= set(first):
-        return from_rows(path.stem, _mmlu_pro_results([path]), str(path))
+        return table_from_rows(path.stem, _mmlu_pro_results([path]), str(path))
     if "spend" in first and "model" in first:
         return spend_logs(path)
     if "question" in first and "prompt" not in first and "messages" not in first:
-        return from_rows(path.stem, _questions(path), str(path))
+        return table_from_rows(path.stem, _questions(path), str(path))
     if _is_wide(path, first):
         return _wide_files(path.stem, [path])
     return None
@@ -100,14 +100,14 @@ def _contaminated(*folders: Path) -> set[str]:
 
 
 def _first(path: Path) -> Row:
-    found = head(path)
+    found = first_rows(path)
     return found[0] if found else {}
 
 
 def _is_wide(path: Path, first: Row) -> bool:
     if "model" in first or not ({"prompt"} & set(first)):
         return False
-    return len(_model_columns(head(path, 50))) >= 2
+    return len(_model_columns(first_rows(path, 50))) >= 2
 
 
 def _model_columns(rows: Sequence[Row]) -> list[str]:
@@ -135,29 +135,29 @@ def _unit(value: Any) -> float | None:
 
 
 def _wide_files(name: str, files: Iterable[Path]) -> Table:
-    builder = Builder(name, "")
+    builder = TableBuilder(name, "")
     for path in files:
         builder.path = str(path)
-        columns = _model_columns(head(path, 200))
+        columns = _model_columns(first_rows(path, 200))
         bad = _contaminated(path.parent, path.parent.parent)
         for i, row in enumerate(read_rows(path), 1):
             # The same question may stand in two files: each keeps its own row.
             query_id = f"{path.stem}-{i}" if not row.get("query_id") else str(row["query_id"])
             marked = row.get("prompt") in bad or row.get("contaminated")
-            builder.query(
+            builder.add_query(
                 {"benchmark": path.stem, **row, "query_id": query_id, "contaminated": marked}, i
             )
             for column in columns:
-                builder.outcome(
+                builder.add_outcome(
                     {"query_id": query_id, "model": column, "score": row.get(column)}, i
                 )
-    return builder.table()
+    return builder.build()
 
 
 def routerbench(path: Path, first: Row) -> Table:
     """RouterBench's wide table. Its prompts are lists of turns in Python's own notation."""
     models = [c.removesuffix("|total_cost") for c in first if str(c).endswith("|total_cost")]
-    builder = Builder(path.stem, str(path))
+    builder = TableBuilder(path.stem, str(path))
     for i, row in enumerate(read_rows(path), 1):
         prompt = row.get("prompt")
         query = {
@@ -165,13 +165,13 @@ def routerbench(path: Path, first: Row) -> Table:
             "prompt": _turns(prompt) if isinstance(prompt, str) else _first_turn(prompt),
             "benchmark": row.get("eval_name"),
         }
-        query_id = builder.query(query, i)
+        query_id = builder.add_query(query, i)
         for m in models:
             cost = row.get(f"{m}|total_cost")
-            builder.outcome(
+            builder.add_outcome(
                 {"query_id": query_id, "model": m, "score": row.get(m), "cost_usd": cost}, i
             )
-    return builder.table()
+    return builder.build()
 
 
 def _turns(text: str) -> str:
@@ -193,13 +193,13 @@ def _first_turn(turns: Any) -> Any:
 
 def mt_bench(folder: Path) -> Table:
     """RouteLLM's protocol: routed on turn one, scored by the mean of two turns, of ten."""
-    builder = Builder(folder.name, str(folder / "question.jsonl"))
+    builder = TableBuilder(folder.name, str(folder / "question.jsonl"))
     bad = _contaminated(folder)
     for i, row in enumerate(read_rows(folder / "question.jsonl"), 1):
         turns = row.get("turns")
         if not isinstance(turns, list) or not turns:
             raise TableError("expected a list of turns.", path=builder.path, column="turns", row=i)
-        builder.query(
+        builder.add_query(
             {"query_id": row.get("question_id"), "prompt": turns[0], "category": row.get("category"),
              "benchmark": "mt_bench", "contaminated": any(t in bad for t in turns)},
             i,
@@ -225,10 +225,10 @@ def mt_bench(folder: Path) -> Table:
     known = {str(r.get("question_id")) for r in read_rows(folder / "question.jsonl")}
     for i, ((query_id, model), scores) in enumerate(graded.items(), 1):
         if query_id in known:
-            builder.outcome(
+            builder.add_outcome(
                 {"query_id": query_id, "model": model, "score": sum(scores) / len(scores) / 10}, i
             )
-    return builder.table()
+    return builder.build()
 
 
 def _mmlu_pro_results(files: Iterable[Path]) -> Iterator[Row]:
@@ -321,26 +321,26 @@ def _evals_logs(files: Iterable[Path]) -> Iterator[Row]:
 def spend_logs(path: Path) -> Table:
     """LiteLLM's LiteLLM_SpendLogs, exported as CSV or JSON: what was asked, of whom, for how much.
     No scores. A spend of 0 means that LiteLLM knew no price."""
-    builder = Builder(path.stem, str(path))
+    builder = TableBuilder(path.stem, str(path))
     silent = 0
     for i, row in enumerate(read_rows(path), 1):
         messages = _asked(row, path, i)
         if not messages:
             silent += 1
             continue
-        query_id = builder.query(
+        query_id = builder.add_query(
             {"query_id": row.get("request_id"), "messages": messages,
              "group": row.get("session_id")},
             i,
         )  # fmt: skip
-        builder.outcome(
+        builder.add_outcome(
             {"query_id": query_id, "model": row.get("model"),
              "cost_usd": row.get("spend") if row.get("spend") not in (0, 0.0, "0", "0.0") else None,
              "input_tokens": row.get("prompt_tokens"),
              "output_tokens": row.get("completion_tokens")},
             i,
         )  # fmt: skip
-    table = builder.table()
+    table = builder.build()
     if not len(table):
         raise TableError(
             "this log holds no messages.", path=str(path), column="messages",
@@ -348,7 +348,7 @@ def spend_logs(path: Path) -> Table:
         )  # fmt: skip
     if silent:
         builder.warnings.append(f"{silent} log rows without messages were left out")
-        table = builder.table()
+        table = builder.build()
     return table
 
 
@@ -389,15 +389,15 @@ def from_store(url: str) -> Table:
             path=url,
             remedy="Set keep_prompts = true under [store], and come back after some traffic.",
         )
-    builder = Builder("store", url)
+    builder = TableBuilder("store", url)
     for i, (row, scores) in enumerate(kept, 1):
-        query_id = builder.query(
+        query_id = builder.add_query(
             {"query_id": row["id"], "messages": msgspec.json.decode(row["prompt"]),
              "group": row["session"], "category": row["route"]},
             i,
         )  # fmt: skip
         if row["model"]:
-            builder.outcome(
+            builder.add_outcome(
                 {
                     "query_id": query_id,
                     "model": row["model"],
@@ -413,4 +413,4 @@ def from_store(url: str) -> Table:
         builder.warnings.append(
             f"{len(found) - len(kept)} decisions without a prompt were left out"
         )
-    return builder.table()
+    return builder.build()

@@ -44,7 +44,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     return reader(path)
 
 
-def head(path: Path, n: int = 1) -> list[Row]:
+def first_rows(path: Path, n: int = 1) -> list[Row]:
     """The first rows, to tell formats apart."""
     return list(islice(read_rows(path), n))
 
@@ -130,7 +130,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def _open_parquet(path: Path) -> Any:
-    pq = parquet()
+    pq = import_parquet()
     import pyarrow as pa
 
     try:
@@ -143,7 +143,7 @@ def parquet_columns(path: Path) -> list[str]:
     return list(_open_parquet(path).schema_arrow.names)
 
 
-def parquet() -> Any:
+def import_parquet() -> Any:
     """pyarrow.parquet, or a TableError that says what to install."""
     try:
         import pyarrow.parquet as pq
@@ -174,7 +174,7 @@ def _not_utf8(path: Path, row: int | None, error: UnicodeDecodeError) -> TableEr
     )
 
 
-def lacks(path: str, column: str, columns: Sequence[str]) -> TableError:
+def missing_column_error(path: str, column: str, columns: Sequence[str]) -> TableError:
     """What to say of a missing column."""
     close = nearest(column, columns, 1)
     hint = f" Is it {close[0]!r}?" if close else ""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from suffice.lab.data.table import Table
 
 
-def together(table: Table) -> NDArray[np.intp]:
+def connected_groups(table: Table) -> NDArray[np.intp]:
     """(n,) number of what must stay together: queries that share a normalised prompt or a group,
     directly or through others."""
     parent = list(range(len(table)))
@@ -34,7 +34,7 @@ def together(table: Table) -> NDArray[np.intp]:
     return np.unique([root(i) for i in range(len(table))], return_inverse=True)[1]
 
 
-def folds(clusters: NDArray[np.intp], count: int, seed: int) -> NDArray[np.intp]:
+def group_kfold(clusters: NDArray[np.intp], count: int, seed: int) -> NDArray[np.intp]:
     """(n,) fold of each query, 0 to count - 1 (fewer where there are fewer clusters): whole
     clusters, largest first into the smallest fold, equals in random order."""
     sizes = np.bincount(clusters)

@@ -85,16 +85,7 @@ class Table:
         """(n,) queries on which every model has a score."""
         return np.asarray(~np.isnan(self.score).any(axis=1))
 
-    def mean_cost(self) -> FloatArray:
-        """(k,) mean USD of each model where known; NaN where not."""
-        if self.cost_usd is None:
-            return np.full(len(self.models), np.nan)
-        known = ~np.isnan(self.cost_usd)
-        total = np.where(known, self.cost_usd, 0.0).sum(axis=0)
-        count = known.sum(axis=0)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-    def rows(self, index: Sequence[int] | NDArray[np.intp] | NDArray[np.bool_]) -> Table:
+    def take(self, index: Sequence[int] | NDArray[np.intp] | NDArray[np.bool_]) -> Table:
         """The same table with only these queries, in this order."""
         at = np.asarray(index)
         at = np.flatnonzero(at) if at.dtype == bool else at.astype(np.intp)
@@ -119,7 +110,7 @@ class Table:
             group=None if self.group is None else some(self.group),
         )
 
-    def only(self, models: Sequence[str]) -> Table:
+    def select_models(self, models: Sequence[str]) -> Table:
         """The same table with only these models, in this order. Raises KeyError for an unknown."""
         at = {m: i for i, m in enumerate(self.models)}
         cols = [at[m] for m in models]

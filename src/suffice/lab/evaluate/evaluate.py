@@ -12,19 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import UsageError
-from suffice.lab.data.splits import together
+from suffice.lab.data.costs import Prices
+from suffice.lab.data.splits import connected_groups
 from suffice.lab.data.table import Table
-from suffice.lab.evaluate import metrics
+from suffice.lab.evaluate import frontier
 from suffice.lab.evaluate.predictions import (
-    Fit,
     PredictionRunner,
     Predictions,
-    chosen_names,
-    forecasts,
+    TrainingSet,
     learns,
+    policy_names,
+    predict_all,
     some,
 )
-from suffice.lab.evaluate.problem import EvalSet, Prices, stand
+from suffice.lab.evaluate.problem import EvalSet, build_eval_set
 from suffice.lab.evaluate.robustness import flip_rates, overhead_us
 from suffice.lab.evaluate.scorecard import BASELINES, Scorecard
 from suffice.lab.predictors.base import track
@@ -79,12 +80,12 @@ def evaluate(
             "--leave-one-source-out: the table names fewer than two benchmarks.",
             remedy="Add a column 'benchmark' to the queries.",
         )
-    ground = stand(table, models, fit_on, prices)
-    fit = None if fit_on is None else Fit(fit_on, ground)
-    names = [n for n in chosen_names(policies, fit is not None) if n not in BASELINES]
-    clusters = together(ground.table)
+    ground = build_eval_set(table, models, fit_on, prices)
+    fit = None if fit_on is None else TrainingSet(fit_on, ground)
+    names = [n for n in policy_names(policies, fit is not None) if n not in BASELINES]
+    clusters = connected_groups(ground.table)
     ask = PredictionRunner(ground, fit, clusters, ["length", *names], seed, progress)
-    said = forecasts(ask, ["length", *names], progress)
+    said = predict_all(ask, ["length", *names], progress)
     judged = Scorecard(ground.score, ground.cost, ground, clusters[ground.rows], draws, seed)
     result = _head(table, ground, fit, judged, names, draws, seed)
     result["warnings"] += _learned_before(said, ground)
@@ -121,7 +122,7 @@ def _learned_before(said: Mapping[str, Predictions], ground: EvalSet) -> list[st
 
 
 def _head(
-    table: Table, ground: EvalSet, fit: Fit | None, judged: Scorecard, names: Sequence[str],
+    table: Table, ground: EvalSet, fit: TrainingSet | None, judged: Scorecard, names: Sequence[str],
     draws: int, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     singles = ground.singles
@@ -132,7 +133,7 @@ def _head(
             "share no prompt and no group with it"
         )
     notes += [*GENERAL_NOTES, *((PAIR_NOTE,) if ground.strong is not None else ())]
-    at = metrics.best_single(singles)
+    at = frontier.best_single(singles)
     return {
         "table": table.name,
         "n_queries": len(ground.rows),
@@ -210,7 +211,7 @@ def _left_out(
         if rows.sum() < _SMALLEST:
             out[source] = {"n_queries": int(rows.sum()), "policies": None}
             continue
-        said = forecasts(ask.without(source), ["length", *names], False)
+        said = predict_all(ask.without(source), ["length", *names], False)
         out[source] = _part(rows, ground, said, clusters, draws, seed)
     return out
 

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ArtifactError, TableError, UsageError
-from suffice.lab.data.splits import folds
+from suffice.lab.data.costs import price_outcomes
+from suffice.lab.data.splits import group_kfold
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate.problem import EvalSet, costs
-from suffice.lab.predictors.base import Batch, Predictor, batch_of, track
-from suffice.lab.predictors.registry import BUILT_IN, make
+from suffice.lab.evaluate.problem import EvalSet
+from suffice.lab.predictors.base import Batch, Predictor, extract_table, track
+from suffice.lab.predictors.registry import BUILT_IN, make_predictor
 from suffice.names import match_model
 
 FOLDS = 5
@@ -48,7 +49,7 @@ def learns(name: str) -> bool:
     return name not in NO_LABELS and not is_artifact(name)
 
 
-class Fit:
+class TrainingSet:
     """Labels to learn from: a table without any query that is judged, models in the ground's order.
 
     table: as given; score and cost: (m, k), NaN where unknown. notes: what was dropped.
@@ -69,7 +70,7 @@ class Fit:
                 "--fit-on: every query of that table is also in the table that is judged.",
                 remedy="Leave --fit-on out: policies that learn are then cross-fitted.",
             )
-        table = table.rows(fresh)
+        table = table.take(fresh)
         if table.group is not None and ground.table.group is not None:
             shared = set(table.group) & set(ground.table.group)
             if shared:
@@ -90,7 +91,7 @@ class Fit:
         if len(known) < len(ground.models):
             lost = [m for m, f in zip(ground.models, columns, strict=True) if f is None]
             self.notes.append(f"the table to fit on knows nothing of {', '.join(lost[:6])}")
-        usd, _, _ = costs(table.only(known))
+        usd, _, _ = price_outcomes(table.select_models(known))
         self.score = np.full((len(table), len(columns)), np.nan)
         self.cost: FloatArray | None = np.full_like(self.score, np.nan)
         for j, column in enumerate(columns):
@@ -101,10 +102,10 @@ class Fit:
             self.cost = None
         self.table = table
 
-    def rows(self, index: NDArray[np.bool_]) -> Fit:
-        part = object.__new__(Fit)
+    def rows(self, index: NDArray[np.bool_]) -> TrainingSet:
+        part = object.__new__(TrainingSet)
         part.notes = []
-        part.table = self.table.rows(index)
+        part.table = self.table.take(index)
         part.score = self.score[index]
         part.cost = None if self.cost is None else self.cost[index]
         return part
@@ -119,7 +120,7 @@ class PredictionRunner:
     def __init__(
         self,
         ground: EvalSet,
-        fit: Fit | None,
+        fit: TrainingSet | None,
         clusters: NDArray[np.intp],
         names: Sequence[str],
         seed: int,
@@ -130,12 +131,12 @@ class PredictionRunner:
         self.seed = seed
         # Length and prices need no embedding, which is half the time on a large table.
         vectors = any(n not in NO_LABELS for n in names)
-        self.x = batch_of(ground.table, progress, vectors)
-        self.judged = self.x.rows(ground.rows)
+        self.x = extract_table(ground.table, progress, vectors)
+        self.judged = self.x.take(ground.rows)
         self.clusters = clusters
         self.fit_x: Batch | None = None
         if fit is not None and any(learns(n) for n in names):
-            self.fit_x = batch_of(fit.table, progress, vectors)
+            self.fit_x = extract_table(fit.table, progress, vectors)
 
     def __call__(self, name: str) -> Predictions:
         if not learns(name):
@@ -153,10 +154,10 @@ class PredictionRunner:
         return self.ground.price
 
     def _nothing(self) -> Batch:
-        return self.x.rows(np.empty(0, np.intp))
+        return self.x.take(np.empty(0, np.intp))
 
     def _fitted(self, name: str, x: Batch, score: FloatArray, cost: FloatArray | None) -> Predictor:
-        predictor = make(name)
+        predictor = make_predictor(name)
         try:
             return predictor.fit(x, score, cost, self.price, self.ground.models)
         except (ArtifactError, UsageError, TableError):
@@ -174,7 +175,7 @@ class PredictionRunner:
 
     def _crossed(self, name: str) -> Predictions:
         ground = self.ground
-        fold = folds(self.clusters, FOLDS, self.seed)
+        fold = group_kfold(self.clusters, FOLDS, self.seed)
         n, k = ground.score.shape
         if fold.max() < 1:
             raise TableError(
@@ -192,10 +193,10 @@ class PredictionRunner:
                 continue
             train = fold != f
             predictor = self._fitted(
-                name, self.x.rows(train), ground.table.score[train],
+                name, self.x.take(train), ground.table.score[train],
                 None if usd is None else usd[train],
             )  # fmt: skip
-            q, c, r = _expected(predictor, self.judged.rows(inside), ground)
+            q, c, r = _expected(predictor, self.judged.take(inside), ground)
             quality[inside], cost[inside] = q, c
             if rank is not None and r is not None:
                 rank[inside] = r
@@ -214,16 +215,16 @@ class PredictionRunner:
         if self.fit is not None and self.fit_x is not None:
             marks = self.fit.table.benchmark or (None,) * len(self.fit.table)
             away = np.array([m != source for m in marks], dtype=bool)
-            x, score = self.fit_x.rows(away), self.fit.score[away]
+            x, score = self.fit_x.take(away), self.fit.score[away]
             cost = None if self.fit.cost is None else self.fit.cost[away]
         else:
             # A question that stands in two benchmarks is not seen in either.
             own = {int(c) for c in self.clusters[[m == source for m in names]]}
             away = np.array([int(c) not in own for c in self.clusters], dtype=bool)
-            x, score = self.x.rows(away), ground.table.score[away]
+            x, score = self.x.take(away), ground.table.score[away]
             usd = ground.table.cost_usd
             cost = None if usd is None or ground.unit != "usd" else usd[away]
-        judged = self.judged.rows(here)
+        judged = self.judged.take(here)
 
         def ask(name: str) -> Predictions:
             if learns(name):
@@ -242,11 +243,11 @@ class PredictionRunner:
 def _expected(
     predictor: Predictor, x: Batch, ground: EvalSet
 ) -> tuple[FloatArray, FloatArray, FloatArray | None]:
-    quality, cost = predictor.expect(x)
+    quality, cost = predictor.predict(x)
     shape = (len(x), len(ground.models))
     rank = None
     if ground.strong is not None and ground.weak is not None:
-        rank = np.asarray(predictor.rank(x, ground.strong, ground.weak), float)
+        rank = np.asarray(predictor.strong_score(x, ground.strong, ground.weak), float)
     for what, a, expected in (
         ("quality", quality, shape), ("cost", cost, shape), ("rank", rank, shape[:1]),
     ):  # fmt: skip
@@ -262,7 +263,7 @@ def _expected(
     return np.asarray(quality, float), np.asarray(cost, float), rank
 
 
-def chosen_names(policies: Sequence[str], fit: bool) -> list[str]:
+def policy_names(policies: Sequence[str], fit: bool) -> list[str]:
     """Policies to judge beside the baselines, each once, in the order asked for."""
     if not policies:
         return ["default", *LEARNED] if fit else ["default"]
@@ -270,7 +271,7 @@ def chosen_names(policies: Sequence[str], fit: bool) -> list[str]:
     return [n for n in dict.fromkeys(names) if n]
 
 
-def forecasts(
+def predict_all(
     ask: Callable[[str], Predictions], names: Sequence[str], progress: bool
 ) -> dict[str, Predictions]:
     return {n: ask(n) for n in track(names, "asking policies", progress)}

@@ -5,23 +5,24 @@ Choices made here are made without looking at any policy, and each is said in a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TableError, UsageError, nearest
+from suffice.lab.data.costs import (
+    TYPICAL_OUTPUT_TOKENS,
+    Prices,
+    has_own_costs,
+    price_outcomes,
+)
 from suffice.lab.data.table import FloatArray, Table
 from suffice.names import match_model
-from suffice.types import Model
 
-TYPICAL_OUTPUT_TOKENS = 300.0  # assumed where a table knows no output tokens of a model
 CostUnit = Literal["usd", "strong_share"]
-Prices = Mapping[str, tuple[float, float]]  # USD per million input and output tokens
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class EvalSet:
         return np.stack([self.cost.mean(axis=0), self.score.mean(axis=0)], axis=1)
 
 
-def stand(
+def build_eval_set(
     table: Table,
     models: Sequence[str] | None = None,
     fit: Table | None = None,
@@ -59,7 +60,7 @@ def stand(
     """Raises UsageError for unknown models, TableError where nothing can be compared."""
     notes: list[str] = []
     if models is not None:
-        table = table.only(_named(models, table))
+        table = table.select_models(_named(models, table))
     if len(table.models) < 2:
         raise TableError(
             f"There is one model, {table.models[0]!r}: routing needs at least two."
@@ -69,7 +70,7 @@ def stand(
             column="model",
             remedy="Add outcomes of another model on the same queries (suffice collect).",
         )
-    cost, costed, how = costs(table, prices)
+    cost, costed, how = price_outcomes(table, prices)
     keep = list(range(len(table.models)))
     if models is None:
         keep = _overlapping(table)
@@ -98,7 +99,7 @@ def stand(
             ),
         )
     names = [table.models[j] for j in keep]
-    table = table.only(names)
+    table = table.select_models(names)
     cost = cost[:, keep]
     rows = np.flatnonzero(table.complete)
     if not len(rows):
@@ -130,7 +131,11 @@ def stand(
         if score[:, strong].mean() <= score[:, weak].mean():
             notes.append(f"but {names[weak]} is at least as good here: pair metrics say little")
     unit: CostUnit = "usd"
-    if len(names) == 2 and not _paid(table).all() and (prices is None or not costed[keep].all()):
+    if (
+        len(names) == 2
+        and not has_own_costs(table).all()
+        and (prices is None or not costed[keep].all())
+    ):
         unit = "strong_share"
         cost = np.zeros(table.score.shape)
         cost[:, strong] = 1.0
@@ -206,7 +211,7 @@ def _stronger(names: Sequence[str], score: FloatArray, fit: Table | None) -> tup
     if fit is not None:
         columns = [match_model(n, fit.models) for n in names]
         if None not in columns:
-            both = fit.only([fit.models[c] for c in columns if c is not None])
+            both = fit.select_models([fit.models[c] for c in columns if c is not None])
             means = both.score[both.complete]
             if len(means):
                 m = means.mean(axis=0)
@@ -218,125 +223,9 @@ def _stronger(names: Sequence[str], score: FloatArray, fit: Table | None) -> tup
 # ── cost ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def costs(
-    table: Table, prices: Prices | None = None
-) -> tuple[FloatArray, NDArray[np.bool_], dict[str, str]]:
-    """(USD of each cell (n, k), NaN where unknown; which models have a known cost (k,); price
-    and source of each model whose cost does not come from the table)."""
-    n, k = table.score.shape
-    cost = np.full((n, k), np.nan) if table.cost_usd is None else table.cost_usd.copy()
-    notes: dict[str, str] = {}
-    bare = [j for j in range(k) if np.isnan(cost[:, j]).all()]
-    typed: FloatArray | None = None
-    for j in bare:
-        name = table.models[j]
-        found = _price(name, prices)
-        if found is None:
-            continue
-        if typed is None:
-            typed = _input_tokens(table)
-        tokens_in = _known(table.input_tokens, j)
-        tokens_in = typed if tokens_in is None else tokens_in
-        tokens_out = _known(table.output_tokens, j)
-        if tokens_out is None:
-            tokens_out = np.full(n, TYPICAL_OUTPUT_TOKENS)
-        (usd_in, usd_out), source = found
-        cost[:, j] = (tokens_in * usd_in + tokens_out * usd_out) / 1e6
-        notes[name] = f"{usd_in:g}/{usd_out:g} ({source})"
-    return cost, np.asarray(~np.isnan(cost).all(axis=0)), notes
-
-
-def _paid(table: Table) -> NDArray[np.bool_]:
-    """(k,) whether the table itself holds costs of each model."""
-    if table.cost_usd is None:
-        return np.zeros(len(table.models), bool)
-    return np.asarray(~np.isnan(table.cost_usd).all(axis=0))
-
-
-def _known(tokens: FloatArray | None, column: int) -> FloatArray | None:
-    """(n,) tokens of a model: as the table has them, its mean where a cell is empty; None where it
-    has none."""
-    if tokens is None or np.isnan(tokens[:, column]).all():
-        return None
-    t = tokens[:, column]
-    return np.asarray(np.where(np.isnan(t), np.nanmean(t), t))
-
-
-def _input_tokens(table: Table) -> FloatArray:
-    from suffice.features.signals import estimate_tokens
-
-    return np.array([sum(estimate_tokens(m.text) for m in c) for c in table.messages])
-
-
-def _price(name: str, prices: Prices | None) -> tuple[tuple[float, float], str] | None:
-    """((USD per million input, output tokens), source) from the user's file, then the catalog."""
-    if prices is not None:
-        priced = list(prices)
-        column = match_model(name, priced)
-        if column is not None:
-            return prices[priced[column]], "--prices"
-    for model in _catalogued(name):
-        p = model.price
-        if p.input_usd_per_mtok is not None and p.output_usd_per_mtok is not None:
-            where = f"{model.provider}, {p.source}"
-            return (p.input_usd_per_mtok, p.output_usd_per_mtok), where
-    return None
-
-
-# Who sells open-weight models, asked in this order where a name says no provider.
-_SELLERS = (
-    "openai", "anthropic", "google", "mistral", "deepseek", "x-ai", "cohere", "together",
-    "fireworks", "groq", "novita", "openrouter",
-)  # fmt: skip
-
-
-def _catalogued(name: str) -> Iterator[Model]:
-    from suffice.catalog import builtin_models, lookup
-
-    tail = name.rsplit("/", 1)[-1]
-    for model in builtin_models():
-        if model.name == name or model.upstream.lower() == tail.lower():
-            yield model
-    if "/" in name:
-        found = lookup(*name.split("/", 1))
-        if found is not None:
-            yield found
-    for seller in _SELLERS:
-        for asked in dict.fromkeys((name, tail)):
-            found = lookup(seller, asked)
-            if found is not None:
-                yield found
-
-
 def _filled(cost: FloatArray) -> tuple[FloatArray, int]:
     hole = np.isnan(cost)
     if not hole.any():
         return cost, 0
     mean = np.nanmean(cost, axis=0)
     return np.asarray(np.where(hole, mean, cost)), int(hole.sum())
-
-
-class _PriceRow(msgspec.Struct):
-    input_usd_per_mtok: float
-    output_usd_per_mtok: float
-
-
-def read_prices(path: Path) -> dict[str, tuple[float, float]]:
-    """{"model": {"input_usd_per_mtok": .., "output_usd_per_mtok": ..}} from a JSON file, also under
-    a top-level "models". Raises UsageError."""
-    try:
-        raw = msgspec.json.decode(path.read_bytes())
-        if isinstance(raw, dict) and isinstance(raw.get("models"), dict):
-            raw = raw["models"]
-        rows = msgspec.convert(raw, dict[str, _PriceRow])
-    except OSError as error:
-        raise UsageError(f"--prices {path}: {error.strerror}.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--prices {path}: {error}.",
-            remedy='Expected {"model": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0}}.',
-        ) from None
-    bad = [m for m, r in rows.items() if min(r.input_usd_per_mtok, r.output_usd_per_mtok) < 0]
-    if bad:
-        raise UsageError(f"--prices {path}: the price of {bad[0]!r} is negative.")
-    return {m: (r.input_usd_per_mtok, r.output_usd_per_mtok) for m, r in rows.items()}

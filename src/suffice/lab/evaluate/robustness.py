@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.lab.evaluate.frontier import by_threshold, cheapest, wished
+from suffice.lab.evaluate.frontier import best_predicted, choices_at, sweep_thresholds
 from suffice.lab.evaluate.predictions import PredictionRunner, Predictions
 from suffice.lab.evaluate.problem import EvalSet
-from suffice.lab.predictors.base import Batch, batch
+from suffice.lab.predictors.base import Batch, extract_conversations
 from suffice.types import Message
 
 _ASKED_AGAIN = 500  # queries reworded for flip rates, at most
@@ -39,7 +39,7 @@ WHITE_SPACE: dict[str, Callable[[str], str]] = {
     "trailing space": lambda t: t + " \n\n",
     "wrapped at 60 columns": _wrapped,
 }
-REWORDING: dict[str, Callable[[str], str]] = {
+REWORDINGS: dict[str, Callable[[str], str]] = {
     "first letter's case": _other_case,
     "'Question:' in front": lambda t: f"Question: {t}",
     "'Please' in front": _please,
@@ -47,7 +47,7 @@ REWORDING: dict[str, Callable[[str], str]] = {
 }
 
 
-def reworded(conversation: Sequence[Message], change: Callable[[str], str]) -> tuple[Message, ...]:
+def perturb(conversation: Sequence[Message], change: Callable[[str], str]) -> tuple[Message, ...]:
     """The conversation with its last user message changed."""
     out = list(conversation)
     for i in range(len(out) - 1, -1, -1):
@@ -66,13 +66,13 @@ def flip_rates(
     if len(rows) > _ASKED_AGAIN:
         rows = np.sort(np.random.default_rng((ask.seed, 2)).permutation(rows)[:_ASKED_AGAIN])
     said = [ground.table.messages[i] for i in ground.rows[rows]]
-    before = _decisions(f, ask.judged.rows(rows), ground, point)
+    before = _decisions(f, ask.judged.take(rows), ground, point)
     out: dict[str, Any] = {}
-    groups = {"white_space": WHITE_SPACE, "rewording": REWORDING}
+    groups = {"white_space": WHITE_SPACE, "rewording": REWORDINGS}
     for kind, changes in groups.items():
         rates = {}
         for name, change in changes.items():
-            x = batch([reworded(c, change) for c in said])
+            x = extract_conversations([perturb(c, change) for c in said])
             rates[name] = float((_decisions(f, x, ground, point) != before).mean())
         out[kind] = float(np.mean(list(rates.values())))
         out[f"{kind}_each"] = rates
@@ -85,11 +85,11 @@ def _decisions(
 ) -> NDArray[np.intp]:
     t = int(point["trade_off"])
     if f.rank is not None and ground.strong is not None and ground.weak is not None:
-        score = f.predictor.rank(x, ground.strong, ground.weak)
-        choices = by_threshold(score, ground.strong, ground.weak, like=f.rank)
+        score = f.predictor.strong_score(x, ground.strong, ground.weak)
+        choices = sweep_thresholds(score, ground.strong, ground.weak, like=f.rank)
         return np.asarray(choices[t])
-    quality, cost = f.predictor.expect(x)
-    return wished(quality, cost, like=(f.quality, f.cost), step=t)
+    quality, cost = f.predictor.predict(x)
+    return choices_at(quality, cost, like=(f.quality, f.cost), step=t)
 
 
 def overhead_us(f: Predictions, ground: EvalSet) -> float:
@@ -98,8 +98,8 @@ def overhead_us(f: Predictions, ground: EvalSet) -> float:
     spent = []
     for i in ground.rows[f.rows[:_TIMED]]:
         began = time.perf_counter()
-        x = batch([ground.table.messages[i]])
-        quality, cost = f.predictor.expect(x)
-        cheapest(quality, cost)
+        x = extract_conversations([ground.table.messages[i]])
+        quality, cost = f.predictor.predict(x)
+        best_predicted(quality, cost)
         spent.append(time.perf_counter() - began)
     return float(np.median(spent)) * 1e6

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.lab import stats
 from suffice.lab.data.table import FloatArray
-from suffice.lab.evaluate import metrics
-from suffice.lab.evaluate.frontier import along_hull, by_price_of_quality, by_threshold
+from suffice.lab.evaluate import frontier, metrics
+from suffice.lab.evaluate.frontier import random_mixtures, sweep_thresholds, sweep_tradeoffs
 from suffice.lab.evaluate.predictions import Predictions
 from suffice.lab.evaluate.problem import EvalSet
 from suffice.lab.predictors.base import track
@@ -33,13 +34,13 @@ class Scorecard:
     ) -> None:
         self.score, self.cost, self.ground, self.seed = score, cost, ground, seed
         self.singles = np.stack([cost.mean(axis=0), score.mean(axis=0)], axis=1)
-        self.redraws = metrics.ClusterBootstrap(clusters, draws, seed)
+        self.redraws = stats.ClusterBootstrap(clusters, draws, seed)
         self.single_draws = np.stack(
             [self.redraws.means(cost), self.redraws.means(score)], axis=2
         )  # (draws, k, 2)
-        self.zero = metrics.area(self.singles, self.singles)
-        self.zero_draws = np.array([metrics.area(s, s) for s in self.single_draws])
-        self.best = metrics.best_single(self.singles)
+        self.zero = frontier.hull_area(self.singles, self.singles)
+        self.zero_draws = np.array([frontier.hull_area(s, s) for s in self.single_draws])
+        self.best = frontier.best_single(self.singles)
 
     def all(self, said: Mapping[str, Predictions], progress: bool = False) -> dict[str, Any]:
         """Every baseline, then every policy."""
@@ -60,21 +61,21 @@ class Scorecard:
         """(t, n) which model each query gets at each trade-off."""
         g = self.ground
         if f.rank is not None and g.strong is not None and g.weak is not None:
-            return by_threshold(f.rank, g.strong, g.weak)
-        return by_price_of_quality(f.quality, f.cost)
+            return sweep_thresholds(f.rank, g.strong, g.weak)
+        return sweep_tradeoffs(f.quality, f.cost)
 
     def baselines(self) -> dict[str, tuple[NDArray[np.intp], FloatArray | None, str]]:
         g, n = self.ground, len(self.score)
         coin = np.random.default_rng((self.seed, 1)).random(n)
         whole = np.ones((1, n), np.intp)
         order = np.lexsort((-self.singles[:, 1], self.singles[:, 0]))
-        hull = metrics.zero_router(self.singles)
+        hull = frontier.zero_router_hull(self.singles)
         members = [
             next(j for j in order if tuple(self.singles[j]) == tuple(point)) for point in hull
         ]
-        gap, mixed = None, along_hull(coin, members)
+        gap, mixed = None, random_mixtures(coin, members)
         if g.strong is not None and g.weak is not None:
-            mixed = by_threshold(coin, g.strong, g.weak)
+            mixed = sweep_thresholds(coin, g.strong, g.weak)
             # Ties are broken by the coin: the grid of shares would else have holes.
             gap = self.score[:, g.strong] - self.score[:, g.weak] + 1e-9 * coin
         return {
@@ -86,7 +87,7 @@ class Scorecard:
                 None,
                 "random mixing of single models, known in hindsight",
             ),
-            "oracle": (by_price_of_quality(self.score, self.cost), gap, "knows every outcome"),
+            "oracle": (sweep_tradeoffs(self.score, self.cost), gap, "knows every outcome"),
         }
 
     def judge(self, choices: NDArray[np.intp], rank: FloatArray | None, how: str) -> dict[str, Any]:
@@ -97,17 +98,17 @@ class Scorecard:
         c, q = self.redraws.means(cost), self.redraws.means(quality)
         drawn = np.array(
             [
-                metrics.area(p, s)
+                frontier.hull_area(p, s)
                 for p, s in zip(np.stack([c, q], axis=2), self.single_draws, strict=True)
             ]
         )
-        area = metrics.area(points, self.singles)
+        area = frontier.hull_area(points, self.singles)
         out: dict[str, Any] = {
             "curve": points[np.lexsort((points[:, 1], points[:, 0]))].tolist(),
             "area": area,
-            "area_ci": metrics.basic(drawn, area),
+            "area_ci": stats.basic_interval(drawn, area),
             "gain_over_zero_router": area - self.zero,
-            "gain_ci": metrics.basic(drawn - self.zero_draws, area - self.zero),
+            "gain_ci": stats.basic_interval(drawn - self.zero_draws, area - self.zero),
             "qnc": metrics.qnc(points, self.singles),
             "apgr": None,
             "cpt50": None,
@@ -139,20 +140,20 @@ class Scorecard:
             "apgr": value,
             "cpt50": p.cpt(0.5),
             "cpt80": p.cpt(0.8),
-            "apgr_ci": metrics.basic(drawn, value),
+            "apgr_ci": stats.basic_interval(drawn, value),
         }
 
     def _equal(self, points: FloatArray) -> dict[str, Any]:
         """Cost at equal quality and quality at equal cost, beside the zero router's."""
         cost, quality = self.singles[self.best].tolist()
-        zero = metrics.zero_router(self.singles)
+        zero = frontier.zero_router_hull(self.singles)
         return {
             "at_equal_quality": [
                 {
                     "of_best": part,
                     "quality": part * quality,
-                    "cost": metrics.cost_at(points, self.singles, part * quality),
-                    "zero_router_cost": metrics.cost_at(zero, self.singles, part * quality),
+                    "cost": frontier.cost_at(points, self.singles, part * quality),
+                    "zero_router_cost": frontier.cost_at(zero, self.singles, part * quality),
                 }
                 for part in (0.9, 0.95, 0.99, 1.0)
             ],
@@ -160,8 +161,8 @@ class Scorecard:
                 {
                     "of_best": part,
                     "cost": part * cost,
-                    "quality": metrics.quality_at(points, self.singles, part * cost),
-                    "zero_router_quality": metrics.quality_at(zero, self.singles, part * cost),
+                    "quality": frontier.quality_at(points, self.singles, part * cost),
+                    "zero_router_quality": frontier.quality_at(zero, self.singles, part * cost),
                 }
                 for part in (0.25, 0.5, 0.75, 1.0)
             ],
@@ -192,7 +193,7 @@ class Scorecard:
 
     def _settle(self, out: dict[str, Any]) -> None:
         """What needs all policies at once, or is known exactly."""
-        hulls = [metrics.upper_hull(p["curve"]) for p in out.values()]
+        hulls = [frontier.upper_hull(p["curve"]) for p in out.values()]
         dearest = max(float(h[-1, 0]) for h in hulls)
         for p in out.values():
             p["aiq_code"] = metrics.aiq_code(p["curve"], dearest)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError, JobError, UsageError
-from suffice.lab.data.decisions import DecisionLog, LoggedDecision, read
+from suffice.lab.data.decisions import DecisionLog, LoggedDecision, read_decisions
 from suffice.lab.data.table import FloatArray
 from suffice.lab.ope import estimators
 from suffice.lab.ope.estimators import Estimate, LoggedData
@@ -211,7 +211,7 @@ def run(
     """Replay P on what the store at `url` holds. policy: its name, for the report. since_s: unix
     time. sources: of feedback, None = all. Raises StoreError, and JobError where there is nothing
     to replay."""
-    reading = read(url, since_s=since_s, route=route, sources=sources)
+    reading = read_decisions(url, since_s=since_s, route=route, sources=sources)
     found = roll_out(reading.rows, setting, progress)
     if not found.rows:
         parts = [f"{n} {why}" for why, n in {**reading.left_out, **found.refused}.items()]

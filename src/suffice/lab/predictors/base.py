@@ -12,7 +12,9 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice import features
 from suffice.lab.data.table import FloatArray, Table
+from suffice.learning import regression
 from suffice.types import Message
 
 _T = TypeVar("_T")
@@ -29,20 +31,20 @@ class Batch:
     def __len__(self) -> int:
         return len(self.signals)
 
-    def rows(self, index: NDArray[np.intp] | NDArray[np.bool_] | Sequence[int]) -> Batch:
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_] | Sequence[int]) -> Batch:
         return Batch(self.signals[index], self.vectors[index])
 
 
-def batch_of(table: Table, progress: bool = False, vectors: bool = True) -> Batch:
+def extract_table(table: Table, progress: bool = False, vectors: bool = True) -> Batch:
     """Every query of a table through `suffice.features`, as serving sees it.
 
     progress: show a bar on standard error. vectors: False leaves the embeddings zero, for policies
     that do not look at them.
     """
-    return batch(table.messages, progress, vectors)
+    return extract_conversations(table.messages, progress, vectors)
 
 
-def batch(
+def extract_conversations(
     conversations: Sequence[Sequence[Message]], progress: bool = False, vectors: bool = True
 ) -> Batch:
     """The same for conversations, (n,)."""
@@ -92,6 +94,11 @@ class Predictor(Protocol):
         models: Sequence[str],
     ) -> Self: ...
 
-    def expect(self, x: Batch) -> tuple[FloatArray, FloatArray]: ...
+    def predict(self, x: Batch) -> tuple[FloatArray, FloatArray]: ...
 
-    def rank(self, x: Batch, strong: int, weak: int) -> FloatArray: ...
+    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray: ...
+
+
+def design_matrix(x: Batch) -> FloatArray:
+    """float64 (n, n_signals + n_dimensions): standardised, clipped signals beside the vectors."""
+    return regression.design(x.signals, x.vectors, *features.feature_scaler())

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from suffice.lab.data.table import FloatArray
 
 # Prior variances of the weights, in units of target per standardised feature.
-WIDTHS: tuple[float, ...] = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+PRIOR_WIDTHS: tuple[float, ...] = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 # Hyperpriors of log10 width, normal mean and deviation, and the log odds of nothing but length:
 # chosen on pairs of models of the training tables (docs/concepts/learned-policies.md).
 _SIGNALS_LOG10 = (-4.0, 0.75)
 _VECTORS_LOG10 = (-3.75, 0.5)
-NOTHING_ODDS = 2.0
+NULL_LOG_ODDS = 2.0
 _LENGTH_VARIANCE = 0.002
 PSEUDO_LABELS = 20.0  # what a prior mean counts for
 
@@ -47,8 +47,8 @@ class BayesianModelAveragingRegression:
 
     n_signals: int
     spread: FloatArray | None = None
-    nothing_odds: float = NOTHING_ODDS
-    widths: tuple[float, ...] = WIDTHS
+    nothing_odds: float = NULL_LOG_ODDS
+    widths: tuple[float, ...] = PRIOR_WIDTHS
     intercept_: FloatArray = field(init=False, repr=False)
     weights_: FloatArray = field(init=False, repr=False)
     noise_: FloatArray = field(init=False, repr=False)

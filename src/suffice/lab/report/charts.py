@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from suffice.lab.data.table import FloatArray
-from suffice.lab.evaluate import metrics
+from suffice.lab.evaluate import frontier
 
 _COLOURS = ("#0b6e99", "#c1440e", "#3a7d44", "#7d3ac1", "#b8860b", "#c2185b", "#00796b", "#5d4037")
 _PLAIN = {"random": "#9a9a9a", "length": "#444444", "oracle": "#c9a227"}
@@ -66,21 +66,21 @@ def _curves(result: Mapping[str, Any], oracle: bool) -> bytes:
     paid = points[:, 0][points[:, 0] > 0]
     log = not shares and len(paid) == len(points) and paid.max() / paid.min() > 20
     low, high = float(points[:, 0].min()), float(points[:, 0].max())
-    zero = metrics.zero_router(points)
+    zero = frontier.zero_router_hull(points)
     dense = np.geomspace(low, high, 200) if log else np.linspace(low, high, 200)
     for name, colour in colours(result).items():
         if name == "oracle" and not oracle:
             continue
         curve = np.array(result["policies"][name]["curve"])
-        hull = metrics.frontier(curve, points)
+        hull = frontier.policy_hull(curve, points)
         axes.plot(curve[:, 0], curve[:, 1], ".", color=colour, markersize=2.5, alpha=0.35)
         style = ":" if name == "oracle" else "-"
         axes.plot(
-            dense, metrics.height(hull, dense.clip(hull[0, 0])), style, color=colour,
+            dense, frontier.quality_on_hull(hull, dense.clip(hull[0, 0])), style, color=colour,
             linewidth=1.7, label=short(name),
         )  # fmt: skip
     axes.plot(
-        dense, metrics.height(zero, dense), "--", color="black", linewidth=1.3,
+        dense, frontier.quality_on_hull(zero, dense), "--", color="black", linewidth=1.3,
         label="zero router (mix of single models)",
     )  # fmt: skip
     axes.plot(points[:, 0], points[:, 1], "o", color="black", markersize=4.5, zorder=5)
@@ -134,9 +134,9 @@ def _close_up(axes: Any, result: Mapping[str, Any], points: Any, dense: Any) -> 
     values = []
     for name in colours(result):
         if name != "oracle":
-            hull = metrics.frontier(np.array(result["policies"][name]["curve"]), points)
-            values.append(metrics.height(hull, dense.clip(hull[0, 0])))
-    values.append(metrics.height(metrics.zero_router(points), dense))
+            hull = frontier.policy_hull(np.array(result["policies"][name]["curve"]), points)
+            values.append(frontier.quality_on_hull(hull, dense.clip(hull[0, 0])))
+    values.append(frontier.quality_on_hull(frontier.zero_router_hull(points), dense))
     v = np.stack(values)
     bottom, top = float(np.quantile(v, 0.02)), float(v.max())
     room = max(1e-3, 0.08 * (top - bottom))

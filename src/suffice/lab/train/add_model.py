@@ -13,10 +13,10 @@ from suffice.artifacts import artifact as artifacts
 from suffice.artifacts.artifact import Artifact
 from suffice.artifacts.estimators import ConstantEstimator, LinearEstimator
 from suffice.errors import ArtifactError, TableError, UsageError
+from suffice.lab.data.costs import price_outcomes
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate.problem import costs
-from suffice.lab.predictors import registry
-from suffice.lab.predictors.base import Batch, batch_of
+from suffice.lab.predictors import linear
+from suffice.lab.predictors.base import Batch, extract_table
 from suffice.lab.predictors.bayes import PSEUDO_LABELS
 from suffice.lab.train.train import key_hashes
 from suffice.learning.regression import VECTOR_SCALE
@@ -24,7 +24,7 @@ from suffice.names import match_model
 from suffice.policies import priors
 
 
-def extend(
+def add_models(
     old: Artifact, table: Table, *, models: Sequence[str] | None = None, progress: bool = False
 ) -> Artifact:
     """`old` with a column for each model of `table` that it lacks (or for those of `models`).
@@ -56,7 +56,7 @@ def extend(
             f"A model cannot be added to an artifact of the kind {old.estimator.kind!r}.",
             remedy="Train it again with all models: suffice train.",
         )
-    scored = np.flatnonzero((~np.isnan(table.only(new).score)).any(axis=1))
+    scored = np.flatnonzero((~np.isnan(table.select_models(new).score)).any(axis=1))
     if not len(scored):
         raise TableError(
             f"There is no score of {new[0]!r}.",
@@ -64,14 +64,14 @@ def extend(
             column="score",
             remedy="Collect some: suffice collect. Without labels a configured `quality` places it.",
         )
-    table = table.rows(scored)
-    x = batch_of(table, progress)
+    table = table.take(scored)
+    x = extract_table(table, progress)
     for name in new:
         old = _joined(old, table, x, name)
     notes = f"{', '.join(new)} added from {len(scored)} queries of {table.name}"
     card = msgspec.structs.replace(
         old.card,
-        labels=old.card.labels + int((~np.isnan(table.only(new).score)).sum()),
+        labels=old.card.labels + int((~np.isnan(table.select_models(new).score)).sum()),
         notes=(*old.card.notes, notes),
     )
     keys = np.union1d(old.training_keys, key_hashes(table))
@@ -88,7 +88,7 @@ def _joined(old: Artifact, table: Table, x: Batch, name: str) -> Artifact:
     own = next((m for m in table.models if match_model(m, (old.card.reference,)) == 0), None)
     beside = expected if own is None else table.score[:, table.models.index(own)]
     gap = score - np.where(np.isnan(beside), expected, beside)
-    usd, _, _ = costs(table)
+    usd, _, _ = price_outcomes(table)
     mean_usd = float(np.nanmean(usd[:, column])) if (~np.isnan(usd[:, column])).any() else np.nan
     tokens = None if table.output_tokens is None else table.output_tokens[:, column]
     # Few labels pull the gap towards none, as they pull every mean.
@@ -101,9 +101,9 @@ def _joined(old: Artifact, table: Table, x: Batch, name: str) -> Artifact:
             (name,), np.array([quality]), np.array([mean_usd]), np.array([spent])
         )
     else:
-        made = _column(old.estimator, anchor, x.rows(rows), gap[rows], mean_gap, name, mean_usd)
+        made = _column(old.estimator, anchor, x.take(rows), gap[rows], mean_gap, name, mean_usd)
         if old.estimator.has_tokens:
-            made = _with_tokens(made, old.estimator, anchor, x.rows(rows), tokens, rows)
+            made = _with_tokens(made, old.estimator, anchor, x.take(rows), tokens, rows)
     more = msgspec.structs.replace(old, estimator=made, **_sampled(old, made, anchor))
     return artifacts.with_models(old, more)
 
@@ -112,7 +112,7 @@ def _column(
     e: LinearEstimator, anchor: int, x: Batch, gap: FloatArray, mean: float, name: str, usd: float
 ) -> LinearEstimator:
     slope = priors.length_slope(mean)
-    w, b = registry.one_head(x, gap, mean, slope)
+    w, b = linear.fit_gap_head(x, gap, mean, slope)
     s = len(e.mean)
     return LinearEstimator(
         (name,),
@@ -141,7 +141,7 @@ def _with_tokens(
     signals, vectors = e.signals[:, [anchor - k]], e.vectors[:, [anchor - k]]
     intercept = e.intercept[[anchor - k]]
     if tokens is not None and (tokens[rows] > 0).sum() >= 10:
-        w, b = registry.log_heads(x, np.where(tokens[rows] > 0, tokens[rows], np.nan)[:, None])
+        w, b = linear.fit_log_heads(x, np.where(tokens[rows] > 0, tokens[rows], np.nan)[:, None])
         s = len(e.mean)
         signals, vectors = w[:s], w[s:] * VECTOR_SCALE
         intercept = np.asarray(b)

@@ -21,25 +21,28 @@ from suffice.artifacts import artifact as artifacts
 from suffice.artifacts import estimators
 from suffice.artifacts.artifact import Artifact, Card
 from suffice.errors import UsageError
-from suffice.lab.data.splits import folds, together
+from suffice.lab import stats
+from suffice.lab.data.costs import price_outcomes
+from suffice.lab.data.splits import connected_groups, group_kfold
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate import metrics
-from suffice.lab.evaluate.gain import area_gain
-from suffice.lab.evaluate.problem import EvalSet, costs, stand
-from suffice.lab.predictors import registry
-from suffice.lab.predictors.base import Batch, Predictor, batch_of, track
+from suffice.lab.evaluate.frontier import area_gain
+from suffice.lab.evaluate.problem import EvalSet, build_eval_set
+from suffice.lab.predictors import linear, registry
+from suffice.lab.predictors.base import Batch, Predictor, extract_table, track
 from suffice.learning.regression import VECTOR_SCALE
 
 OUTER, INNER = 5, 3
-ENOUGH = 60  # complete queries below which nothing can be compared by cross-validation
-SAMPLE = 1024  # training queries whose predictions the artifact keeps
+MIN_COMPARABLE_QUERIES = (
+    60  # complete queries below which nothing can be compared by cross-validation
+)
+SAMPLE_QUERIES = 1024  # training queries whose predictions the artifact keeps
 CONFIDENCE = 0.9  # one-sided, that the learner's gain is above zero
 DRAWS = 400
 LEARNERS = ("trained", "ridge", "knn", "cluster")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What training came to. gains: name -> (gain over the zero router on unseen queries, its 95 %
     interval or None). nested: the same for 'whatever the inner folds choose', which is what the
     chosen one may be credited with."""
@@ -60,24 +63,24 @@ def train(
     licence: str = "unknown",
     made: str | None = None,
     progress: bool = False,
-) -> tuple[Artifact, Outcome]:
+) -> tuple[Artifact, TrainingResult]:
     """An artifact from a labelled table.
 
     policy: one learner by name, None = choose by nested cross-validation. made: ISO date. Raises
     TableError (one model, no overlap, ...) or UsageError (unknown model or policy).
     """
-    ground = stand(table, models)
+    ground = build_eval_set(table, models)
     table = ground.table
-    table = table.rows(np.flatnonzero((~np.isnan(table.score)).any(axis=1)))
-    x = batch_of(table, progress)
-    fit = _Fit(table, x, ground)
+    table = table.take(np.flatnonzero((~np.isnan(table.score)).any(axis=1)))
+    x = extract_table(table, progress)
+    fit = _TrainingData(table, x, ground)
     if policy in ("default", "length"):
         raise UsageError(
             f"The policy {policy!r} learns nothing.", remedy="It needs no artifact: just name it."
         )
     if policy is not None:
         names = [policy]
-        registry.make(policy)  # an unknown name is refused before an hour of work
+        registry.make_predictor(policy)  # an unknown name is refused before an hour of work
     else:
         names = [*LEARNERS, *_offered()]
     outcome = _choose(fit, ground, names, policy, seed, progress)
@@ -90,7 +93,7 @@ def key_hashes(table: Table) -> NDArray[np.uint64]:
     return np.frombuffer(raw, "<u8")
 
 
-class _Fit:
+class _TrainingData:
     """A labelled table as numbers, and fitting on part of it. `complete`: rows on which every model
     has a score: only they can be judged, all can be learned from."""
 
@@ -100,7 +103,7 @@ class _Fit:
         self.models = table.models
         self.price = ground.price
         self.unit = ground.unit
-        known, costed, _ = costs(table)
+        known, costed, _ = price_outcomes(table)
         self.cost = known if costed.all() else None
         self.complete = np.flatnonzero(table.complete)
         fill = np.broadcast_to(self.price, table.score.shape)
@@ -109,8 +112,8 @@ class _Fit:
 
     def on(self, rows: NDArray[np.intp], name: str) -> Predictor:
         cost = None if self.cost is None else self.cost[rows]
-        return registry.make(name).fit(
-            self.x.rows(rows), self.table.score[rows], cost, self.price, self.models
+        return registry.make_predictor(name).fit(
+            self.x.take(rows), self.table.score[rows], cost, self.price, self.models
         )
 
 
@@ -128,25 +131,30 @@ def _offered() -> list[str]:
 
 
 def _choose(
-    fit: _Fit, ground: EvalSet, names: Sequence[str], asked: str | None, seed: int, progress: bool
-) -> Outcome:
+    fit: _TrainingData,
+    ground: EvalSet,
+    names: Sequence[str],
+    asked: str | None,
+    seed: int,
+    progress: bool,
+) -> TrainingResult:
     notes = list(ground.notes)
     n, k = len(fit.complete), len(fit.models)
-    if n < ENOUGH:
+    if n < MIN_COMPARABLE_QUERIES:
         notes.append(
-            f"{n} queries with every score are too few to compare policies; about {registry.FEW} "
-            "tell"
+            f"{n} queries with every score are too few to compare policies; about "
+            f"{linear.MIN_MULTI_MODEL_LABELS} tell"
         )
         # Of a pair the safe head is never much worse than length, which is what serves anyway.
         chosen = asked or ("trained" if k == 2 else "constant")
-        return Outcome(chosen, "too few labels to compare", {}, None, tuple(notes))
-    if asked is None and k >= 3 and n < registry.FEW:
+        return TrainingResult(chosen, "too few labels to compare", {}, None, tuple(notes))
+    if asked is None and k >= 3 and n < linear.MIN_MULTI_MODEL_LABELS:
         notes.append(
-            f"below {registry.FEW} labelled queries three or more models get constants only: "
-            "what else is learned from so few has been worse"
+            f"below {linear.MIN_MULTI_MODEL_LABELS} labelled queries three or more models "
+            "get constants only: what else is learned from so few has been worse"
         )
-    cluster = together(fit.table)
-    outer = folds(cluster, OUTER, seed)
+    cluster = connected_groups(fit.table)
+    outer = group_kfold(cluster, OUTER, seed)
     held: dict[str, tuple[FloatArray, FloatArray]] = {
         m: (np.zeros(fit.table.score.shape), np.zeros(fit.table.score.shape))
         for m in (*names, "nested")
@@ -159,43 +167,47 @@ def _choose(
         if name == "nested" and pick in held:
             q[out], c[out] = held[pick][0][out], held[pick][1][out]
         else:
-            q[out], c[out] = fit.on(rest, pick).expect(fit.x.rows(out))
+            q[out], c[out] = fit.on(rest, pick).predict(fit.x.take(out))
     rows = fit.complete
     score, paid = fit.table.score[rows], fit.paid[rows]
-    redraws = metrics.ClusterBootstrap(fit.table.clusters[rows], DRAWS, seed)
+    redraws = stats.ClusterBootstrap(fit.table.clusters[rows], DRAWS, seed)
     gains = {m: area_gain(q[rows], c[rows], score, paid, redraws) for m, (q, c) in held.items()}
     nested = gains.pop("nested")
     best = max(names, key=lambda m: gains[m].gain)
     told = {m: (g.gain, g.interval()) for m, g in gains.items()}
     whole = (nested.gain, nested.interval())
     if asked is not None:
-        return Outcome(asked, "asked for", told, None, tuple(notes))
+        return TrainingResult(asked, "asked for", told, None, tuple(notes))
     lower = nested.lower(CONFIDENCE)
     if nested.gain > 0 and lower > 0:
         why = f"gains over random mixing of single models on unseen queries ({CONFIDENCE:.0%} sure)"
-        return Outcome(best, why, told, whole, tuple(notes))
-    if k == 2 and n < registry.FEW and gains["trained"].gain > 0:
+        return TrainingResult(best, why, told, whole, tuple(notes))
+    if k == 2 and n < linear.MIN_MULTI_MODEL_LABELS and gains["trained"].gain > 0:
         why = "too few labels to be sure, and the safe head falls back on length"
-        return Outcome("trained", why, told, whole, tuple(notes))
+        return TrainingResult("trained", why, told, whole, tuple(notes))
     why = "no learner was shown to be better than a constant"
-    return Outcome("constant", why, told, whole, tuple(notes))
+    return TrainingResult("constant", why, told, whole, tuple(notes))
 
 
 def _inner(
-    fit: _Fit, rows: NDArray[np.intp], cluster: NDArray[np.intp], names: Sequence[str], seed: int
+    fit: _TrainingData,
+    rows: NDArray[np.intp],
+    cluster: NDArray[np.intp],
+    names: Sequence[str],
+    seed: int,
 ) -> str:
     """Which of `names` inner cross-validation on `rows` prefers."""
     if len(names) == 1:
         return names[0]
-    part = folds(np.unique(cluster[rows], return_inverse=True)[1], INNER, seed)
+    part = group_kfold(np.unique(cluster[rows], return_inverse=True)[1], INNER, seed)
     judged = np.isin(rows, fit.complete)
     score, paid = fit.table.score[rows], fit.paid[rows]
     best, most = names[0], -np.inf
     for name in names:
         q, c = np.zeros(score.shape), np.zeros(score.shape)
         for f in range(INNER):
-            q[part == f], c[part == f] = fit.on(rows[part != f], name).expect(
-                fit.x.rows(rows[part == f])
+            q[part == f], c[part == f] = fit.on(rows[part != f], name).predict(
+                fit.x.take(rows[part == f])
             )
         gain = area_gain(q[judged], c[judged], score[judged], paid[judged], None).gain
         if gain > most:
@@ -206,7 +218,9 @@ def _inner(
 # ── the artifact ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _make(fit: _Fit, outcome: Outcome, seed: int, licence: str, made: str | None) -> Artifact:
+def _make(
+    fit: _TrainingData, outcome: TrainingResult, seed: int, licence: str, made: str | None
+) -> Artifact:
     table, x = fit.table, fit.x
     everything = np.arange(len(table))
     fitted: Any = fit.on(everything, outcome.chosen)
@@ -256,9 +270,9 @@ def _make(fit: _Fit, outcome: Outcome, seed: int, licence: str, made: str | None
 
 
 def _sample(n: int, seed: int) -> NDArray[np.intp]:
-    if n <= SAMPLE:
+    if n <= SAMPLE_QUERIES:
         return np.random.default_rng(seed).permutation(n)
-    return np.random.default_rng(seed).choice(n, SAMPLE, replace=False)
+    return np.random.default_rng(seed).choice(n, SAMPLE_QUERIES, replace=False)
 
 
 def _with_tokens(e: estimators.Estimator, table: Table, x: Batch) -> estimators.Estimator:
@@ -274,7 +288,7 @@ def _with_tokens(e: estimators.Estimator, table: Table, x: Batch) -> estimators.
         return replace(e, tokens=np.nanmean(positive, axis=0))
     if not isinstance(e, estimators.LinearEstimator):
         return e
-    weights, intercept = registry.log_heads(x, positive)
+    weights, intercept = linear.fit_log_heads(x, positive)
     s = len(e.mean)
     return replace(
         e,
@@ -285,7 +299,7 @@ def _with_tokens(e: estimators.Estimator, table: Table, x: Batch) -> estimators.
     )
 
 
-def _figures(outcome: Outcome) -> dict[str, Any]:
+def _figures(outcome: TrainingResult) -> dict[str, Any]:
     def plain(g: tuple[float, tuple[float, float] | None]) -> dict[str, Any]:
         return {"gain_over_zero_router": round(g[0], 6), "ci": g[1]}
 
