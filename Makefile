@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-all lint types contracts docs bench quality quality-page clean
+.PHONY: demo test test-slow test-all lint types contracts docs bench bench-memory quality quality-page clean
 
 demo: .stamp-demo
 	$(BIN)/suffice demo
@@ -59,8 +59,12 @@ contracts: .stamp-test
 docs: .stamp-test
 	$(BIN)/python scripts/build_reference.py
 
+# Compares the gateway with its peers; needs nginx and wrk, installs the peers on first use.
 bench: .stamp-test
 	$(BIN)/python benchmarks/latency/run.py
+
+bench-memory: .stamp-test
+	$(BIN)/python benchmarks/latency/memory.py
 
 # The proof on real tables takes an hour or two. Each runner says with --help what it takes;
 # paretobandit, obp and litellm are compared only where their options name them.

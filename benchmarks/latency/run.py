@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("peers", nargs="*", choices=[*PEERS, []], help="default: all of them")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="per load, default 4")
+    parser.add_argument("--seconds", type=int, default=4, help="seconds per load, default 4")
     parser.add_argument("--out", type=Path, default=HERE / "results.json", help="results file")
     args = parser.parse_args()
     for tool in ("nginx", "wrk", "taskset"):
