@@ -103,14 +103,28 @@ def upstream_requests(port: int) -> int:
 
 
 def run_wrk(
-    endpoint: Endpoint, upstream_port: int, body: str, connections: int, seconds: float, folder: Path
+    endpoint: Endpoint,
+    upstream_port: int,
+    body: str,
+    connections: int,
+    seconds: float,
+    folder: Path,
 ) -> dict[str, object]:
     """Closed-loop load. CPU time is taken over the inner part, while every connection is busy."""
     body_file = folder / "body.json"
     body_file.write_text(body, "utf-8")
     url = f"http://127.0.0.1:{endpoint.port}{endpoint.path}"
     script = ["-s", str(HERE / "post.lua")]
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "60s", *script, url]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds:g}s",
+        "--timeout",
+        "60s",
+        *script,
+        url,
+    ]
     headers = "\n".join(f"{name}: {value}" for name, value in endpoint.headers.items())
     wrk = subprocess.Popen(
         ["taskset", "-c", str(LOAD_CORE), *command],

@@ -146,7 +146,9 @@ def import_time_s() -> float:
         return time.perf_counter() - began
 
     empty = statistics.median(timed("pass") for _ in range(5))
-    return round(statistics.median(timed("from suffice import Router") for _ in range(5)) - empty, 3)
+    return round(
+        statistics.median(timed("from suffice import Router") for _ in range(5)) - empty, 3
+    )
 
 
 def machine() -> dict[str, Any]:

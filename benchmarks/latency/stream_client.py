@@ -121,7 +121,10 @@ class Connection(asyncio.Protocol):
 
     def read_events(self, data: bytes, now_ns: int) -> None:
         *events, self.events = (self.events + data).replace(b"\r\n", b"\n").split(b"\n\n")
-        counts, inside = self.run.counts, self.run.window_starts_ns <= now_ns <= self.run.window_ends_ns
+        counts, inside = (
+            self.run.counts,
+            self.run.window_starts_ns <= now_ns <= self.run.window_ends_ns,
+        )
         for event in events:
             marks = _MARK.findall(event)
             counts.merged += max(0, len(marks) - 1)
