@@ -137,8 +137,8 @@ class RoutedResponse:
 
     __slots__ = (
         "_input_tokens",
-        "_purse",
         "_recorded",
+        "_reservation",
         "_router",
         "_started",
         "_x",
@@ -156,10 +156,10 @@ class RoutedResponse:
         x: Features,
         decision: Decision,
         started: float,
-        purse: budgets.Reservation | None = None,
+        reservation: budgets.AnyReservation = budgets.UNLIMITED,
     ) -> None:
         self._router = router
-        self._purse = purse
+        self._reservation = reservation
         self._x = x
         self._started = started
         self._recorded = False
@@ -222,7 +222,7 @@ class RoutedResponse:
         try:
             async for event in self._reply.events:
                 if drawn is not None:
-                    drawn.hear(event.raw)
+                    drawn.append_event(event.raw)
                 if event.kind == "usage" and not include_usage:
                     continue
                 if event.kind != "done":
@@ -245,27 +245,26 @@ class RoutedResponse:
         if self._recorded:
             return
         self._recorded = True
-        if self._purse is not None:
-            self._purse.close()
+        self._reservation.settle_all()
         self._router._record(self, status, error, attempts)
 
 
 class UpstreamCaller:
     """Adapts one query to execution's Caller: dialect and transport of whichever model is tried."""
 
-    __slots__ = ("_purse", "_query", "_router")
+    __slots__ = ("_query", "_reservation", "_router")
 
-    def __init__(self, router: Router, query: Query, purse: budgets.Reservation | None) -> None:
+    def __init__(self, router: Router, query: Query, reservation: budgets.AnyReservation) -> None:
         self._router = router
         self._query = query
-        self._purse = purse
+        self._reservation = reservation
 
     async def open(self, step_model: str, timeouts: Any) -> Any:
         query = self._query
         target = self._router._targets[step_model]
         dialect = self._router._dialects[target.provider.dialect]
         fields = query.fields
-        limit = None if self._purse is None else self._purse.bound(step_model).tokens
+        limit = self._reservation.output_limit(step_model)
         if limit is not None:
             fields = dialect.with_max_tokens(fields, target, limit)
         url, headers, body = dialect.build_request(fields, target, stream=query.stream)
@@ -431,19 +430,18 @@ class Router:
         """
         started = perf_counter() if started is None else started
         route = self.resolve(query.model)
-        x, decision, purse = self._evaluate(query, route, serves=True)
+        x, decision, reservation = self._evaluate(query, route, serves=True)
         tried: list[
             Attempt
         ] = []  # filled as the plan is walked, for a client that leaves meanwhile
         affordable = self._affordable(route, x, decision) if route.fallbacks else None
-        if purse is not None:
-            decision = purse.begin(decision, tried, affordable)
-            affordable = purse.guard(affordable)
-        answer = RoutedResponse(self, query, x, decision, started, purse)
+        decision = reservation.reserve_first(decision, tried, affordable)
+        affordable = reservation.attempt_guard(affordable)
+        answer = RoutedResponse(self, query, x, decision, started, reservation)
         try:
             answer.reply = await self._engine.run(
                 decision.plan,
-                UpstreamCaller(self, query, purse),
+                UpstreamCaller(self, query, reservation),
                 stream=query.stream,
                 timeouts=route.timeouts,
                 retries=route.retries,
@@ -462,8 +460,7 @@ class Router:
             answer.record(499, "the client left", attempts=tried)
             raise
         except BaseException:
-            if purse is not None:
-                purse.close()
+            reservation.settle_all()
             raise
         if not query.stream:
             answer.record(answer.reply.status)
@@ -471,7 +468,7 @@ class Router:
 
     def _evaluate(
         self, query: Query, route: Route, *, serves: bool = False
-    ) -> tuple[Features, Decision, budgets.Reservation | None]:
+    ) -> tuple[Features, Decision, budgets.AnyReservation]:
         """Features, candidates within the hard limits, and the policy's decision, with the money that
         it may spend. Calls nothing. serves: the decision will be carried out."""
         x = features.extract(query.messages, extra_tokens=_schema_tokens(query.fields))
@@ -489,13 +486,14 @@ class Router:
         seed = self._random.getrandbits(32)
         if route.bypass or route.policy is None:
             decision = _bypass(pool.models[0], x, query.max_output_tokens, decision_id)
-            return x, self._finish(decision, query, route, x, excluded + cooling, pool), None
+            decision = self._finish(decision, query, route, x, excluded + cooling, pool)
+            return x, decision, budgets.UNLIMITED
         options = query.options
         objective = self._objective(options, route)
         session = (
             self._sessions.get(query.session, time.time()) if len(query.messages) > 1 else None
         )
-        purse = self._budgets.purse(route.name, objective, query, x)
+        reservation = self._budgets.reserve(route.name, objective, query, x)
         decision = route.policy.decide(
             x,
             self._health.candidates(pool),
@@ -506,11 +504,11 @@ class Router:
             max_output_tokens=query.max_output_tokens,
         )
         self._learn_traffic(route, decision)
-        if purse is not None:
-            if serves and purse.budget is not None:
-                purse.budget.restore(self.store)
+        if reservation.is_limited:
+            if serves:
+                reservation.restore(self.store)
             paced = objective is route.objective and not options.order
-            decision = purse.choose(decision, session, paced=paced, counts=serves)
+            decision = reservation.rerank(decision, session, paced=paced, commit=serves)
         elif (
             route.explores
             and x.human_turns == 1
@@ -527,7 +525,7 @@ class Router:
         if route.explores and serves:
             self._spent(route, decision)
         decision = self._finish(decision, query, route, x, excluded + cooling, pool)
-        return x, decision if purse is None else purse.check(decision), purse
+        return x, reservation.filter_plan(decision), reservation
 
     def _finish(
         self,
@@ -690,7 +688,7 @@ class Router:
 
     def _draw(self, decision: Decision, x: Features, query: Query) -> monitoring.AuditSample | None:
         """The decision, where it is among the share that is audited."""
-        return None if self._audit is None else self._audit.draw(decision, x, query)
+        return None if self._audit is None else self._audit.sample(decision, x, query)
 
     def _cost_of(self, model: str, usage: Usage | None) -> float | None:
         return catalog.price_usd(self._targets[model].model, usage)
@@ -757,7 +755,9 @@ class Router:
         if enabled:
             self._heard(answer, record, enabled)
         if answer.audit_sample is not None and self._audit is not None:
-            self._audit.take(answer.audit_sample, record, reply.body if reply is not None else b"")
+            self._audit.submit(
+                answer.audit_sample, record, reply.body if reply is not None else b""
+            )
 
     def _heard(
         self, answer: RoutedResponse, record: RequestRecord, enabled: Mapping[str, float]
@@ -1041,7 +1041,7 @@ class Router:
             "cooling_down": self._breaker.open_models(),
             "learning": dict(self._learning.problems) if self._learning is not None else {},
             "watch": self._audit.state() if self._audit is not None else {},
-            "budgets": self._budgets.told(),
+            "budgets": self._budgets.totals(),
             "warnings": list(self.warnings),
         }
 
@@ -1095,7 +1095,7 @@ class Router:
         if self._audit is None and watched:
             calls = monitoring.MonitorDependencies(
                 engine=self._engine,
-                caller=lambda query: UpstreamCaller(self, query, None),
+                caller=lambda query: UpstreamCaller(self, query, budgets.UNLIMITED),
                 cost_of=self._cost_of,
                 spend=self.store.spend,
                 record=self._aside,

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice import Router
-from suffice.budgets import Ledger, RequestSize, bound, shared_ledger
+from suffice.budgets import Ledger, RequestSize, cost_bound, shared_ledger
 from suffice.config import parse_settings
 from suffice.dialects.openai_request import parse_chat
 from suffice.errors import (
@@ -189,13 +189,13 @@ def test_no_usage_within_its_limits_costs_more_than_the_worst(
 
     query = asking(text, n=n, **limit)
     size = RequestSize.of(query, features.extract(query.messages))
-    found = bound(model, size, usd_per_day=day, usd_left=left)
-    given = (asked, longest, window, found.tokens)
+    found = cost_bound(model, size, usd_per_day=day, remaining_usd=left)
+    given = (asked, longest, window, found.output_limit)
     most = min(t for t in given if t is not None)
     tokens = len(text.encode("utf-8", "surrogatepass")) + 20
     usd = tokens * max(read, cache or 0.0) + n * most * write
-    assert usd / 1e6 <= found.worst_usd * (1 + 1e-9)
-    assert asked is None or found.tokens is None, "the client's own limit is not touched"
+    assert usd / 1e6 <= found.max_cost_usd * (1 + 1e-9)
+    assert asked is None or found.output_limit is None, "the client's own limit is not touched"
 
 
 def test_an_answer_without_any_limit_gets_one_where_money_is_limited(tmp_path: Path) -> None:
@@ -325,10 +325,10 @@ def test_explaining_changes_nothing(tmp_path: Path) -> None:
         assert budget is not None
         for _ in range(5):
             r.decide(asking())
-        assert budget.pacer.day.requests == 0
+        assert budget.requests_today == 0
         assert not (tmp_path / "s.db").exists(), "nor touches a disk"
         asyncio.run(r.answer(asking()))
-        assert budget.pacer.day.requests == 1
+        assert budget.requests_today == 1
 
 
 def test_an_unknown_price_is_never_called_under_a_budget(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_a_wish_of_the_client_is_followed_as_far_as_the_money_goes(tmp_path: Pat
         asyncio.run(r.answer(asking(max_tokens=1000)))
         budget = r.budgets.of("auto")
         assert budget is not None
-        assert budget.pacer.day.requests == 7, "they count in the forecast as well"
+        assert budget.requests_today == 7, "they count in the forecast as well"
 
 
 def test_a_spent_budget_refuses_until_midnight_and_free_models_go_on(tmp_path: Path) -> None:
@@ -615,8 +615,8 @@ def test_a_conversation_stays_within_the_pace(tmp_path: Path) -> None:
                     action=0, propensities=(1.0, 0.0, 0.0), quality_per_usd=lam
                 )
 
-        was, lam = budget.pacer, 1000.0
-        budget.pacer = Tight()  # type: ignore[assignment]
+        was, lam = budget._pacer, 1000.0
+        budget._pacer = Tight()  # type: ignore[assignment]
         stayed = say(**talk(1, "ok"))
         assert stayed.model == "p/strong"
         assert "stays on its model" in stayed.reason
@@ -658,8 +658,8 @@ def test_a_restart_knows_what_today_has_cost_and_how_the_traffic_ran(tmp_path: P
         assert spent(r)[0] == pytest.approx(0.48), "one of them at the mean of the others"
         budget = r.budgets.of("auto")
         assert budget is not None
-        day = budget.pacer.day
-        assert day.known or day.part < 1.0
+        day = budget._pacer._forecast
+        assert day.has_profile or day.observed_fraction < 1.0
         assert day.requests == pytest.approx(48, abs=1)
         assert day.remaining(noon).expected == pytest.approx(48, rel=0.15)
     with routed(tmp_path, {"usd_per_day": 0.2}, clock=Clock(noon)) as r:
@@ -725,7 +725,7 @@ def test_the_pacer_counts_the_requests_of_the_other_workers(tmp_path: Path) -> N
             asyncio.run(two.answer(asking()))
             budget = two.budgets.of("auto")
             assert budget is not None
-            assert budget.pacer.day.requests == 8
+            assert budget.requests_today == 8
 
 
 def test_without_locks_between_processes_each_worker_gets_its_part(tmp_path: Path) -> None:
@@ -751,13 +751,13 @@ def _spend(path: str, ceiling: int, calls: int, seed: int) -> None:
         worst = int(rng.integers(1, 50))
         with row:
             if row.spent + row.reserved + worst <= ceiling:
-                row.own += worst
+                row.reserved_here += worst
                 held.append(worst)
         while len(held) > 3:
             with row:
                 worst = held.pop(0)
                 row.spent += int(rng.integers(0, worst + 1))
-                row.own -= worst
+                row.reserved_here -= worst
     while True:
         time.sleep(0.01)  # until it is killed, with what it holds
 
@@ -769,7 +769,7 @@ def test_processes_never_pass_the_ceiling_and_a_kill_loses_nothing_reserved() ->
         ledger = Ledger(path)
         row = ledger.row("auto")
         with row:
-            row.begin(20_000)
+            row.start_day(20_000)
         workers = [
             context.Process(target=_spend, args=(path, 5000, 100_000, n), daemon=True)
             for n in range(3)

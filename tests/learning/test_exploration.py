@@ -302,7 +302,9 @@ def test_a_changed_or_cut_state_is_refused(data: st.DataObject) -> None:
 
 
 def test_another_schema_is_named() -> None:
-    from suffice.budgets.pacer import Pacer
+    from suffice.learning.regression import OnlineRegression
 
-    with pytest.raises(ArtifactError, match="schema 'pacer-2'"):
-        ThompsonSampler.from_state(Pacer(1.0).state())
+    one = np.ones(2, np.float32)
+    state = OnlineRegression(("m",), one, one, 2).state()
+    with pytest.raises(ArtifactError, match="schema 'learner-1'"):
+        ThompsonSampler.from_state(state)

@@ -153,17 +153,17 @@ QUERY = Query(dialect="openai", model="safe", messages=(Message("user", EASY),),
 
 
 @given(st.integers(0, 2**64 - 1), st.floats(0.0, 1.0))
-def test_who_serves_has_no_say_in_what_is_drawn(bits: int, share: float) -> None:
+def test_who_serves_has_no_say_in_what_is_sampled(bits: int, share: float) -> None:
     a = auditor(share)
     x = features.extract_text(EASY)
     drawn = {
-        model: a.draw(decided(f"dec_{0:011x}{bits:016x}", model), x, QUERY) is not None
+        model: a.sample(decided(f"dec_{0:011x}{bits:016x}", model), x, QUERY) is not None
         for model in ("p/weak", "p/strong")
     }
     assert drawn["p/weak"] == drawn["p/strong"]
-    assert drawn["p/weak"] == (share > 0.0 and monitoring.is_drawn(f"dec_{bits:027x}", share))
-    assert monitoring.is_drawn(f"dec_{bits:027x}", 1.0)
-    assert not monitoring.is_drawn(f"dec_{bits:027x}", 0.0)
+    assert drawn["p/weak"] == (share > 0.0 and monitoring.is_sampled(f"dec_{bits:027x}", share))
+    assert monitoring.is_sampled(f"dec_{bits:027x}", 1.0)
+    assert not monitoring.is_sampled(f"dec_{bits:027x}", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_what_the_certificate_did_not_decide_is_not_audited(
     a = auditor(1.0)
     x = features.extract_text(EASY)
     q = msgspec.structs.replace(QUERY, **query)
-    assert a.draw(decided(f"dec_{0:027x}", "p/weak"), x, QUERY) is not None
-    assert a.draw(decided(f"dec_{0:027x}", "p/weak", **changed), x, q) is None
+    assert a.sample(decided(f"dec_{0:027x}", "p/weak"), x, QUERY) is not None
+    assert a.sample(decided(f"dec_{0:027x}", "p/weak", **changed), x, q) is None
 
 
 def test_both_kinds_are_labelled_at_one_rate(path: Path, judge: Judge) -> None:
@@ -195,9 +195,9 @@ def test_both_kinds_are_labelled_at_one_rate(path: Path, judge: Judge) -> None:
             await t.settled()
         for text, found in ids.items():
             labelled = [i for i in found if t.router.store.feedback.current(i)]
-            assert labelled == [i for i in found if monitoring.is_drawn(i, 0.3)]
+            assert labelled == [i for i in found if monitoring.is_sampled(i, 0.3)]
             assert 20 < len(labelled) < 75, text
-        n = sum(monitoring.is_drawn(i, 0.3) for found in ids.values() for i in found)
+        n = sum(monitoring.is_sampled(i, 0.3) for found in ids.values() for i in found)
         assert t.step().labels == n
 
     talk(path, work, share=0.3)
@@ -431,7 +431,7 @@ def test_the_days_cap_is_kept_and_said(tmp_path: Path, fake: FakeUpstream, judge
             assert second.outcomes == {"capped": 5}
             await second.client.close()
         # A new day.
-        t.audit._auditor._clock = lambda: time.time() + 86400.0
+        t.audit._sampler._clock = lambda: time.time() + 86400.0
         await t.ask(n=2)
         await t.settled()
         assert t.outcomes["labelled"] == found["labelled"] + 2
@@ -722,7 +722,7 @@ def test_a_watch_that_cannot_be_read_is_said_and_begins_anew(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with router(path) as r:
-        at = monitoring.watching.place("safe", certificate())
+        at = monitoring.certificate_monitor.place("safe", certificate())
         r.store.learner_states.save(at, {"watch": b"{}"}, 0, expected_cursor=0, now_s=1.0)
         t = r.start_monitoring(thread=False)
         assert t is not None
@@ -816,7 +816,7 @@ def test_a_feeder_that_was_overtaken_does_not_turn_the_watch_back(
         a.step(now_s + 1.0)
         assert a._watching.watches["safe"].labels == 6
         assert a.state()["safe"]["alarm"] is True
-        at = monitoring.watching.place("safe", certificate())
+        at = monitoring.certificate_monitor.place("safe", certificate())
         assert b"alarm_at" in s.store.learner_states.load(at).states["watch"]
         with router(path, seed=3) as third:
             c = third.start_monitoring(thread=False)
@@ -854,7 +854,9 @@ def test_which_scores_are_labels(changed: dict[str, Any], loss: float | None) ->
         "key": "", "feedback_at_s": 12.0,
     }  # fmt: skip
     x = FeedbackEvent(**{**base, **changed})
-    assert monitoring.watching.loss_of(x, certificate(), frozenset({"test"}), 10.0) == loss
+    assert (
+        monitoring.certificate_monitor.loss_of(x, certificate(), frozenset({"test"}), 10.0) == loss
+    )
 
 
 def test_the_thread_takes_labels_in_and_stops(path: Path) -> None:
@@ -864,7 +866,7 @@ def test_the_thread_takes_labels_in_and_stops(path: Path) -> None:
         labelled(r, recorded(r, "p/weak", 3), 0.0)
         until(lambda: r.ready()["watch"]["safe"]["labels"] == 3)
         t.stop()
-        at = monitoring.watching.place("safe", certificate())
+        at = monitoring.certificate_monitor.place("safe", certificate())
         assert r.store.leases.acquire(at, "another", 10.0, time.time()), "the lease was given back"
 
 

@@ -1,4 +1,4 @@
-"""The money limits of all routes, and the purse that each request gets."""
+"""The money limits of all routes, and the reservation that each request gets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from suffice.budgets.cost_bounds import RequestSize
 from suffice.budgets.daily_budget import DailyBudget
-from suffice.budgets.pacer import MOST_USD
-from suffice.budgets.reservation import Reservation
+from suffice.budgets.pacer import MAX_USD_PER_DAY
+from suffice.budgets.reservation import UNLIMITED, AnyReservation, Reservation
 from suffice.budgets.shared_ledger import Ledger
 from suffice.errors import ConfigError
 from suffice.store.protocols import DecisionLog
@@ -16,10 +16,17 @@ from suffice.types import Features, Model, Objective, Query
 
 
 class Budgets:
-    """objectives: of each route. model_of: a model by name. ledger: the value of `LEDGER_ENV`, None
-    = this process alone. clock: unix seconds.
+    """The money limits of all routes.
 
-    Raises ConfigError for a budget that cannot be one, or a ledger that cannot be used.
+    Args:
+        objectives: The objective of each route.
+        model_of: Looks a model up by its name.
+        clock: Returns unix seconds.
+        ledger: The value of `LEDGER_ENV`; `None` = only this process spends.
+        source: Where the objectives come from, for errors.
+
+    Raises:
+        ConfigError: A budget is out of range, or the ledger cannot be used.
     """
 
     def __init__(
@@ -46,9 +53,9 @@ class Budgets:
             ledger = None
         self._ledger = Ledger(ledger)
         for name, usd in daily.items():
-            if not 0.0 < usd <= MOST_USD:
+            if not 0.0 < usd <= MAX_USD_PER_DAY:
                 raise ConfigError(
-                    f"Expected above 0, at most {MOST_USD:g}, got {usd:g}.",
+                    f"Expected above 0, at most {MAX_USD_PER_DAY:g}, got {usd:g}.",
                     field=f"routes.{name}.objective.usd_per_day",
                     source=source,
                     remedy="Take a route out of the config to spend nothing on it.",
@@ -56,33 +63,43 @@ class Budgets:
             self._budgets[name] = DailyBudget(name, usd / parts, self._ledger.row(name), clock)
 
     def of(self, route: str) -> DailyBudget | None:
-        """The budget of a route that has one."""
+        """The daily budget of a route; `None` if it has none."""
         return self._budgets.get(route)
 
-    def purse(
-        self, route: str, objective: Objective, query: Query, x: Features
-    ) -> Reservation | None:
-        """What this query may spend; None where nothing limits it. objective: the route's, or the
-        one that the client asked for; it cannot lift the route's own limits."""
+    def reserve(
+        self, route: str, objective: Objective, query: Query, features: Features
+    ) -> AnyReservation:
+        """Make the reservation of one request. It holds no money yet.
+
+        Args:
+            route: The route's name.
+            objective: The route's objective, or the client's, which cannot lift the route's limits.
+            query: What will be sent.
+            features: The features of `query`.
+
+        Returns:
+            `UNLIMITED` if nothing limits the request.
+        """
         budget = self._budgets.get(route)
         per_query = self._per_query.get(route)
         if objective.kind == "max_usd_per_query":
-            asked = objective.value or 0.0
-            per_query = asked if per_query is None else min(per_query, asked)
+            requested = objective.value or 0.0
+            per_query = requested if per_query is None else min(per_query, requested)
         if budget is None and per_query is None:
-            return None
-        return Reservation(route, RequestSize.of(query, x), self._model_of, budget, per_query, x)
+            return UNLIMITED
+        size = RequestSize.of(query, features)
+        return Reservation(route, size, self._model_of, budget, per_query, features)
 
     def restore(self, store: DecisionLog) -> None:
-        """Before the first call: what today has cost so far. Raises StoreError."""
+        """Load what today has cost so far, before the first call. Raises StoreError."""
         for budget in self._budgets.values():
             budget.restore(store)
 
-    def told(self) -> dict[str, dict[str, Any]]:
+    def totals(self) -> dict[str, dict[str, Any]]:
         """Today's money by route."""
         return {name: b.totals()._asdict() for name, b in self._budgets.items()}
 
     def close(self) -> None:
-        """Give the shared ledger back. Idempotent."""
+        """Release the shared ledger. Idempotent."""
         if self._ledger is not None:
             self._ledger.close()

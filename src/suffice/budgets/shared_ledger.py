@@ -75,7 +75,7 @@ class Ledger:
             ) from None
         self._words = memoryview(mapped).cast("q")
         with self:
-            self._slot = self._claim()
+            self._slot = self._claim_slot()
 
     def __enter__(self) -> Self:
         self._mutex.acquire()
@@ -92,19 +92,19 @@ class Ledger:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self._mutex.release()
 
-    def _claim(self) -> int:
+    def _claim_slot(self) -> int:
         """A slot of our own. What a process that is no more had reserved may have been billed."""
         words = self._words
         for slot in range(SLOTS):
             if words[slot] and not alive(words[slot]):
-                self._vacate(slot)
+                self._release_slot(slot)
         for slot in range(SLOTS):
             if not words[slot]:
                 words[slot] = os.getpid()
                 return slot
         raise ConfigError(f"More than {SLOTS} processes share one budget.", field="server.workers")
 
-    def _vacate(self, slot: int) -> None:
+    def _release_slot(self, slot: int) -> None:
         words = self._words
         for base in range(SLOTS, _WORDS, _WIDTH):
             at = base + _HEAD + 2 * slot
@@ -114,7 +114,7 @@ class Ledger:
                 words[at + 1] = 0
         words[slot] = 0
 
-    def row(self, route: str) -> Row:
+    def row(self, route: str) -> LedgerRow:
         """The row of a route, made where there is none."""
         digest = blake2b(route.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         key = (
@@ -127,7 +127,7 @@ class Ledger:
                 if not words[base]:
                     words[base], words[base + 1] = key
                 if (words[base], words[base + 1]) == key:
-                    return Row(self, words, base, self._slot)
+                    return LedgerRow(self, words, base, self._slot)
         raise ConfigError(f"More than {ROWS} routes have a budget.", field="routes")
 
     def close(self) -> None:
@@ -136,14 +136,14 @@ class Ledger:
         if self._file is None:
             return
         with self:
-            self._vacate(self._slot)
+            self._release_slot(self._slot)
             self.closed = True
         # Unlocked first: the mapping has a descriptor of its own, which would keep the lock.
         file, self._file = self._file, None
         os.close(file)
 
 
-class Row:
+class LedgerRow:
     """One route's numbers, in nano-dollars. To be read and written inside `with row:`, which no
     other worker can be in at the same time."""
 
@@ -172,7 +172,7 @@ class Row:
         """Days since 1970 in UTC; 0: nobody has begun."""
         return int(self._words[self._base + _DAY])
 
-    def begin(self, day: int, spent: int = 0, requests: int = 0) -> None:
+    def start_day(self, day: int, spent: int = 0, requests: int = 0) -> None:
         """A day's row, from here on."""
         words, base = self._words, self._base
         words[base + _SPENT], words[base + _REQUESTS] = spent, requests
@@ -196,13 +196,13 @@ class Row:
         self._words[self._base + _REQUESTS] = n
 
     @property
-    def own(self) -> int:
+    def reserved_here(self) -> int:
         """Reserved by calls of this worker."""
         words, at = self._words, self._at
         return int(words[at + 1]) if words[at] == self.day else 0
 
-    @own.setter
-    def own(self, nano: int) -> None:
+    @reserved_here.setter
+    def reserved_here(self, nano: int) -> None:
         self._words[self._at + 1] = nano
         self._words[self._at] = self.day
 

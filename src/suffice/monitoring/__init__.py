@@ -21,7 +21,7 @@ from suffice.monitoring.certificate_monitor import (
     WatchedRoute,
 )
 from suffice.monitoring.labelling import ROUTE, SOURCE, AuditedRoute, MonitorDependencies
-from suffice.monitoring.sampling import AuditSample, AuditSampler, is_drawn
+from suffice.monitoring.sampling import AuditSample, AuditSampler, is_sampled
 from suffice.store.protocols import Store
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "ServedCertificate",
     "WatchedRoute",
     "CertificateWatcher",
-    "is_drawn",
+    "is_sampled",
 ]
 
 EVERY_S = 1.0  # between two looks at the store
@@ -62,22 +62,22 @@ class CertificateMonitor:
         self._watching = CertificateWatcher(
             {n: w for n, (_, w) in routes.items()}, store, serving, rely, owner=owner
         )
-        self._auditor = AuditSampler(
+        self._sampler = AuditSampler(
             {n: a for n, (a, _) in routes.items()},
             lambda route: serving(route).certificate,
             calls,
             seed=seed,
         )
         self._routes = {n: a for n, (a, _) in routes.items()}
-        self.draw = self._auditor.draw
-        self.take = self._auditor.take
+        self.sample = self._sampler.sample
+        self.submit = self._sampler.submit
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def waiting(self) -> int:
         """Audits that are under way or wait."""
-        return self._auditor.waiting
+        return self._sampler.waiting
 
     def step(self, now_s: float) -> None:
         """One round of the watch: labels taken in, alarms obeyed. Raises StoreError."""
@@ -117,7 +117,7 @@ class CertificateMonitor:
 
     async def aclose(self) -> None:
         """End the audits under way; from the loop that they run in."""
-        await self._auditor.aclose()
+        await self._sampler.aclose()
 
     # ── what is said of it ───────────────────────────────────────────────────────────────────────
 
@@ -138,8 +138,8 @@ class CertificateMonitor:
                 "labels": 0 if watch is None else watch.labels,
                 "loss": None if watch is None else watch.recent,
                 "max_loss": None if watch is None else watch.max_loss,
-                "audits": dict(self._auditor.outcomes.get(name, {})),
-                "waits": self._auditor.waits(name) or _idle(route),
+                "audits": dict(self._sampler.outcomes.get(name, {})),
+                "waits": self._sampler.waits(name) or _idle(route),
                 **({} if problem is None else {"problem": problem}),
             }
         return out

@@ -71,7 +71,7 @@ class AuditSample:
         self.events: list[bytes] | None = [] if keep else None
         self._bytes = 0
 
-    def hear(self, raw: bytes) -> None:
+    def append_event(self, raw: bytes) -> None:
         """An event of the stream has been passed on."""
         if self.events is not None:
             self._bytes += len(raw)
@@ -92,7 +92,7 @@ class _Job(NamedTuple):
         return None if events is None else reading.streamed(events)
 
 
-def is_drawn(decision_id: str, share: float) -> bool:
+def is_sampled(decision_id: str, share: float) -> bool:
     """Whether a decision is among the audited share: by the 64 random bits that its id ends with,
     which have nothing to do with query or choice, so that anybody can check the draw later."""
     return int(decision_id[-16:], 16) < share * 2.0**64
@@ -136,12 +136,12 @@ class AuditSampler:
 
     # ── from the request's path: cheap, and never raises ─────────────────────────────────────────
 
-    def draw(self, decision: Decision, x: Features, query: Query) -> AuditSample | None:
+    def sample(self, decision: Decision, x: Features, query: Query) -> AuditSample | None:
         """The decision, where it is one to audit. Nothing here looks at which model was chosen."""
         route = self._routes.get(decision.route)
         if route is None or decision.basis != "certified":
             return None
-        if self._closed or not is_drawn(decision.id, route.spec.share):
+        if self._closed or not is_sampled(decision.id, route.spec.share):
             return None
         told = self._certificate(route.name)
         names = [p.model for p in decision.predictions]
@@ -173,7 +173,7 @@ class AuditSampler:
             return "unpriced"
         return None
 
-    def take(self, drawn: AuditSample, record: RequestRecord, body: bytes) -> None:
+    def submit(self, drawn: AuditSample, record: RequestRecord, body: bytes) -> None:
         """The answer to a drawn decision has been recorded. body: of a whole reply. Call it from the
         event loop."""
         name = drawn.decision.route
