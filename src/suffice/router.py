@@ -633,9 +633,9 @@ class Router:
     def _explored(self, decision: Decision, route: Route) -> Decision:
         """The decision, now and then with another model in front, to learn from it; with the
         probabilities at which that was drawn."""
-        belief = self._learning.beliefs.get(route.name) if self._learning else None
+        posterior = self._learning.posteriors.get(route.name) if self._learning else None
         told = decision.predictions
-        if belief is None:
+        if posterior is None:
             return decision
         names: list[str] = []
         quality: list[float] = []
@@ -648,7 +648,7 @@ class Router:
             cost.append(nan if p.cost_usd is None else p.cost_usd)
         chosen = names.index(decision.model)
         o = route.objective
-        drawn = belief.draw(
+        drawn = posterior.sample(
             names,
             quality,
             cost,
@@ -1071,7 +1071,7 @@ class Router:
         thread; the caller calls `step`."""
         if self._learning is None:
             routes = [
-                learning.Route(
+                learning.LearningRoute(
                     name,
                     spec.learning,
                     spec.models,
@@ -1143,7 +1143,7 @@ class Router:
         spec = self._specs.get(decision.route)
         if self._learning is None or spec is None or spec.learning != "shadow" or x is None:
             return None
-        policy = self._learning.shadows.get(decision.route)
+        policy = self._learning.shadow_policies.get(decision.route)
         if policy is None:
             return None
         pool = self._catalog.pool(self._targets[p.model].model for p in decision.predictions)

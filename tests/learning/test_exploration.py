@@ -115,14 +115,14 @@ def test_same_seed_same_draw_and_drawing_changes_nothing() -> None:
 
 def test_a_belief_stays_as_it_was_while_the_explorer_learns_on() -> None:
     e = taught()
-    belief = e.belief()
+    belief = e.posterior()
     before = [belief.draw(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)]
     for _ in range(100):
         e.update("dear", 0.8, 0.0)
     assert [belief.draw(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)] == before
-    assert e.belief() is e.belief()
-    assert e.belief() is not belief
-    assert e.belief().draw(MODELS, OFFLINE, COST, 0, seed=1) != before[1]
+    assert e.posterior() is e.posterior()
+    assert e.posterior() is not belief
+    assert e.posterior().sample(MODELS, OFFLINE, COST, 0, seed=1) != before[1]
 
 
 def test_the_share_won_is_the_probability_of_being_best() -> None:

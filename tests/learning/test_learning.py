@@ -273,7 +273,7 @@ def test_what_was_explored_can_be_drawn_again(made: Router) -> None:
     learning.step(1010.0)
     saved = learning._learners["auto"].explorer.state()
     decided = [made.route(f"hello {i}") for i in range(300)]
-    belief = ThompsonSampler.from_state(saved).belief()
+    belief = ThompsonSampler.from_state(saved).posterior()
     for d in decided:
         told = d.predictions
         names = [p.model for p in told]

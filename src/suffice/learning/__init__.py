@@ -446,7 +446,7 @@ def _with_tokens(e: LinearEstimator, base: Artifact | None, usual: FloatArray) -
 # ── the thread ───────────────────────────────────────────────────────────────────────────────────
 
 
-class Route(NamedTuple):
+class LearningRoute(NamedTuple):
     """A route as learning sees it. base: the artifact that the config names, None for a policy
     that was not trained."""
 
@@ -468,7 +468,7 @@ class LearningWorker:
 
     def __init__(
         self,
-        routes: Sequence[Route],
+        routes: Sequence[LearningRoute],
         store: Store,
         facts: Callable[[], FeatureSpec],
         swap: Callable[[str, TrainedPolicy | None, str | None], None],
@@ -487,8 +487,8 @@ class LearningWorker:
         self._generation = -1
         self._looked: dict[str, float] = {}
         self._saved: dict[str, tuple[int, float]] = {}  # route -> cursor saved, and when
-        self.beliefs: dict[str, FrozenPosterior] = {}  # route -> what to explore by
-        self.shadows: dict[str, TrainedPolicy] = {}
+        self.posteriors: dict[str, FrozenPosterior] = {}  # route -> what to explore by
+        self.shadow_policies: dict[str, TrainedPolicy] = {}
         self.problems: dict[str, str] = {}  # route -> why it is not served or learned as it should
         self._shown: dict[str, str] = {}  # route -> version of its shadow
         self._failed: dict[str, str] = {}  # route -> why it could not learn in the last round
@@ -583,16 +583,16 @@ class LearningWorker:
         artifacts.check_versions(found.card, self._facts.schema, self._facts.table, name)
         return TrainedPolicy(found)
 
-    def _look(self, route: Route) -> None:
+    def _look(self, route: LearningRoute) -> None:
         """A worker that does not learn takes over what the learner knows."""
         saved = self._store.learner_states.load(route.name, ("explorer", "published")).states
         try:
             if "explorer" in saved:
                 known = ThompsonSampler.from_state(saved["explorer"], share=route.explore)
-                self.beliefs[route.name] = known.belief()
+                self.posteriors[route.name] = known.posterior()
             version = saved.get("published", b"").decode()
             if version and self._shown.get(route.name) != version:
-                self.shadows[route.name] = self._stored(version)
+                self.shadow_policies[route.name] = self._stored(version)
                 self._shown[route.name] = version
         except ArtifactError as error:
             _log.error("route %s: what the learner knows cannot be used: %s", route.name, error)
@@ -609,7 +609,7 @@ class LearningWorker:
         self._held.pop(name, None)
         return False
 
-    def _try(self, route: Route, now_s: float) -> None:
+    def _try(self, route: LearningRoute, now_s: float) -> None:
         """One route's failure stops neither the thread nor the other routes: it is said once, and
         tried again from what was saved."""
         try:
@@ -627,7 +627,7 @@ class LearningWorker:
             if why and self.problems.get(route.name) == why:
                 del self.problems[route.name]
 
-    def _learn(self, route: Route, now_s: float) -> None:
+    def _learn(self, route: LearningRoute, now_s: float) -> None:
         name = route.name
         mine = self._learners.get(name) or self._take_over(route, now_s)
         for _ in range(_PAGES):
@@ -649,9 +649,9 @@ class LearningWorker:
                     name, done, mine.cursor, expected_cursor=mine.cursor, now_s=now_s
                 ):
                     self._learners.pop(name, None)
-        self.beliefs[name] = mine.explorer.belief()
+        self.posteriors[name] = mine.explorer.posterior()
 
-    def _take_over(self, route: Route, now_s: float) -> RouteLearner:
+    def _take_over(self, route: LearningRoute, now_s: float) -> RouteLearner:
         base = self._base(route)
         mine = RouteLearner(
             route.name, route.models, base, self._facts, self._limits, route.explore
@@ -664,7 +664,7 @@ class LearningWorker:
         self._saved[route.name] = (saved.cursor, now_s)
         return mine
 
-    def _base(self, route: Route) -> Artifact | None:
+    def _base(self, route: LearningRoute) -> Artifact | None:
         """The warm start: what an operator promoted and the learner goes on from, else the artifact
         that the config names."""
         made = {s["version"]: s for s in self._store.registry.snapshots(route.name)}
@@ -692,7 +692,7 @@ class LearningWorker:
         return many or (new > 0 and passed_s >= _SAVE_AT_LAST_S)
 
     def _save(
-        self, route: Route, mine: RouteLearner, states: Mapping[str, bytes], now_s: float
+        self, route: LearningRoute, mine: RouteLearner, states: Mapping[str, bytes], now_s: float
     ) -> bool:
         """False: another learner has moved on; what was taken in here is in its state as well."""
         if self._store.learner_states.save(
@@ -705,7 +705,7 @@ class LearningWorker:
         return False
 
     def _refitted(
-        self, route: Route, mine: RouteLearner, state: bytes, now_s: float
+        self, route: LearningRoute, mine: RouteLearner, state: bytes, now_s: float
     ) -> bytes | None:
         """state: the learner's. None: stopped meanwhile. It stays due until a snapshot is published."""
         started = time.perf_counter()
@@ -719,7 +719,7 @@ class LearningWorker:
         _log.info("route %s: refitted through label %d in %.2f s", route.name, mine.cursor, took)
         return raw
 
-    def _publish(self, route: Route, raw: bytes, now_s: float) -> str:
+    def _publish(self, route: LearningRoute, raw: bytes, now_s: float) -> str:
         """Keep the snapshot and, where learning is on, promote it. Its version."""
         found = artifacts.unpack(raw)
         made = make_snapshot(
@@ -732,7 +732,7 @@ class LearningWorker:
             created_by="learner",
         )
         self._store.registry.put(made)
-        policy = self.shadows[route.name] = self.policy(found, made.version)
+        policy = self.shadow_policies[route.name] = self.policy(found, made.version)
         self._shown[route.name] = made.version
         if route.mode != "on":
             return made.version

@@ -129,7 +129,7 @@ class FrozenPosterior:
             raise ValueError(f"chosen: expected 0 to {k - 1}, got {chosen}")
         return SampledAction(chosen, tuple([float(i == chosen) for i in range(k)]), False)
 
-    def draw(
+    def sample(
         self,
         models: Sequence[str],
         offline: Sequence[float],
@@ -272,7 +272,7 @@ class ThompsonSampler:
         self._updates = 0
         self._squares = 0.0  # forgotten sum of squared residuals, and of their weights
         self._weight = 0.0
-        self._belief: FrozenPosterior | None = None  # until something is learned or forgotten
+        self._posterior: FrozenPosterior | None = None  # until something is learned or forgotten
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -294,7 +294,7 @@ class ThompsonSampler:
         _within("weight", weight, 0.0, 1.0)
         if weight == 0.0:
             return
-        self._belief = None
+        self._posterior = None
         offline, reward, weight = float(offline), float(reward), float(weight)
         arm = self._arms.setdefault(model, _Arm(_NEW_VARIANCE, updated=self._updates))
         keep = self.forget**weight
@@ -330,26 +330,26 @@ class ThompsonSampler:
     def retain(self, models: Iterable[str]) -> None:
         """Forget every model that is not among these: it was removed from the route."""
         kept = set(models)
-        self._belief = None
+        self._posterior = None
         self._arms = {m: a for m, a in self._arms.items() if m in kept}
 
-    def belief(self) -> FrozenPosterior:
+    def posterior(self) -> FrozenPosterior:
         """What is believed now. It stays as it is while the explorer goes on learning, so requests
         may draw from it on another thread."""
-        if self._belief is None:
+        if self._posterior is None:
             known = {m: self._line(arm) for m, arm in self._arms.items()}
-            self._belief = FrozenPosterior(
+            self._posterior = FrozenPosterior(
                 known, share=self.share, cost_share=self.cost_share, gate=self.gate,
                 draws=self.draws, bound=self.bound,
             )  # fmt: skip
-        return self._belief
+        return self._posterior
 
     def quality(
         self, models: Sequence[str], offline: Sequence[float]
     ) -> tuple[FloatArray, FloatArray]:
         """(mean (k,), deviation (k,)) of each model's quality on a query whose offline scores these
         are: the policy's predictions, corrected by what feedback has shown lately."""
-        mean, deviation = self.belief().quality(models, offline)
+        mean, deviation = self.posterior().quality(models, offline)
         return np.array(mean), np.array(deviation)
 
     def draw(
@@ -367,10 +367,10 @@ class ThompsonSampler:
     ) -> SampledAction:
         """`FrozenPosterior.draw` from what is believed now. start: this is the start of a conversation;
         elsewhere, and on `bypass`, the choice is certain."""
-        belief = self.belief()
+        belief = self.posterior()
         if bypass or not start:
             return belief.certain(len(models), chosen)
-        return belief.draw(
+        return belief.sample(
             models, offline, cost_usd, chosen,
             seed=seed, quality_per_usd=quality_per_usd, spend_usd=spend_usd,
         )  # fmt: skip
