@@ -115,13 +115,13 @@ def test_same_seed_same_draw_and_drawing_changes_nothing() -> None:
 
 def test_a_belief_stays_as_it_was_while_the_explorer_learns_on() -> None:
     e = taught()
-    belief = e.posterior()
-    before = [belief.draw(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)]
+    posterior = e.posterior()
+    before = [posterior.sample(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)]
     for _ in range(100):
         e.update("dear", 0.8, 0.0)
-    assert [belief.draw(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)] == before
+    assert [posterior.sample(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)] == before
     assert e.posterior() is e.posterior()
-    assert e.posterior() is not belief
+    assert e.posterior() is not posterior
     assert e.posterior().sample(MODELS, OFFLINE, COST, 0, seed=1) != before[1]
 
 
