@@ -1,4 +1,4 @@
-"""What `suffice assess` finds: clusters a person recognises, and only claims the labels bear."""
+"""`suffice assess`: clusters that a reader recognises, and only claims that the labels support."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from suffice.errors import UsageError
 from suffice.lab.assess import assess, cluster_names
-from suffice.lab.assess.adjusted_means import adjusted
-from suffice.lab.assess.clustering import find
-from suffice.lab.assess.comparison import compare, ground, reach, worth
+from suffice.lab.assess.adjusted_means import adjusted_means
+from suffice.lab.assess.clustering import cluster
+from suffice.lab.assess.comparison import common_queries, compare, hull_area, pool_value
 from suffice.lab.assess.costs import costs_of, price_of
-from suffice.lab.assess.pools import PoolResult, line_of
-from suffice.lab.assess.traffic_profile import difficulty, scripts
+from suffice.lab.assess.pools import PoolResult, pool_summary
+from suffice.lab.assess.traffic_profile import difficulty, script_shares
 from suffice.lab.data.table import Table
 from suffice.lab.predictors.base import extract_table
 from suffice.lab.stats import ClusterBootstrap
@@ -88,21 +88,23 @@ def answers(n: int, *shares: float, seed: int = 0) -> np.ndarray:
 # ── what is asked ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_clusters_are_the_topics_and_bear_their_words() -> None:
+def test_clusters_are_the_topics_and_are_named_by_their_words() -> None:
     made = prompts(320)
-    found = find(extract_table(table([p for _, p in made])).vectors)
+    found = cluster(extract_table(table([p for _, p in made])).vectors)
     for c in range(int(found.labels.max()) + 1):
         topics = [t for (t, _), x in zip(made, found.labels, strict=True) if x == c]
         assert max(topics.count(t) for t in TOPICS) >= 0.9 * len(topics), "a cluster is one topic"
-    said = assess(table([p for _, p in made]))
-    assert 4 <= len(said.clusters) <= 16
-    assert sum(c.size for c in said.clusters) == 320
-    assert [c.size for c in said.clusters] == sorted((c.size for c in said.clusters), reverse=True)
-    words = " ".join(c.name for c in said.clusters)
+    result = assess(table([p for _, p in made]))
+    assert 4 <= len(result.clusters) <= 16
+    assert sum(c.size for c in result.clusters) == 320
+    assert [c.size for c in result.clusters] == sorted(
+        (c.size for c in result.clusters), reverse=True
+    )
+    words = " ".join(c.name for c in result.clusters)
     for known in ("python", "court", "telescope"):
-        assert known in words or any(known in " ".join(c.words) for c in said.clusters)
-    assert len({c.name for c in said.clusters}) == len(said.clusters)
-    for c in said.clusters:
+        assert known in words or any(known in " ".join(c.words) for c in result.clusters)
+    assert len({c.name for c in result.clusters}) == len(result.clusters)
+    for c in result.clusters:
         assert c.examples and all(len(e) <= 110 for e in c.examples)
         assert not any(w.isdigit() for w in c.words)
 
@@ -125,11 +127,11 @@ def test_the_same_table_gives_the_same_answer() -> None:
     ],
 )
 def test_one_kind_of_query_is_one_cluster(texts: list[str], name: str) -> None:
-    said = assess(table(texts))
-    assert len(said.clusters) == 1
-    assert name in said.clusters[0].name
-    assert said.clusters[0].share == 1.0
-    assert said.mix.duplicate_share == pytest.approx(
+    result = assess(table(texts))
+    assert len(result.clusters) == 1
+    assert name in result.clusters[0].name
+    assert result.clusters[0].share == 1.0
+    assert result.mix.duplicate_share == pytest.approx(
         1 - len(set(texts)) / len(texts), abs=0.02
     ) or (texts[0] == "")
 
@@ -141,11 +143,11 @@ def test_names_work_in_every_script() -> None:
         for p in ("请写一首关于大海的诗", "今日の東京の天気は", "मौसम कैसा है आज दिल्ली में",
                   "Напиши сказку про дракона", "اكتب قصيدة عن البحر", "바다에 대한 시를 써 주세요")
     ]  # fmt: skip
-    said = assess(table(texts))
-    names = " ".join(c.name for c in said.clusters)
+    result = assess(table(texts))
+    names = " ".join(c.name for c in result.clusters)
     for word in ("大海", "天気", "मौसम", "дракона", "البحر", "바다에"):
         assert word in names
-    assert set(said.mix.scripts) == {
+    assert set(result.mix.scripts) == {
         "Han",
         "Japanese",
         "Devanagari",
@@ -155,20 +157,20 @@ def test_names_work_in_every_script() -> None:
     }
 
 
-def test_scripts_are_told_by_letters() -> None:
-    assert scripts(["12 + 3", "¿Qué?", "Москва", "漢字とかな", "漢字"]) == {
+def test_scripts_are_recognised_by_letters() -> None:
+    assert script_shares(["12 + 3", "¿Qué?", "Москва", "漢字とかな", "漢字"]) == {
         "none": 0.2, "Latin": 0.2, "Cyrillic": 0.2, "Japanese": 0.2, "Han": 0.2,
     }  # fmt: skip
 
 
-def test_a_template_counts_for_nothing_in_examples() -> None:
+def test_examples_leave_out_a_shared_template() -> None:
     head = "You are a careful assistant. Answer the following request of a customer as well as you can: "
     made = [head + p + " Thank you in advance for your help." for _, p in prompts(100)]
     for c in assess(table(made)).clusters:
         assert all(e.startswith("…") and "careful" not in e for e in c.examples)
 
 
-def test_the_mix_counts_what_is_there() -> None:
+def test_the_profile_counts_code_mathematics_and_duplicates() -> None:
     texts = ["def f(x): return x  # fix this python function, the code raises an exception"] * 10
     texts += ["Prove that the integral of this polynomial equation converges, by a theorem"] * 20
     texts += ["hi"] * 10
@@ -179,20 +181,20 @@ def test_the_mix_counts_what_is_there() -> None:
     )
     made = table([*texts, ""])
     messages = (*made.messages[:-1], many)
-    said = assess(Table(made.name, made.query_ids, messages, (), made.score)).mix
-    assert said.code_share == pytest.approx(10 / 41)
-    assert said.math_share == pytest.approx(20 / 41)
-    assert said.multi_turn_share == pytest.approx(1 / 41)
-    assert said.duplicate_share == pytest.approx(1 - 4 / 41)
-    assert sum(said.lengths) == pytest.approx(1.0)
-    assert sum(said.difficulty) == pytest.approx(1.0)
+    result = assess(Table(made.name, made.query_ids, messages, (), made.score)).mix
+    assert result.code_share == pytest.approx(10 / 41)
+    assert result.math_share == pytest.approx(20 / 41)
+    assert result.multi_turn_share == pytest.approx(1 / 41)
+    assert result.duplicate_share == pytest.approx(1 - 4 / 41)
+    assert sum(result.lengths) == pytest.approx(1.0)
+    assert sum(result.difficulty) == pytest.approx(1.0)
 
 
 @settings(max_examples=30)
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=30), st.integers(1, 5))
 def test_any_text_can_be_named(texts: list[str], k: int) -> None:
     labels = np.arange(len(texts)) % k
-    words = cluster_names.names(texts, labels, k)
+    words = cluster_names.name_clusters(texts, labels, k)
     names = cluster_names.unique(words, ["none"] * k)
     assert len(set(names)) == k
     for terms in words:
@@ -212,9 +214,9 @@ def test_the_number_of_clusters_can_be_given() -> None:
 
 
 def test_without_labels_only_the_first_half_is_said() -> None:
-    said = assess(table([p for _, p in prompts(50)]))
-    assert said.pool is None and said.models == {}
-    assert "suffice collect" in said.recommendation[0]
+    result = assess(table([p for _, p in prompts(50)]))
+    assert result.pool is None and result.models == {}
+    assert "suffice collect" in result.recommendation[0]
 
 
 @pytest.mark.slow
@@ -225,21 +227,21 @@ def test_a_topic_that_needs_the_strong_model_is_found_and_routed() -> None:
     weak = rng.random(600) < np.where(law, 0.1, 0.9)
     strong = rng.random(600) < 0.93
     score = np.stack([weak, strong], axis=1).astype(float)
-    said = assess(table([p for _, p in made], score, ["weak", "strong"], [1.0, 20.0]))
-    assert said.pool is not None
-    assert said.pool.recommended == ("weak", "strong")
-    assert said.pool.strong == "strong" and said.pool.cheap == ("weak",)
-    gain = said.pool.pairs[0].routing_gain
+    result = assess(table([p for _, p in made], score, ["weak", "strong"], [1.0, 20.0]))
+    assert result.pool is not None
+    assert result.pool.recommended == ("weak", "strong")
+    assert result.pool.strong == "strong" and result.pool.cheap == ("weak",)
+    gain = result.pool.pairs[0].routing_gain
     assert gain is not None and gain.ci is not None and gain.ci[0] > 0.03
-    assert any("Routing pays" in s for s in said.recommendation)
-    needs = {c.name: c.needs_strong for c in said.clusters}
+    assert any("Routing pays" in s for s in result.recommendation)
+    needs = {c.name: c.needs_strong for c in result.clusters}
     hard = max(needs, key=lambda n: needs[n].value if needs[n] else 0)  # type: ignore[union-attr]
     assert any(w in hard for w in ("court", "contract", "law", "attorney", "testimony"))
     assert needs[hard].value > 0.6  # type: ignore[union-attr]
-    whole = said.pool.needs_strong
+    whole = result.pool.needs_strong
     assert whole is not None
     assert whole.value == pytest.approx(((~weak) & strong).mean())
-    kept = said.pool.pairs[0].cost_to_keep["0.95"]
+    kept = result.pool.pairs[0].cost_to_keep["0.95"]
     assert kept.value < 0.6
 
 
@@ -248,71 +250,68 @@ def test_a_copy_at_twice_the_price_adds_nothing() -> None:
     texts = [p for _, p in prompts(600)]
     score = answers(600, 0.5, 0.9)
     score = np.column_stack([score, score[:, 1]])
-    said = assess(table(texts, score, ["weak", "strong", "copy"], [1.0, 10.0, 20.0]))
-    assert said.pool is not None
-    assert set(said.pool.recommended) == {"weak", "strong"}
-    assert said.pool.hull == ("weak", "strong")
-    copy = said.models["copy"]
-    assert copy.on_hull is False and copy.worse_than == ("strong",)
+    result = assess(table(texts, score, ["weak", "strong", "copy"], [1.0, 10.0, 20.0]))
+    assert result.pool is not None
+    assert set(result.pool.recommended) == {"weak", "strong"}
+    assert result.pool.hull == ("weak", "strong")
+    copy = result.models["copy"]
+    assert copy.on_hull is False
     assert copy.verdict == "nothing measurable"
-    assert copy.lost_without is not None and copy.lost_without.value == pytest.approx(0.0)
-    assert "copy" in said.pool.ties
+    assert "copy" in result.pool.ties
 
 
 def test_few_labels_claim_little() -> None:
     texts = [p for _, p in prompts(60)]
-    said = assess(table(texts, answers(60, 0.6, 0.65, 0.7), "abc", [1.0, 1.5, 2.0]))
-    assert said.pool is not None
-    assert said.pool.basis == "shrunken means"
-    assert all(x.routing_gain is None for x in said.pool.pairs)
-    assert any("too few labels" in s for s in said.recommendation)
-    assert len(said.pool.recommended) <= 2
-    assert all(c.too_few for c in said.clusters if c.n_labelled < 30)
+    result = assess(table(texts, answers(60, 0.6, 0.65, 0.7), "abc", [1.0, 1.5, 2.0]))
+    assert result.pool is not None
+    assert result.pool.basis == "shrunken means"
+    assert all(x.routing_gain is None for x in result.pool.pairs)
+    assert any("too few labels" in s for s in result.recommendation)
+    assert len(result.pool.recommended) <= 2
+    assert all(c.too_few for c in result.clusters if c.n_labelled < 30)
 
 
 @pytest.mark.slow
 def test_best_and_cheapest_runs_alone() -> None:
-    said = assess(table([p for _, p in prompts(400)], answers(400, 0.9, 0.6), "ab", [1.0, 5.0]))
-    assert said.pool is not None
-    assert said.pool.recommended == ("a",)
-    assert said.pool.cheap == () and said.pool.needs_strong is None
-    assert said.models["b"].worse_than == ("a",)
-    assert said.recommendation[0].startswith("Run a")
+    result = assess(table([p for _, p in prompts(400)], answers(400, 0.9, 0.6), "ab", [1.0, 5.0]))
+    assert result.pool is not None
+    assert result.pool.recommended == ("a",)
+    assert result.pool.cheap == () and result.pool.needs_strong is None
+    assert result.recommendation[0].startswith("Run a")
 
 
-def test_equal_scores_are_said_to_be_equal() -> None:
+def test_equal_scores_are_reported_as_equal() -> None:
     texts = [p for _, p in prompts(80)]
-    said = assess(table(texts, np.ones((80, 3)), "xyz", [1.0, 2.0, 3.0]))
-    assert said.pool is not None and said.pool.identical
-    assert said.pool.recommended == ("x",)
-    assert "same" in said.recommendation[0] and "x" in said.recommendation[0]
-    assert set(said.pool.ties) | {said.pool.strong} == {"x", "y", "z"}
+    result = assess(table(texts, np.ones((80, 3)), "xyz", [1.0, 2.0, 3.0]))
+    assert result.pool is not None and result.pool.identical
+    assert result.pool.recommended == ("x",)
+    assert "same" in result.recommendation[0] and "x" in result.recommendation[0]
+    assert set(result.pool.ties) | {result.pool.strong} == {"x", "y", "z"}
 
 
-@pytest.mark.slow
-def test_without_costs_only_quality_is_judged_and_it_says_so() -> None:
+def test_without_costs_only_quality_is_compared_and_it_says_so() -> None:
     texts = [p for _, p in prompts(400)]
-    said = assess(table(texts, answers(400, 0.5, 0.9), ["house-a", "house-b"]))
-    assert said.cost_unit is None
-    assert said.pool is not None and said.pool.strong == "house-b"
-    assert said.pool.recommended == ("house-b",)
-    assert all(x.on_hull is None for x in said.models.values())
-    assert any("Cost is unknown" in s for s in said.recommendation)
+    result = assess(table(texts, answers(400, 0.5, 0.9), ["house-a", "house-b"]))
+    assert result.cost_unit is None
+    assert result.pool is not None and result.pool.strong == "house-b"
+    assert result.pool.recommended == ("house-b",)
+    assert all(x.on_hull is None for x in result.models.values())
+    assert any("Cost is unknown" in s for s in result.recommendation)
 
 
 @pytest.mark.parametrize(
-    ("score", "said"),
+    ("score", "result"),
     [
         ([[1.0]] * 30, "only model with scores"),
         ([[1.0, np.nan], [np.nan, 0.0]] * 15, "No query was answered by two models"),
         ([[1.0, 0.0]] * 5, "Too few labels to say which models to run"),
     ],
 )
-def test_models_that_cannot_be_compared(score: list[list[float]], said: str) -> None:
+def test_models_that_cannot_be_compared(score: list[list[float]], result: str) -> None:
     n, k = np.shape(score)
     found = assess(table([p for _, p in prompts(n)], score, "ab"[:k]))
     assert found.pool is None
-    assert said in found.recommendation[0]
+    assert result in found.recommendation[0]
     assert set(found.models) == set("ab"[:k])
     assert all(not x.compared for x in found.models.values())
 
@@ -342,9 +341,9 @@ def test_graded_scores_need_a_clear_difference() -> None:
     near = np.column_stack([np.full(60, 0.45), np.full(60, 0.55)])
     far = np.column_stack([np.full(60, 0.30), np.full(60, 0.90)])
     for score, share in ((near, 0.0), (far, 1.0)):
-        said = assess(table(texts, score, "ab", [1.0, 9.0]))
-        assert said.pool is not None and said.pool.needs_strong is not None
-        assert said.pool.needs_strong.value == share
+        result = assess(table(texts, score, "ab", [1.0, 9.0]))
+        assert result.pool is not None and result.pool.needs_strong is not None
+        assert result.pool.needs_strong.value == share
 
 
 def test_unknown_models_and_too_many_are_refused() -> None:
@@ -361,26 +360,26 @@ def test_many_models_are_compared() -> None:
     texts = [p for _, p in prompts(400)]
     shares = np.linspace(0.3, 0.9, 60)
     names = [f"m{i:02}" for i in range(60)]
-    said = assess(table(texts, answers(400, *shares), names, np.geomspace(0.001, 1, 60)))
-    assert said.pool is not None
-    assert 2 <= len(said.pool.recommended) <= 3
-    assert len(said.models) == 60
+    result = assess(table(texts, answers(400, *shares), names, np.geomspace(0.001, 1, 60)))
+    assert result.pool is not None
+    assert 2 <= len(result.pool.recommended) <= 3
+    assert len(result.models) == 60
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_means_are_adjusted_for_what_each_model_was_asked() -> None:
+def test_means_are_adjusted_for_the_queries_each_model_was_asked() -> None:
     rng = np.random.default_rng(0)
     n = 2000
     ease = rng.normal(0.5, 0.2, (n, 1))
     score = ease + np.array([0.0, 0.05, 0.1]) + rng.normal(0, 0.05, (n, 3))
-    whole, _ = adjusted(score, ClusterBootstrap(np.arange(n), 50, 0))
+    whole, _ = adjusted_means(score, ClusterBootstrap(np.arange(n), 50, 0))
     assert whole == pytest.approx(score.mean(axis=0))
     gaps = score.copy()
     gaps[ease[:, 0] > 0.5, 0] = np.nan  # model 0 was asked the hard half only
     gaps[rng.random((n, 3)) < 0.2] = np.nan
-    mean, draws = adjusted(gaps, ClusterBootstrap(np.arange(n), 200, 0))
+    mean, draws = adjusted_means(gaps, ClusterBootstrap(np.arange(n), 200, 0))
     assert np.nanmean(gaps, axis=0)[1] - np.nanmean(gaps, axis=0)[0] > 0.15, "plain means mislead"
     assert mean - mean[0] == pytest.approx([0.0, 0.05, 0.1], abs=0.01)
     assert draws.mean(axis=0) == pytest.approx(mean, abs=0.005)
@@ -389,19 +388,19 @@ def test_means_are_adjusted_for_what_each_model_was_asked() -> None:
 def test_models_with_few_labels_in_common_are_left_out() -> None:
     score = answers(100, 0.5, 0.6, 0.7)
     score[5:, 2] = np.nan
-    models, rows = ground(score)
+    models, rows = common_queries(score)
     assert models == [0, 1] and len(rows) == 100
-    said = assess(table([p for _, p in prompts(100)], score, "abc", [1.0, 2.0, 3.0]))
-    assert not said.models["c"].compared
-    assert any("too few labels in common" in w for w in said.warnings)
+    result = assess(table([p for _, p in prompts(100)], score, "abc", [1.0, 2.0, 3.0]))
+    assert not result.models["c"].compared
+    assert any("too few labels in common" in w for w in result.warnings)
 
 
-def test_reach_is_the_area_under_the_hull_with_nothing_answered() -> None:
+def test_hull_area_is_the_area_under_the_hull_with_nothing_answered() -> None:
     # (0, 0) to (1, .5): the first half of [0.5, 1] is under the line; then to (2, 1); the mean
     # height over [0.5, 2] of the line y = x / 2 is 0.625.
-    assert reach(np.array([1.0, 2.0]), np.array([0.5, 1.0]), 0.5, 2.0) == pytest.approx(0.625)
+    assert hull_area(np.array([1.0, 2.0]), np.array([0.5, 1.0]), 0.5, 2.0) == pytest.approx(0.625)
     # A useless dear model changes nothing.
-    assert reach(np.array([1.0]), np.array([0.5]), 1.0, 2.0) == pytest.approx(0.5)
+    assert hull_area(np.array([1.0]), np.array([0.5]), 1.0, 2.0) == pytest.approx(0.5)
 
 
 def test_costs_come_from_the_best_source_there_is() -> None:
@@ -425,15 +424,14 @@ def test_costs_come_from_the_best_source_there_is() -> None:
     assert price_of("no-such-model-anywhere") is None
 
 
-@pytest.mark.slow
-def test_a_router_without_signal_is_not_said_to_pay() -> None:
+def test_a_router_without_signal_is_not_reported_to_pay() -> None:
     """On labels that no word explains, routing must not be called a gain more often than chance."""
     paid = 0
     for seed in range(12):
         texts = [p for _, p in prompts(300, seed=seed)]
         made = table(texts, answers(300, 0.6, 0.8, seed=seed), "ab", [1.0, 9.0])
         c = compare(made, extract_table(made), made.cost_usd, [0, 1], np.arange(300))
-        e = line_of(c, PoolResult((0, 1), worth(c, (0, 1)))).routing_gain
+        e = pool_summary(c, PoolResult((0, 1), pool_value(c, (0, 1)))).routing_gain
         assert e is not None and e.ci is not None
         paid += e.ci[0] > 0
     assert paid <= 2

@@ -1,8 +1,7 @@
-"""`suffice assess`: what is asked, and which models to run for it."""
+"""`suffice assess`: the mix of queries, and which models to run for it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,59 +19,71 @@ if TYPE_CHECKING:
 
 def command(
     table: str = typer.Argument(
-        help="A table or log of queries (a folder, JSONL, CSV or Parquet), a store's URL, or its "
+        help="Table or log of queries (a folder, JSONL, CSV or Parquet), URL of a store, or its "
         "SQLite file."
     ),
-    models: str = typer.Option(None, "--models", help="Only these models: a,b,c."),
+    models: str = typer.Option(None, "--models", help="Models to include, comma-separated: a,b."),
     clusters: int = typer.Option(
-        None, "--clusters", min=1, help="How many clusters, instead of a number found in the data."
+        None,
+        "--clusters",
+        min=1,
+        help="Number of clusters, instead of a number chosen from the data.",
     ),
     config: Path = typer.Option(
-        None, "--config", help="A suffice.toml, for the prices of models the catalog lacks."
+        None,
+        "--config",
+        help="A suffice.toml with prices of models that the catalog lacks.",
     ),
     out: Path = typer.Option(
-        None, "--out", help="A folder for assess.json and, where costs are known, a picture."
+        None, "--out", help="Folder for assess.json and, if costs are known, a chart."
     ),
-    json: bool = typer.Option(False, "--json", help="One JSON object (docs/guides/assess.md)."),
+    json: bool = typer.Option(
+        False, "--json", help="Print one JSON object (docs/guides/assess.md)."
+    ),
 ) -> None:
-    """See what you ask, and which models to run for it.
+    """Show what is asked, and which models to run for it.
 
-    Clusters of the queries with names, length, difficulty and what only a strong model gets right;
-    then the best single model, pair and triple, the cost-quality hull, and what each model adds,
-    each with a 95 % interval. Logs without scores give the first half.
+    Prints clusters of the queries with names, length, difficulty and the share that needs a strong
+    model; then the best single model, pair and triple, the cost-quality hull, and what each model
+    adds, each with a 95 % interval. A log without scores gives the clusters only.
     """
     from suffice.cli.assess_view import show
     from suffice.cli.output import print_json
     from suffice.lab.assess import assess
 
     names = None if models is None else [m.strip() for m in models.split(",") if m.strip()]
-    priced = _priced(config)
+    priced = _configured_models(config)
     if out is not None:
-        _usable(out)
-    with _progress() as say:
-        found = assess(
-            _read(table), models=names, clusters=clusters, priced=priced, progress=True, say=say
+        _require_folder(out)
+    with _status() as on_step:
+        assessment = assess(
+            _read(table),
+            models=names,
+            clusters=clusters,
+            priced=priced,
+            progress=True,
+            on_step=on_step,
         )
     if out is not None:
-        _write(found, out)
+        _write(assessment, out)
     if json:
-        print_json(found)
+        print_json(assessment)
     else:
-        show(found)
+        show(assessment)
 
 
-def _read(where: str) -> Table:
+def _read(source: str) -> Table:
     from suffice.lab.data.load import load_table
 
-    path = Path(where)
-    if "://" not in where and path.is_file():
+    path = Path(source)
+    if "://" not in source and path.is_file():
         with path.open("rb") as file:
             if file.read(16) == b"SQLite format 3\0":
-                where = f"sqlite:///{path.resolve().as_posix()}"
-    return load_table(where, need_scores=False)
+                source = f"sqlite:///{path.resolve().as_posix()}"
+    return load_table(source, need_scores=False)
 
 
-def _priced(config: Path | None) -> tuple[Model, ...]:
+def _configured_models(config: Path | None) -> tuple[Model, ...]:
     if config is None:
         return ()
     from suffice.router import Router
@@ -81,47 +92,49 @@ def _priced(config: Path | None) -> tuple[Model, ...]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on standard error that says what is being done; nothing where nobody watches."""
+def _status() -> Iterator[Callable[[str], None]]:
+    """Gives a function that shows the current step on standard error, if it is a terminal."""
     from rich.console import Console
     from rich.status import Status
 
     status = Status("", console=Console(stderr=True))
     started: list[bool] = []
 
-    def say(what: str) -> None:
-        status.update(what)
-        if not started:  # not before the bar of the reading is gone
+    def show_step(step: str) -> None:
+        status.update(step)
+        if not started:  # only after the progress bar of reading has ended
             started.append(True)
             status.start()
 
     try:
-        yield say
+        yield show_step
     finally:
         status.stop()
 
 
-def _usable(out: Path) -> None:
+def _require_folder(out: Path) -> None:
     from suffice.errors import UsageError
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror}.", remedy="Give a folder.") from None
+        raise UsageError(
+            f"--out {out}: {error.strerror}.", remedy="Give the path of a folder."
+        ) from None
 
 
-def _write(found: Assessment, out: Path) -> None:
+def _write(assessment: Assessment, out: Path) -> None:
     import msgspec
 
     from suffice.errors import JobError
     from suffice.lab.assess.picture import draw
 
     try:
-        half = out / "assess.json.part"
-        half.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-        os.replace(half, out / "assess.json")
-        half = out / "cost-quality.part.png"
-        if draw(found, half):
-            os.replace(half, out / "cost-quality.png")
+        part = out / "assess.json.part"
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(assessment), indent=2) + b"\n")
+        part.replace(out / "assess.json")
+        part = out / "cost-quality.part.png"
+        if draw(assessment, part):
+            part.replace(out / "cost-quality.png")
     except OSError as error:
         raise JobError(f"--out {out}: {error.strerror}.") from None

@@ -1,4 +1,4 @@
-"""How `suffice assess` looks in a terminal: the recommendation first, then why."""
+"""The terminal output of `suffice assess`: the recommendation first, then the reasons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from suffice.lab.assess.results import Assessment, Cluster, Estimate, ModelLine, PoolLine
+    from suffice.lab.assess.results import Assessment, Cluster, Estimate, ModelSummary, PoolSummary
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _MODELS = 16  # lines of models shown; --json has all
@@ -24,25 +24,28 @@ _VERDICTS = {
 }
 
 
-def show(found: Assessment) -> None:
+def show(assessment: Assessment) -> None:
+    """Print the assessment."""
     from rich.console import Console
     from rich.markup import escape
     from rich.padding import Padding
     from rich.text import Text
 
     console = Console(highlight=False)
-    labelled = f"{found.n_labelled:,} with labels" if found.n_labelled else "none with labels"
-    count = "1 query" if found.n_queries == 1 else f"{found.n_queries:,} queries"
-    console.print(f"[bold]{escape(found.table)}[/]: {count}, {labelled}\n")
-    for i, sentence in enumerate(found.recommendation):
+    labelled = (
+        f"{assessment.n_labelled:,} with labels" if assessment.n_labelled else "none with labels"
+    )
+    count = "1 query" if assessment.n_queries == 1 else f"{assessment.n_queries:,} queries"
+    console.print(f"[bold]{escape(assessment.table)}[/]: {count}, {labelled}\n")
+    for i, sentence in enumerate(assessment.recommendation):
         style = "bold green" if not i else ""
         console.print(Padding(Text(sentence, style=style), (0, 0, 0, 2)))
-    _asked(console, found)
-    if found.models:
-        _models(console, found)
-    if found.pool is not None:
-        _pools(console, found)
-    for warning in found.warnings:
+    _queries(console, assessment)
+    if assessment.models:
+        _models(console, assessment)
+    if assessment.pool is not None:
+        _pools(console, assessment)
+    for warning in assessment.warnings:
         console.print(f"[yellow]note:[/] {escape(warning)}")
 
 
@@ -59,13 +62,13 @@ def _table(*columns: tuple[str, str]) -> Table:
     return table
 
 
-# ── what is asked ────────────────────────────────────────────────────────────────────────────────
+# ── queries ────────────────────────────────────────────────────────────────────────────────
 
 
-def _asked(console: Console, found: Assessment) -> None:
+def _queries(console: Console, assessment: Assessment) -> None:
     from rich.markup import escape
 
-    m = found.mix
+    m = assessment.mix
     _head(console, "What you ask")
     console.print(
         f"length {_spark(m.lengths)} median {m.tokens.p50:,.0f} tokens, one in ten over "
@@ -88,12 +91,12 @@ def _asked(console: Console, found: Assessment) -> None:
     console.print(" · ".join(parts) + "\n")
     from rich.cells import set_cell_size
 
-    needs = any(c.needs_strong for c in found.clusters)
-    top = max(c.share for c in found.clusters)
+    needs = any(c.needs_strong for c in assessment.clusters)
+    top = max(c.share for c in assessment.clusters)
     room = max(20, min(console.width, 110) - (46 if needs else 30))
     last = f" {'needs strong':>15}" if needs else ""
     console.print(f"[bold]share          {'cluster':<{room}} tokens   hard{last}[/]")
-    for c in found.clusters:
+    for c in assessment.clusters:
         bar = "█" * max(1, round(8 * c.share / top))
         name = set_cell_size(_cut(c.name, room), room)  # Chinese takes two columns a character
         need = _needs(c) if needs else ""
@@ -101,24 +104,24 @@ def _asked(console: Console, found: Assessment) -> None:
             f"{_percent(c.share):>5} {bar:<8} [bold]{escape(name)}[/] {c.median_tokens:>6,.0f} "
             f"{_percent(c.hard_share):>6} {need}"
         )
-        # A leader that leads everywhere is no news.
-        other = c.best if found.pool is not None and c.best != found.pool.strong else None
-        leads = f" [green]{escape(_short(other, found))} leads[/]" if other else ""
-        left = console.width - 15 - (len(_short(other, found)) + 7 if other else 0)
+        # A model that leads everywhere is named above.
+        other = c.best if assessment.pool is not None and c.best != assessment.pool.strong else None
+        leads = f" [green]{escape(_short(other, assessment))} leads[/]" if other else ""
+        left = console.width - 15 - (len(_short(other, assessment)) + 7 if other else 0)
         if c.examples or leads:
             example = _cut(c.examples[0], max(20, left)) if c.examples else ""
             console.print(f"{'':15}[dim]{escape(example)}[/]{leads}")
-    if needs and found.pool is not None:
-        cheap = found.pool.cheap
+    if needs and assessment.pool is not None:
+        cheap = assessment.pool.cheap
         against = cheap[0] if len(cheap) == 1 else f"most of the {len(cheap)} weaker models"
         console.print(
-            f"[dim]needs strong: {escape(found.pool.strong)} gets it right and {escape(against)} "
+            f"[dim]needs strong: {escape(assessment.pool.strong)} answers well and {escape(against)} does "
             "not, with its 95 % interval; leads: another model is best there by more than chance[/]"
         )
-    if found.stability is not None and found.stability < 0.4:
+    if assessment.stability is not None and assessment.stability < 0.4:
         console.print(
-            "[dim]The clusters are loose: other queries of this kind would be cut elsewhere "
-            f"(agreement of two halves {found.stability:.2f}).[/]"
+            "[dim]The clusters are not stable: other queries of this kind would give other clusters "
+            f"(agreement of two halves {assessment.stability:.2f}).[/]"
         )
 
 
@@ -129,43 +132,47 @@ def _needs(c: Cluster) -> str:
     return f"{_percent(c.needs_strong.value):>6} [dim]{f'{low:.0f}-{high:.0f}':>8}[/]"
 
 
-def _short(name: str, found: Assessment) -> str:
-    """A model's name without its provider, where that names one model only."""
+def _short(name: str, assessment: Assessment) -> str:
+    """A model's name without its provider, if that is unambiguous."""
     bare = name.rsplit("/", 1)[-1]
-    others = [m for m in found.models if m.rsplit("/", 1)[-1] == bare]
+    others = [m for m in assessment.models if m.rsplit("/", 1)[-1] == bare]
     return _cut(bare if len(others) == 1 else name, 30)
 
 
 # ── models ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _models(console: Console, found: Assessment) -> None:
+def _models(console: Console, assessment: Assessment) -> None:
     from rich.markup import escape
 
     _head(console, "Which models to run")
-    pool = found.pool
-    priced = any(x.cost is not None for x in found.models.values())
-    unit = {"usd": "cost/query", "output_tokens": "output tokens"}.get(found.cost_unit or "", "")
+    pool = assessment.pool
+    priced = any(x.cost is not None for x in assessment.models.values())
+    unit = {"usd": "cost/query", "output_tokens": "output tokens"}.get(
+        assessment.cost_unit or "", ""
+    )
     columns = [("", "l"), ("model", "l"), ("score", "l")]
     if priced:
         columns.append((unit, "r"))
     if pool is not None:
         columns += [("hull", "l")] if priced else []
-        columns += [("beside the pool", "l")]
+        columns += [("next to the pool", "l")]
     table = _table(*columns)
-    shown = _shown(found)
+    shown = _shown(assessment)
     for i, (name, x) in enumerate(shown):
-        row = [_letter(i), escape(_short(name, found)), _plus_minus(x.quality)]
+        row = [_letter(i), escape(_short(name, assessment)), _plus_minus(x.quality)]
         if priced:
-            row.append("unknown" if x.cost is None else _cost(found, x.cost))
+            row.append("unknown" if x.cost is None else _cost(assessment, x.cost))
         if pool is not None:
             if priced:
                 row.append(_hull(x))
             row.append(_VERDICTS[x.verdict] if x.compared else "[dim]not compared[/]")
         table.add_row(*row)
     console.print(table)
-    if len(found.models) > len(shown):
-        console.print(f"[dim]… and {len(found.models) - len(shown)} more: --json has all.[/]")
+    if len(assessment.models) > len(shown):
+        console.print(
+            f"[dim]… and {len(assessment.models) - len(shown)} more: --json lists all.[/]"
+        )
     if pool is not None and pool.needs_strong is not None:
         one = len(pool.cheap) == 1
         fail = f"{pool.cheap[0]} fails" if one else "most of the weaker models fail"
@@ -175,22 +182,24 @@ def _models(console: Console, found: Assessment) -> None:
             f"{escape(fail)} there.[/]"
         )
     if priced:
-        console.print(f"[dim]cost: {escape(found.cost_source)}[/]")
+        console.print(f"[dim]cost: {escape(assessment.cost_source)}[/]")
         _plot(console, shown)
 
 
-def _shown(found: Assessment) -> list[tuple[str, ModelLine]]:
-    """Best first; all of the recommended pool and the hull, and as many others as fit."""
-    order = sorted(found.models.items(), key=lambda p: -p[1].quality.value)
+def _shown(assessment: Assessment) -> list[tuple[str, ModelSummary]]:
+    """Models to show, best first: the recommended pool, the hull, and as many others as fit."""
+    order = sorted(assessment.models.items(), key=lambda p: -p[1].quality.value)
     if len(order) <= _MODELS:
         return order
-    keep = {m for m, x in order if x.on_hull} | set(found.pool.recommended if found.pool else ())
+    keep = {m for m, x in order if x.on_hull} | set(
+        assessment.pool.recommended if assessment.pool else ()
+    )
     room = max(0, _MODELS - len(keep))
     others = [m for m, _ in order if m not in keep][:room]
     return [(m, x) for m, x in order if m in keep or m in others]
 
 
-def _hull(x: ModelLine) -> str:
+def _hull(x: ModelSummary) -> str:
     if x.on_hull is None:
         return ""
     if x.on_hull:
@@ -199,16 +208,16 @@ def _hull(x: ModelLine) -> str:
     return "[dim]below[/]"
 
 
-def _cost(found: Assessment, value: float) -> str:
-    return usd(value) if found.cost_unit == "usd" else f"{value:,.0f}"
+def _cost(assessment: Assessment, value: float) -> str:
+    return usd(value) if assessment.cost_unit == "usd" else f"{value:,.0f}"
 
 
 def _letter(i: int) -> str:
     return chr(ord("a") + i) if i < 26 else " "
 
 
-def _plot(console: Console, shown: list[tuple[str, ModelLine]]) -> None:
-    """Cost to the right, score upwards; models of the hull in capitals."""
+def _plot(console: Console, shown: list[tuple[str, ModelSummary]]) -> None:
+    """Plot score against cost; models of the hull are in capitals."""
     points = [(_letter(i), x) for i, (_, x) in enumerate(shown) if x.cost is not None and i < 26]
     scores = [x.quality.value for _, x in points]
     if len(points) < 2 or max(scores) - min(scores) < 0.005:
@@ -240,55 +249,57 @@ def _plot(console: Console, shown: list[tuple[str, ModelLine]]) -> None:
         console.print(edge + "".join(cells.get((r, c), " ") for c in range(wide)))
     scale = "log scale" if logs else "linear scale"
     console.print("     └" + "─" * wide)
-    console.print(f"[dim]      cheap → dear ({scale}); capitals: on the cost-quality hull[/]")
+    console.print(f"[dim]      cheap → expensive ({scale}); capitals: on the cost-quality hull[/]")
 
 
 # ── pools ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _pools(console: Console, found: Assessment) -> None:
+def _pools(console: Console, assessment: Assessment) -> None:
     from rich.markup import escape
 
-    assert found.pool is not None
-    if found.cost_unit is None and len(found.pool.recommended) == 1:
-        return  # without costs a pool that adds nothing is no news
+    assert assessment.pool is not None
+    if assessment.cost_unit is None and len(assessment.pool.recommended) == 1:
+        return  # without costs, a pool that adds nothing says nothing new
     lines = [
-        *(("single", x) for x in found.pool.singles[:1]),
-        *(("pair", x) for x in found.pool.pairs[:3]),
-        *(("triple", x) for x in found.pool.triples[:2]),
+        *(("single", x) for x in assessment.pool.singles[:1]),
+        *(("pair", x) for x in assessment.pool.pairs[:3]),
+        *(("triple", x) for x in assessment.pool.triples[:2]),
     ]
-    if found.pool.everything is not None:
-        lines.append(("all", found.pool.everything))
+    if assessment.pool.everything is not None:
+        lines.append(("all", assessment.pool.everything))
     if len(lines) < 2:
         return
     _head(console, "Pools")
-    columns = [("pool", "l"), ("worth", "l"), ("routing adds", "l")]
+    columns = [("pool", "l"), ("value", "l"), ("routing adds", "l")]
     priced = any(x.cost_to_keep for _, x in lines)
     if priced:
         columns.append(("95 % kept at", "r"))
     table = _table(*columns, ("oracle", "r"))
     for size, x in lines:
-        names = " + ".join(_short(m, found) for m in x.models)
+        names = " + ".join(_short(m, assessment) for m in x.models)
         if size == "all":
             names = f"all {len(x.models)}"
-        mark = "[bold green]" if x.models == found.pool.recommended else "[default]"
+        mark = "[bold green]" if x.models == assessment.pool.recommended else "[default]"
         row = [f"{mark}{escape(names)}[/]", _plus_minus(x.value), _gain(x)]
         if priced:
             kept = x.cost_to_keep.get("0.95")
             row.append("" if kept is None else f"{_percent(kept.value)} of cost")
         table.add_row(*row, f"[dim]{x.oracle.value:.3f}[/]")
     console.print(table)
-    if found.cost_unit is None:
-        worth = "mean score with each query sent to the model predicted best"
+    if assessment.cost_unit is None:
+        meaning = "mean score with each query sent to the model with the best prediction"
     else:
-        worth = "mean score over all budgets from the cheapest model's cost to the dearest's"
+        meaning = (
+            "mean score over all budgets from the cheapest model's cost to the most expensive one's"
+        )
     console.print(
-        f"[dim]worth: {worth} (cross-validated). oracle: the best answer of each query, known only "
-        "afterwards; it takes luck for skill.[/]"
+        f"[dim]value: {meaning} (cross-validated). oracle: the best answer of each query, known only "
+        "afterwards; it counts luck as skill.[/]"
     )
 
 
-def _gain(x: PoolLine) -> str:
+def _gain(x: PoolSummary) -> str:
     g = x.routing_gain
     return "" if g is None else _plus_minus(g, sign=True)
 
@@ -309,7 +320,7 @@ def _between(e: Estimate, percent: bool = False) -> str:
 
 
 def _plus_minus(e: Estimate, sign: bool = False) -> str:
-    """Half the interval's width after the figure: short enough for a table; --json has both ends."""
+    """A figure with half the interval's width: short enough for a table; --json has both ends."""
     value = f"{e.value:+.3f}" if sign else f"{e.value:.3f}"
     if e.ci is None:
         return f"{value} [yellow]too few[/]"
@@ -323,7 +334,7 @@ def _spark(shares: tuple[float, ...]) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    """At most so many columns of the terminal."""
+    """The text, cut to at most `most` columns of the terminal."""
     from rich.cells import cell_len, set_cell_size
 
     return text if cell_len(text) <= most else set_cell_size(text, most - 1).rstrip() + "…"

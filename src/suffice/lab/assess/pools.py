@@ -1,4 +1,4 @@
-"""Which models to run: the best single, pair and triple, and what each model adds."""
+"""Which models to run: the best single model, pair and triple."""
 
 from __future__ import annotations
 
@@ -8,246 +8,298 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from suffice.lab.assess.adjusted_means import TOO_FEW, estimate, share
-from suffice.lab.assess.comparison import FOLDS, Compared, PoolValue, both, hull_of, reach, worth
-from suffice.lab.assess.results import Estimate, Pool, PoolLine
+from suffice.lab.assess.adjusted_means import MIN_LABELS, estimate, proportion
+from suffice.lab.assess.comparison import (
+    FOLDS,
+    Comparison,
+    PoolValue,
+    hull_area,
+    hull_models,
+    paired_values,
+    pool_value,
+)
+from suffice.lab.assess.results import Estimate, PoolReport, PoolSummary
 from suffice.lab.data.table import FloatArray
+from suffice.lab.evaluate.frontier import upper_hull
 from suffice.lab.stats import basic_interval, percentile_interval
 
-NOTICE = 0.002  # of quality: what random scores gain from a hull picked on the same queries
-CLEARLY = 0.2  # of a graded score: a clear difference between two answers
-_LOOK = 2000  # queries on which all pools are looked through
-_PAIRS_OF = 40  # models whose pairs, and of the best pairs ...
-_TRIPLES_OF = 14  # ... whose triples are looked through
-_FINAL = 6  # pools of each size that are then measured on all queries
+MIN_GAIN = 0.002  # of quality: what random scores gain from a hull chosen on the same queries
+CLEAR_DIFFERENCE = 0.2  # of a graded score, between two answers
+_SEARCH_QUERIES = 2000  # on which all pools are searched
+_PAIR_MODELS = 40  # whose pairs are searched
+_TRIPLE_MODELS = 14  # from the best pairs, whose triples are searched
+_FINALISTS = 6  # pools of each size that are then measured on all queries
 _SHOWN = 5
 KEEP = (0.9, 0.95, 1.0)
 
-# Folds share what they were fitted on, so that a cross-fitted gain varies more than redraws of it
-# show: by sqrt((1/J + 1/(J-1)) / (1/J)) for J folds (Nadeau and Bengio 2003, "Inference for the
-# generalization error", section 3). Without signal on made-up labels the redraws were short by 1.15
-# to 1.5. Differences of hulls need no more: their basic intervals covered 0 every time.
-_CROSS = ((1 / FOLDS + 1 / (FOLDS - 1)) * FOLDS) ** 0.5
+# Folds share training data, so a cross-fitted gain varies more than its bootstrap shows: by
+# sqrt((1/J + 1/(J-1)) / (1/J)) for J folds (Nadeau and Bengio 2003, "Inference for the
+# generalization error", section 3). Without signal, on synthetic labels, the bootstrap intervals
+# were too short by 1.15 to 1.5. Differences of hulls need no correction: their basic intervals
+# covered 0 in every run.
+_CROSS_FIT_FACTOR = ((1 / FOLDS + 1 / (FOLDS - 1)) * FOLDS) ** 0.5
 
-Verdict = Literal["in the pool", "adds", "nothing measurable", "too few labels to say"]
+Verdict = Literal["adds", "nothing measurable", "too few labels to say"]
 
 
 class PoolResult(NamedTuple):
-    """A pool as columns, with its worth."""
+    """A pool as columns, with its value."""
 
-    cols: tuple[int, ...]
-    worth: PoolValue
-
-
-def gain(c: Compared, more: Sequence[int], less: Sequence[int]) -> Estimate:
-    """How much more one pool is worth than another, redraw by redraw; in plain means, since what
-    shrinking adds is a guess and no evidence."""
-    x, y = both(c, more, less)
-    value, n = x.value - y.value, len(c.rows)
-    if c.price is None and c.expected is not None:
-        return _crossed(estimate(value, x.values - y.values, n))
-    return Estimate(value, basic_interval(x.values - y.values, value) if n >= TOO_FEW else None, n)
+    columns: tuple[int, ...]
+    value: PoolValue
 
 
-def _crossed(e: Estimate) -> Estimate:
-    """A cross-fitted gain with its interval widened by _CROSS."""
+def value_gain(comparison: Comparison, larger: Sequence[int], smaller: Sequence[int]) -> Estimate:
+    """Returns how much more one pool is worth than another, per bootstrap sample.
+
+    It uses plain means, because what shrinking adds is not evidence.
+    """
+    c = comparison
+    x, y = paired_values(c, larger, smaller)
+    value, draws, n = x.value - y.value, x.value_draws - y.value_draws, len(c.rows)
+    if c.price is None and c.predicted is not None:
+        return _widen(estimate(value, draws, n))
+    return Estimate(value, basic_interval(draws, value) if n >= MIN_LABELS else None, n)
+
+
+def _widen(e: Estimate) -> Estimate:
+    """A cross-fitted gain with its interval widened by _CROSS_FIT_FACTOR."""
     if e.ci is None:
         return e
-    low, high = (e.value + _CROSS * (end - e.value) for end in e.ci)
+    low, high = (e.value + _CROSS_FIT_FACTOR * (end - e.value) for end in e.ci)
     return Estimate(e.value, (low, high), e.n)
 
 
-def measurable(e: Estimate | None) -> Verdict:
-    """Whether a gain is there: its interval lies above 0 and it is worth notice."""
-    if e is None or e.ci is None:
+def significance(gain: Estimate | None) -> Verdict:
+    """Whether a gain is measurable: its interval is above 0 and it is at least MIN_GAIN."""
+    if gain is None or gain.ci is None:
         return "too few labels to say"
-    if e.ci[0] > 0 and e.value >= NOTICE:
+    if gain.ci[0] > 0 and gain.value >= MIN_GAIN:
         return "adds"
-    return "nothing measurable" if e.ci[1] <= NOTICE else "too few labels to say"
+    return "nothing measurable" if gain.ci[1] <= MIN_GAIN else "too few labels to say"
 
 
-def search(c: Compared, size: int, models: Sequence[int], seed: int) -> list[PoolResult]:
+def best_pools(
+    comparison: Comparison, size: int, models: Sequence[int], seed: int
+) -> list[PoolResult]:
     """The best pools of a size among `models`, best first, measured on all queries."""
-    quick = c.few(seed, _LOOK)
-    seen = sorted(
-        (-worth(quick, pool, with_draws=False).rank, pool) for pool in combinations(models, size)
+    sample = comparison.subsample(seed, _SEARCH_QUERIES)
+    ranked = sorted(
+        (-pool_value(sample, pool, with_draws=False).rank, pool)
+        for pool in combinations(models, size)
     )
-    lines = [PoolResult(pool, worth(c, pool)) for _, pool in seen[:_FINAL]]
-    return sorted(lines, key=lambda x: -x.worth.rank)
+    results = [PoolResult(pool, pool_value(comparison, pool)) for _, pool in ranked[:_FINALISTS]]
+    return sorted(results, key=lambda x: -x.value.rank)
 
 
-def promising(c: Compared, most: int) -> list[int]:
-    """Models worth trying in pools: the hull's, then those best at some price of quality."""
-    k = len(c.level)
+def shortlist(comparison: Comparison, most: int) -> list[int]:
+    """Models worth trying in pools: those on the hull, then the best at some price of quality."""
+    c = comparison
+    k = len(c.mean_score)
     if k <= most:
         return list(range(k))
-    first = sorted(hull_of(c, c.level, c.price))
+    first = sorted(hull_models(c.mean_score, c.price))
     price = np.zeros(k) if c.price is None else c.price / c.price.max()
-    ranked = [
-        np.argsort(-(c.level - x * price), kind="stable") for x in (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
+    rankings = [
+        np.argsort(-(c.mean_score - x * price), kind="stable")
+        for x in (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
     ]
-    order = [*first, *(int(r[i]) for i in range(k) for r in ranked)]
+    order = [*first, *(int(ranking[i]) for i in range(k) for ranking in rankings)]
     return sorted(list(dict.fromkeys(order))[:most])
 
 
-def choose(c: Compared, seed: int = 0) -> tuple[Pool, tuple[int, ...]]:
-    """(the pools, columns of the recommended one)."""
+class _Search(NamedTuple):
+    """The best pools of each size, best first."""
+
+    singles: list[PoolResult]
+    pairs: list[PoolResult]
+    triples: list[PoolResult]
+
+
+def _search(c: Comparison, seed: int) -> _Search:
     k = len(c.models)
     singles = sorted(
-        (PoolResult((j,), worth(c, (j,))) for j in range(k)), key=lambda x: -x.worth.rank
+        (PoolResult((j,), pool_value(c, (j,))) for j in range(k)), key=lambda x: -x.value.rank
     )
     pairs: list[PoolResult] = []
     triples: list[PoolResult] = []
-    if k >= 2 and not (c.price is None and c.expected is None):
-        pairs = search(c, 2, promising(c, _PAIRS_OF), seed)
+    if k >= 2 and not (c.price is None and c.predicted is None):
+        pairs = best_pools(c, 2, shortlist(c, _PAIR_MODELS), seed)
     if k >= 3 and pairs:
-        good = list(dict.fromkeys(j for p in pairs for j in p.cols))
-        few = sorted({*good, *promising(c, max(3, _TRIPLES_OF - len(good)))})
-        triples = search(c, 3, few, seed)
-    start = singles[0] if c.price is not None else PoolResult((c.best,), worth(c, (c.best,)))
-    pick, over_pair = start, None
-    if pairs and measurable(gain(c, pairs[0].cols, start.cols)) == "adds":
-        pick = pairs[0]
+        good = list(dict.fromkeys(j for pair in pairs for j in pair.columns))
+        models = sorted({*good, *shortlist(c, max(3, _TRIPLE_MODELS - len(good)))})
+        triples = best_pools(c, 3, models, seed)
+    return _Search(singles, pairs, triples)
+
+
+def choose_pool(comparison: Comparison, seed: int = 0) -> tuple[PoolReport, tuple[int, ...]]:
+    """Find the pool to recommend.
+
+    Args:
+        comparison: The comparison.
+        seed: Seed of the search.
+
+    Returns:
+        The report, and the columns of the recommended pool.
+    """
+    c = comparison
+    singles, pairs, triples = _search(c, seed)
+    start = (c.best,) if c.price is None else singles[0].columns
+    pick, triple_gain = start, None
+    if pairs and significance(value_gain(c, pairs[0].columns, start)) == "adds":
+        pick = pairs[0].columns
     if triples:
-        over_pair = gain(c, triples[0].cols, pairs[0].cols)
-        if pick is pairs[0] and measurable(over_pair) == "adds" and c.expected is not None:
-            pick = triples[0]
-    strong = c.best
-    cheap = _cheap(c, strong)
-    needs = needs_strong(c, strong, cheap)
-    lead = None
-    if k >= 2:
-        second = int(np.argsort(-np.where(np.arange(k) == strong, -np.inf, c.likely))[0])
-        lead = estimate(
-            c.level[strong] - c.level[second],
-            c.levels[:, strong] - c.levels[:, second],
-            len(c.rows),
-        )
-    pool = Pool(
+        triple_gain = value_gain(c, triples[0].columns, pairs[0].columns)
+        if (
+            pick == pairs[0].columns
+            and significance(triple_gain) == "adds"
+            and c.predicted is not None
+        ):
+            pick = triples[0].columns
+    pair_lead = None
+    if len(pairs) > 1:
+        pair_lead = value_gain(c, pairs[0].columns, pairs[1].columns)
+    everyone = tuple(range(len(c.models)))
+    everything = None
+    if len(everyone) > 3:
+        everything = pool_summary(c, PoolResult(everyone, pool_value(c, everyone)))
+    cheap = _cheap_models(c, c.best)
+    report = PoolReport(
         n_compared=len(c.rows),
         identical=bool((c.score == c.score[:, :1]).all()),
-        basis="routed" if c.expected is not None else "shrunken means",
-        strong=c.models[strong],
+        basis="routed" if c.predicted is not None else "shrunken means",
+        strong=c.models[c.best],
         cheap=tuple(c.models[j] for j in cheap),
-        ties=tuple(c.models[j] for j in _ties(c, strong)),
-        lead_of_best=lead,
-        hull=tuple(c.models[j] for j in by_price(c, hull_of(c, c.level, c.price))),
-        singles=tuple(line_of(c, x) for x in singles[:_SHOWN]),
-        pairs=tuple(line_of(c, x) for x in pairs[:_SHOWN]),
-        triples=tuple(line_of(c, x) for x in triples[:_SHOWN]),
-        pair_lead=gain(c, pairs[0].cols, pairs[1].cols) if len(pairs) > 1 else None,
-        triple_gain=over_pair,
-        everything=line_of(c, PoolResult(tuple(range(k)), worth(c, range(k)))) if k > 3 else None,
-        recommended=tuple(c.models[j] for j in by_price(c, pick.cols)),
-        needs_strong=needs,
+        ties=tuple(c.models[j] for j in _ties(c, c.best)),
+        hull=tuple(c.models[j] for j in by_price(c, hull_models(c.mean_score, c.price))),
+        singles=tuple(pool_summary(c, x) for x in singles[:_SHOWN]),
+        pairs=tuple(pool_summary(c, x) for x in pairs[:_SHOWN]),
+        triples=tuple(pool_summary(c, x) for x in triples[:_SHOWN]),
+        pair_lead=pair_lead,
+        triple_gain=triple_gain,
+        everything=everything,
+        recommended=tuple(c.models[j] for j in by_price(c, pick)),
+        needs_strong=_strong_only_share(c, c.best, cheap),
     )
-    return pool, pick.cols
+    return report, pick
 
 
-def by_price(c: Compared, cols: Sequence[int] | set[int]) -> list[int]:
-    """Cheapest first; without costs best first."""
-    key = -c.level if c.price is None else c.price
-    return sorted(cols, key=lambda j: float(key[j]))
+def by_price(comparison: Comparison, columns: Sequence[int] | set[int]) -> list[int]:
+    """Columns, cheapest first; without costs best first."""
+    key = -comparison.mean_score if comparison.price is None else comparison.price
+    return sorted(columns, key=lambda j: float(key[j]))
 
 
-def _ties(c: Compared, best: int) -> list[int]:
+def _ties(c: Comparison, best: int) -> list[int]:
     """Models whose distance from the best could be chance, best first."""
-    out = []
-    for j in np.argsort(-c.level, kind="stable").tolist():
+    ties = []
+    for j in np.argsort(-c.mean_score, kind="stable").tolist():
         if j != best:
-            ci = percentile_interval(c.levels[:, best] - c.levels[:, j])
-            if len(c.rows) < TOO_FEW or ci is None or ci[0] <= 0:
-                out.append(j)
-    return out
+            ci = percentile_interval(c.mean_score_draws[:, best] - c.mean_score_draws[:, j])
+            if len(c.rows) < MIN_LABELS or ci is None or ci[0] <= 0:
+                ties.append(j)
+    return ties
 
 
-# ── what only a strong model gets right ──────────────────────────────────────────────────────────
+# ── what only a strong model answers well ────────────────────────────────────────────────────────
 
 
-def _cheap(c: Compared, strong: int) -> list[int]:
-    """What the strong model is held against: the cheapest model; without costs the weaker half."""
+def _cheap_models(c: Comparison, strong: int) -> list[int]:
+    """What the strong model is compared with: the cheapest model; without costs the weaker half."""
     others = [j for j in range(len(c.models)) if j != strong]
     if not others:
         return []
     if c.price is not None:
         cheapest = int(np.argmin(c.price))
         return [] if cheapest == strong else [cheapest]
-    order = sorted(others, key=lambda j: float(c.level[j]))
+    order = sorted(others, key=lambda j: float(c.mean_score[j]))
     return order[: (len(order) + 1) // 2]
 
 
-def only_strong(c: Compared, strong: int, cheap: Sequence[int]) -> FloatArray:
-    """(n,) 1 where the strong model gets a query right and the cheap ones do not (most of them,
-    where there are several). Right: a score of at least 0.5. Graded scores: the strong model is
-    right and better than the cheap ones' mean by CLEARLY."""
-    s, other = c.score[:, strong], c.score[:, list(cheap)]
-    if c.graded:
-        return np.asarray((s >= 0.5) & (s - other.mean(axis=1) >= CLEARLY), float)
-    return np.asarray((s >= 0.5) & ((other >= 0.5).mean(axis=1) < 0.5), float)
+def strong_only(comparison: Comparison, strong: int, cheap: Sequence[int]) -> FloatArray:
+    """Which queries only the strong model answers well.
+
+    A score of at least 0.5 is an answer that suffices. The cheap models fail if most of them do. For
+    graded scores the strong model must also be better than the cheap ones' mean by CLEAR_DIFFERENCE.
+
+    Args:
+        comparison: The comparison.
+        strong: Column of the strong model.
+        cheap: Columns of the cheap models.
+
+    Returns:
+        (n,) 1 for such a query, else 0.
+    """
+    score, others = comparison.score[:, strong], comparison.score[:, list(cheap)]
+    if comparison.graded:
+        clear = score - others.mean(axis=1) >= CLEAR_DIFFERENCE
+        return np.asarray((score >= 0.5) & clear, float)
+    return np.asarray((score >= 0.5) & ((others >= 0.5).mean(axis=1) < 0.5), float)
 
 
-def needs_strong(c: Compared, strong: int, cheap: Sequence[int]) -> Estimate | None:
-    return share(only_strong(c, strong, cheap), c.drawn, c.grouped) if cheap else None
+def _strong_only_share(c: Comparison, strong: int, cheap: Sequence[int]) -> Estimate | None:
+    return proportion(strong_only(c, strong, cheap), c.draws, c.grouped) if cheap else None
 
 
 # ── one pool ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def line_of(c: Compared, line: PoolResult) -> PoolLine:
-    cols, w = list(line.cols), line.worth
+def pool_summary(comparison: Comparison, result: PoolResult) -> PoolSummary:
+    """The summary of one pool."""
+    c = comparison
+    columns, value = list(result.columns), result.value
     n = len(c.rows)
-    top = c.score[:, cols].max(axis=1, keepdims=True)
-    pair = len(cols) == 2
-    return PoolLine(
-        models=tuple(c.models[j] for j in by_price(c, cols)),
-        value=Estimate(w.value, basic_interval(w.values, w.value) if n >= TOO_FEW else None, n),
-        mixed=w.mixed,
-        oracle=estimate(float(top.mean()), c.drawn.means(top)[:, 0], n),
-        routing_gain=_routing_gain(c, w, len(cols)) if c.expected is not None else None,
-        exactly_one_right=share(_one_right(c, cols), c.drawn, c.grouped) if pair else None,
-        cost_to_keep=_cost_to_keep(c, w),
+    top = c.score[:, columns].max(axis=1, keepdims=True)
+    ci = basic_interval(value.value_draws, value.value) if n >= MIN_LABELS else None
+    return PoolSummary(
+        models=tuple(c.models[j] for j in by_price(c, columns)),
+        value=Estimate(value.value, ci, n),
+        mixed=value.mixed,
+        oracle=estimate(float(top.mean()), c.draws.means(top)[:, 0], n),
+        routing_gain=None if c.predicted is None else _routing_gain(c, value, len(columns)),
+        cost_to_keep=_cost_to_keep(c, value),
     )
 
 
-def _one_right(c: Compared, cols: Sequence[int]) -> FloatArray:
-    a, b = c.score[:, cols[0]], c.score[:, cols[1]]
-    if c.graded:
-        return np.asarray(np.abs(a - b) >= CLEARLY, float)
-    return np.asarray((a >= 0.5) != (b >= 0.5), float)
-
-
-def _routing_gain(c: Compared, w: PoolValue, size: int) -> Estimate | None:
+def _routing_gain(c: Comparison, w: PoolValue, size: int) -> Estimate | None:
     """Mean distance of the router's curve from random mixing, over the pool's own costs."""
     n = len(c.rows)
     if size < 2:
         return None
     if c.price is None:
         value = float(w.quality[size] - w.quality[:size].max())
-        draws = w.qualities[:, size] - w.qualities[:, :size].max(axis=1)
-        return _crossed(estimate(value, draws, n))
+        draws = w.quality_draws[:, size] - w.quality_draws[:, :size].max(axis=1)
+        return _widen(estimate(value, draws, n))
     above = _above_chord if size == 2 else _above_hull
     value = above(w.cost, w.quality, size)
-    draws = np.array([above(x, y, size) for x, y in zip(w.costs, w.qualities, strict=True)])
+    pairs = zip(w.cost_draws, w.quality_draws, strict=True)
+    draws = np.array([above(x, y, size) for x, y in pairs])
     if size == 2:
-        return _crossed(estimate(value, draws, n))
-    return Estimate(value, basic_interval(draws, value) if n >= TOO_FEW else None, n)
+        return _widen(estimate(value, draws, n))
+    return Estimate(value, basic_interval(draws, value) if n >= MIN_LABELS else None, n)
 
 
 def _above_hull(cost: FloatArray, quality: FloatArray, size: int) -> float:
-    """The first `size` points are single models. The router's hull is picked on the queries it is
-    judged on; the basic interval takes that luck off again."""
+    """Returns the area of the router above that of the first `size` points, which are single models.
+
+    The router's hull is chosen on the queries it is evaluated on; the basic interval corrects for
+    that.
+    """
     low, high = float(cost[:size].min()), float(cost[:size].max())
-    return reach(cost, quality, low, high) - reach(cost[:size], quality[:size], low, high)
+    singles = hull_area(cost[:size], quality[:size], low, high)
+    return hull_area(cost, quality, low, high) - singles
 
 
 def _above_chord(cost: FloatArray, quality: FloatArray, size: int = 2) -> float:
-    """Points 0 and 1 are the two models, the cheaper first. No hull is taken, so that a useless
-    score gains nothing on average."""
+    """Returns the area of the router above the line between two models, points 0 (cheaper) and 1.
+
+    No hull is taken, so that a useless score gains nothing on average.
+    """
     low, high = cost[0], cost[1]
     if high <= low:
         return 0.0
-    inside = (cost[2:] > low) & (cost[2:] < high)
-    x, y = cost[2:][inside], quality[2:][inside]
+    inside = (cost[size:] > low) & (cost[size:] < high)
+    x, y = cost[size:][inside], quality[size:][inside]
     order = np.argsort(x, kind="stable")
     x = np.concatenate([[low], x[order], [high]])
     y = np.concatenate([[quality[0]], y[order], [quality[1]]])
@@ -255,31 +307,30 @@ def _above_chord(cost: FloatArray, quality: FloatArray, size: int = 2) -> float:
     return float(np.trapezoid(y - chord, x) / (high - low))
 
 
-def _cost_to_keep(c: Compared, w: PoolValue) -> dict[str, Estimate]:
-    if c.price is None or c.prices is None or c.price[c.best] <= 0 or c.level[c.best] <= 0:
+def _cost_to_keep(c: Comparison, w: PoolValue) -> dict[str, Estimate]:
+    best = c.best
+    if c.price is None or c.price_draws is None or c.price[best] <= 0 or c.mean_score[best] <= 0:
         return {}
-    out = {}
+    costs = {}
     for part in KEEP:
-        value = _relative_cost(w.cost, w.quality, c.level[c.best] * part, c.price[c.best])
+        value = _relative_cost(w.cost, w.quality, c.mean_score[best] * part, c.price[best])
         if value is None:
             continue
-        draws = [
-            _relative_cost(x, y, q * part, p)
-            for x, y, q, p in zip(
-                w.costs, w.qualities, c.levels[:, c.best], c.prices[:, c.best], strict=True
-            )
-        ]
+        samples = zip(
+            w.cost_draws, w.quality_draws, c.mean_score_draws[:, best], c.price_draws[:, best],
+            strict=True,
+        )  # fmt: skip
+        draws = [_relative_cost(x, y, quality * part, price) for x, y, quality, price in samples]
         numbers = np.array([np.nan if d is None else d for d in draws])
         if np.isnan(numbers).mean() <= 0.01:  # else whether it can be kept at all is chance
-            out[f"{part:g}"] = estimate(value, numbers, len(c.rows))
-    return out
+            costs[f"{part:g}"] = estimate(value, numbers, len(c.rows))
+    return costs
 
 
 def _relative_cost(
     cost: FloatArray, quality: FloatArray, target: float, unit: float
 ) -> float | None:
-    from suffice.lab.evaluate.frontier import upper_hull
-
+    """The cost, in units, at which the hull reaches the target quality; None if it does not."""
     hull = upper_hull(np.column_stack([cost, quality]))
     if hull[-1, 1] < target - 1e-12 or unit <= 0:
         return None
