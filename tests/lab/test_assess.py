@@ -195,10 +195,10 @@ def test_the_profile_counts_code_mathematics_and_duplicates() -> None:
 def test_any_text_can_be_named(texts: list[str], k: int) -> None:
     labels = np.arange(len(texts)) % k
     words = cluster_names.name_clusters(texts, labels, k)
-    names = cluster_names.unique(words, ["none"] * k)
+    names = cluster_names.unique_names(words, ["none"] * k)
     assert len(set(names)) == k
     for terms in words:
-        assert len(terms) <= cluster_names.MOST_WORDS
+        assert len(terms) <= cluster_names.MAX_WORDS
         assert not any(t.isdigit() or t in cluster_names.stop_words() for t in terms)
 
 
@@ -213,7 +213,7 @@ def test_the_number_of_clusters_can_be_given() -> None:
 # ── which models ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_without_labels_only_the_first_half_is_said() -> None:
+def test_without_labels_only_the_queries_are_described() -> None:
     result = assess(table([p for _, p in prompts(50)]))
     assert result.pool is None and result.models == {}
     assert "suffice collect" in result.recommendation[0]
@@ -289,6 +289,7 @@ def test_equal_scores_are_reported_as_equal() -> None:
     assert set(result.pool.ties) | {result.pool.strong} == {"x", "y", "z"}
 
 
+@pytest.mark.slow
 def test_without_costs_only_quality_is_compared_and_it_says_so() -> None:
     texts = [p for _, p in prompts(400)]
     result = assess(table(texts, answers(400, 0.5, 0.9), ["house-a", "house-b"]))
@@ -424,6 +425,7 @@ def test_costs_come_from_the_best_source_there_is() -> None:
     assert price_of("no-such-model-anywhere") is None
 
 
+@pytest.mark.slow
 def test_a_router_without_signal_is_not_reported_to_pay() -> None:
     """On labels that no word explains, routing must not be called a gain more often than chance."""
     paid = 0
