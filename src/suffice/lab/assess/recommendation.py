@@ -180,6 +180,6 @@ def _labels(pool: PoolReport) -> list[str]:
     if pool.basis == "routed":
         return []
     return [
-        f"{pool.n_compared} queries have labels of every model; from about {MIN_MULTI_MODEL_LABELS} on a router can "
-        "be evaluated too: suffice collect."
+        f"{pool.n_compared} queries have labels of every model; from about "
+        f"{MIN_MULTI_MODEL_LABELS} on a router can be evaluated too: suffice collect."
     ]
