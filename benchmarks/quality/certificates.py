@@ -37,7 +37,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
-from suffice.lab.calibrate import risk_control as bounds
+from suffice.lab import stats
+from suffice.lab.calibrate import risk_control
 from suffice.lab.calibrate.calibrate import choose_exchange_rate, quality_gaps
 from suffice.lab.calibrate.risk_control import Kind, fixed_sequence_test, quantile_thresholds
 from suffice.lab.data.load import load_table
@@ -154,7 +155,7 @@ def walks(
     if kind == "graded":
         found["hoeffding_bentkus"] = None
         for t, mean in zip(thresholds.tolist(), means.tolist(), strict=True):
-            if bounds.hoeffding_bentkus_p_value(mean, len(loss), max_loss) > DELTA:
+            if risk_control.hoeffding_bentkus_p_value(mean, len(loss), max_loss) > DELTA:
                 break
             found["hoeffding_bentkus"] = t
     return {k: -np.inf if v is None else v for k, v in found.items()}
@@ -209,8 +210,8 @@ def summary(case: Case, rows: list[tuple[Any, ...]], splits: int) -> list[dict[s
                 "score": name, "n": n, "eps": eps, "rule": rule,
                 "violations": broken / splits,
                 "violations_ci": [
-                    round(1 - bounds.clopper_pearson(splits - broken, splits, 0.025), 4),
-                    round(bounds.clopper_pearson(broken, splits, 0.025), 4),
+                    round(1 - stats.clopper_pearson(splits - broken, splits, 0.025), 4),
+                    round(stats.clopper_pearson(broken, splits, 0.025), 4),
                 ],
                 "violations_unseen": float((unseen > eps).mean()),
                 "certified_away": round(float(share.mean()), 4),

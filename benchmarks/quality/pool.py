@@ -216,7 +216,7 @@ def one_case(
         "name": case.name,
         "table": case.folder,
         "queries": len(ground.rows),
-        "prompts": int(world.redraws.clusters),
+        "prompts": int(world.redraws.n_clusters),
         "models": {
             m: {"quality": float(q), "usd_per_query": float(c)}
             for m, (c, q) in zip(ground.models, ground.singles.tolist(), strict=True)

@@ -36,10 +36,10 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
-from suffice.lab.calibrate.risk_control import binomial_cdf, clopper_pearson
 from suffice.lab.data.load import load_table
 from suffice.lab.predictors.base import extract_table
 from suffice.lab.predictors.linear import LinearHead
+from suffice.lab.stats import binomial_cdf, clopper_pearson
 from suffice.monitoring import sequential_test
 
 ALPHA = 0.05

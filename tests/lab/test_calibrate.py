@@ -50,7 +50,7 @@ def run(t: Table, policy: str, **more: object) -> Calibration:
 
 
 def of(c: Calibration) -> Certificate:
-    assert c.certificate is not None, c.verdict.why
+    assert c.certificate is not None, c.verdict.reason
     return c.certificate
 
 
@@ -166,8 +166,8 @@ def test_unlabelled_queries_are_left_out(artifact: str) -> None:
 
 def test_too_strict_a_wish_is_no_certificate(artifact: str) -> None:
     told = run(table(100, seed=1), artifact, max_loss=0.001)
-    assert told.certificate is None and told.verdict.needed == 2302
-    assert "too few" in told.verdict.why
+    assert told.certificate is None and told.verdict.labels_needed == 2302
+    assert "too few" in told.verdict.reason
 
 
 @pytest.mark.parametrize(

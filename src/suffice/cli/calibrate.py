@@ -86,7 +86,7 @@ def command(
             print_json(_failure(told, kept))
         else:
             show(told)
-        raise JobError(f"Cannot certify: {told.verdict.why}; {kept}.", remedy=_remedy(told))
+        raise JobError(f"Cannot certify: {told.verdict.reason}; {kept}.", remedy=_remedy(told))
     saved = certificates.save(told.certificate, where)
     if json:
         print_json({"certified": True, "file": str(where), **_figures(told), "certificate": saved})
@@ -123,7 +123,7 @@ def _figures(told: Calibration) -> dict[str, Any]:
     v = told.verdict
     return {
         "labels": v.n,
-        "cheap_share": v.share,
+        "cheap_share": v.cheap_share,
         "net_quality_change": told.net,
         "usd_per_query": None
         if told.costs is None
@@ -136,11 +136,11 @@ def _failure(told: Calibration, kept: str) -> dict[str, Any]:
     v = told.verdict
     return {
         "certified": False,
-        "reason": v.why,
+        "reason": v.reason,
         "labels": v.n,
-        "labels_needed": v.needed,
+        "labels_needed": v.labels_needed,
         "first_step": {
-            "cheap_share": v.share,
+            "cheap_share": v.cheap_share,
             "loss": v.losses / v.n if v.n else None,
             "upper_bound": v.upper_bound,
         },
@@ -150,7 +150,7 @@ def _failure(told: Calibration, kept: str) -> dict[str, Any]:
 
 
 def _remedy(told: Calibration) -> str:
-    if told.verdict.needed is not None:
+    if told.verdict.labels_needed is not None:
         return "Collect more labels (suffice collect), or allow more loss or less confidence."
     return "Allow more loss, or train a better policy or choose a better cheap model."
 
@@ -171,7 +171,7 @@ def show(told: Calibration, where: Path | None = None) -> None:
         ("labels", f"{v.n} {'queries' if c is None else c.unit}, {v.kind}, {v.method}"),
         ("loss seen", f"{v.losses:g} of {v.n}" if v.n else "none"),
         ("loss at most", f"{v.upper_bound:.4f}"),
-        ("goes cheap", f"{v.share:.1%}" + (" at the easiest step" if c is None else "")),
+        ("goes cheap", f"{v.cheap_share:.1%}" + (" at the easiest step" if c is None else "")),
     ]
     if c is not None:
         rows.append(("score at most", f"{c.threshold:.6g}"))

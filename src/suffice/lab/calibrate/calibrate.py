@@ -41,7 +41,7 @@ _NOT_OURS = ("of the pair,", "but ", "left out of every figure", "are few:", "mi
 
 @dataclass(frozen=True)
 class Calibration:
-    """certificate: None = it cannot be certified, and `verdict.why` says why. costs: mean USD a
+    """certificate: None = it cannot be certified, and `verdict.reason` says why. costs: mean USD a
     query with the reference alone and under the certificate, None where costs are unknown. net:
     mean quality served less that of the reference, on the same rows."""
 
@@ -169,7 +169,7 @@ def calibrate(
         n=verdict.n,
         losses=verdict.losses,
         upper_bound=verdict.upper_bound,
-        cheap_share=verdict.share,
+        cheap_share=verdict.cheap_share,
         prices={n: bound.get(n) for n in names},
         made=made,
         table=table.name,

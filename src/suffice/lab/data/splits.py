@@ -1,8 +1,6 @@
-"""Splits that never let one question, or one session, stand on both sides."""
+"""Splits that keep each question and each session on one side."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,39 +9,45 @@ from suffice.lab.data.table import Table
 
 
 def connected_groups(table: Table) -> NDArray[np.intp]:
-    """(n,) number of what must stay together: queries that share a normalised prompt or a group,
-    directly or through others."""
-    parent = list(range(len(table)))
+    """Number the sets of queries that share a normalised prompt or a group, directly or through others.
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
+    Returns:
+        (n,) the number of each query's set, from 0.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    columns: list[Sequence[object]] = [table.keys]
-    if table.group is not None:
-        columns.append(table.group)
-    for column in columns:
-        first: dict[object, int] = {}
+    n = len(table)
+    sources, targets = [], []
+    for column in (table.keys, table.group or ()):
+        first: dict[str, int] = {}
         for i, value in enumerate(column):
-            j = first.setdefault(value, i)
-            if j != i:
-                a, b = root(i), root(j)
-                parent[max(a, b)] = min(a, b)
-    return np.unique([root(i) for i in range(len(table))], return_inverse=True)[1]
+            sources.append(i)
+            targets.append(first.setdefault(value, i))
+    graph = coo_array((np.ones(len(sources), np.int8), (sources, targets)), shape=(n, n))
+    return np.asarray(connected_components(graph, directed=False)[1], np.intp)
 
 
-def group_kfold(clusters: NDArray[np.intp], count: int, seed: int) -> NDArray[np.intp]:
-    """(n,) fold of each query, 0 to count - 1 (fewer where there are fewer clusters): whole
-    clusters, largest first into the smallest fold, equals in random order."""
-    sizes = np.bincount(clusters)
+def group_kfold(groups: NDArray[np.intp], count: int, seed: int) -> NDArray[np.intp]:
+    """Assign whole groups to folds of about equal size.
+
+    The largest group goes first, into the smallest fold; groups of equal size are in random order.
+
+    Args:
+        groups: (n,) numbers from 0.
+        count: Number of folds; fewer are made if there are fewer groups.
+        seed: Of the random order.
+
+    Returns:
+        (n,) fold of each row, from 0.
+    """
+    sizes = np.bincount(groups)
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]
-    fold = np.zeros(len(sizes), np.intp)
-    filled = np.zeros(min(count, len(sizes)), np.int64)
-    for c in order:
-        at = int(np.argmin(filled))
-        fold[c] = at
-        filled[at] += sizes[c]
-    return np.asarray(fold[clusters])
+    fold_of = np.zeros(len(sizes), np.intp)
+    fold_sizes = np.zeros(min(count, len(sizes)), np.int64)
+    for group in order:
+        fold = int(np.argmin(fold_sizes))
+        fold_of[group] = fold
+        fold_sizes[fold] += sizes[group]
+    return np.asarray(fold_of[groups])

@@ -144,7 +144,7 @@ def _head(
         "cost_unit": ground.unit,
         "policies": {},
         "n_queries_in_table": len(table),
-        "n_clusters": judged.redraws.clusters,
+        "n_clusters": judged.redraws.n_clusters,
         "strong": None if ground.strong is None else ground.models[ground.strong],
         "weak": None if ground.weak is None else ground.models[ground.weak],
         "reference": ground.models[at],
