@@ -10,7 +10,7 @@ target from that log alone. The truth is the target's mean over the whole table.
 
 The trained router (the lab's head, cross-fitted over five folds) is both a target and, less five
 times the cost in dollars, what two of the logging policies follow. The reward model of the doubly
-robust estimate is the product's (`suffice.lab.ope.replay.cross_fit_q_hat`), fitted on each log alone.
+robust estimate is the product's (`suffice.lab.ope.reward_model.cross_fit_q_hat`), fitted on each log alone.
 
 --page PAGE writes the table of committed results into a page of the docs, and runs nothing; with
 --check it only says whether the page is up to date.
@@ -42,9 +42,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
 from suffice.lab.data.load import load_table
-from suffice.lab.ope import estimators
+from suffice.lab.ope import estimators, intervals
 from suffice.lab.ope.estimators import LoggedData
-from suffice.lab.ope.replay import cross_fit_q_hat
+from suffice.lab.ope.reward_model import cross_fit_q_hat
+from suffice.lab.ope.verdict import MIN_ESS
 from suffice.lab.predictors.base import extract_table
 from suffice.lab.predictors.linear import LinearHead
 
@@ -196,9 +197,9 @@ def measure(w: World, log: Logging, runs: int, seed: int) -> tuple[list[dict[str
                                               ("ips", "snips", "doubly_robust", "direct")}))  # fmt: skip
         named = {"/".join(key): t for key, t in terms.items()}
         kinds = {"resamples": RESAMPLES, "seed": run}
-        boot = estimators.estimate_policy_values(named, made, **kinds)
-        plain = estimators.estimate_policy_values(named, made, method="asymptotic")
-        alone = estimators.estimate_policy_values(named, simple, method="asymptotic")
+        boot = intervals.estimate_policy_values(named, made, **kinds)
+        plain = intervals.estimate_policy_values(named, made, method="asymptotic")
+        alone = intervals.estimate_policy_values(named, simple, method="asymptotic")
         for (name, estimator), _ in terms.items():
             b, a, s = (f[f"{name}/{estimator}"] for f in (boot, plain, alone))
             t, d = truth[name], truth[name] - happened
@@ -220,7 +221,7 @@ def _row(
     log: Logging, key: tuple[str, str], truth: dict[str, float], values: list[tuple[float, ...]]
 ) -> dict[str, Any]:
     v = np.array(values, float)
-    judged = v[:, 6] >= estimators.MIN_ESS
+    judged = v[:, 6] >= MIN_ESS
     # Coverage is of all runs: to look only at those that are judged would select on the draw.
     return {
         "logging": log.name,
@@ -429,7 +430,7 @@ def main() -> None:
             "runs": given.runs,
             "seed": given.seed,
             "resamples": RESAMPLES,
-            "refused_below_ess": estimators.MIN_ESS,
+            "refused_below_ess": MIN_ESS,
             "bar": BAR,
             "lowest_coverage_where_judged": lowest,
             "rows": rows,

@@ -21,7 +21,8 @@ from suffice.artifacts.artifact import Artifact
 from suffice.artifacts.estimators import ConstantEstimator
 from suffice.errors import ArtifactError
 from suffice.lab.ope import promotion
-from suffice.lab.ope.replay import Replay, Verdict
+from suffice.lab.ope.replay import Replay, ReplayCost
+from suffice.lab.ope.verdict import Verdict
 from suffice.store import make_snapshot, open_store
 from suffice.types import Feedback
 
@@ -79,7 +80,7 @@ def test_a_better_policy_is_promoted_seen_and_rolled_back(house: House) -> None:
     assert store.registry.current("auto") == version
     kept = store.registry.get(version)
     assert kept.content == (house.folder / "best.npz").read_bytes()
-    assert (kept.kind, kept.created_by, kept.card["kind"]) == ("brain", "cli", "constant")
+    assert (kept.kind, kept.created_by, kept.card["kind"]) == ("policy", "cli", "constant")
     assert store.registry.promotions("auto")[0].evidence["passed"] is True  # type: ignore[index]
     store.close()
 
@@ -135,7 +136,7 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(tmp_path: Path) -> Non
     house.explore(80)
     code, _, err = suffice("promote", "best.npz", cwd=tmp_path)
     assert code == 1
-    assert "Cannot judge" in err and "100 are needed" in err and "stays as it is" in err
+    assert "Inconclusive" in err and "100 are needed" in err and "is unchanged" in err
     # Without exploration: what the log never did, it cannot tell of.
     folder = tmp_path / "certain"
     folder.mkdir()
@@ -151,7 +152,7 @@ def test_a_first_policy_can_be_forced_before_there_is_traffic(tmp_path: Path) ->
     artifacts.save(leaning(0.3, 0.95), tmp_path / "best.npz")
     code, out, _ = suffice("promote", "best.npz", "--force", cwd=tmp_path)
     assert code == 0
-    assert "by force" in out and "Cannot judge" in out
+    assert "by force" in out and "Inconclusive" in out
     store = open_store(house.url)
     assert store.registry.promotions("auto")[0].forced
     store.close()
@@ -244,8 +245,10 @@ def replayed(low: float | None, high: float | None, cost: float | None, word: st
     middle = None if low is None or high is None else (low + high) / 2
     plain: dict[str, Any] = dict.fromkeys(Replay.__struct_fields__)
     plain |= {
-        "verdict": Verdict(word or "cannot tell", "Cannot judge: why.", middle, low, high),  # type: ignore[arg-type]
-        "cost": {"value": cost, "paid": 1.0, "difference": None if cost is None else cost - 1.0},
+        "verdict": Verdict(word or "cannot tell", "Inconclusive: no labels.", middle, low, high),  # type: ignore[arg-type]
+        "cost": ReplayCost(
+            cost, None, None, 1.0, None if cost is None else cost - 1.0, None, None, 1, {}
+        ),
     }
     return Replay(**plain)
 

@@ -103,7 +103,7 @@ def test_a_person_can_read_it(house: Path) -> None:
     code, out, _ = suffice("replay", "--policy", "cheapest", cwd=house)
     assert code == 0
     for said in ("Worse", "doubly robust", "self-normalised", "IPS", "direct", "dec_00000000007",
-                 "asked for by name", "cost a decision", "would choose"):  # fmt: skip
+                 "asked for by name", "cost per decision", "would choose"):  # fmt: skip
         assert said in out
     code, out, _ = suffice("replay", "--policy", "best", "--since", "2026-09-21T18:00Z", cwd=house)
     assert code == 1, "nothing is that young"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.lab.ope import estimators
+from suffice.lab.ope import estimators, intervals
 from suffice.lab.ope.estimators import LoggedData
 
 
@@ -93,11 +93,11 @@ def test_the_logs_own_policy_is_what_happened() -> None:
     assert estimators.ips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
     assert estimators.snips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
     for terms in (estimators.ips, estimators.snips):
-        found = estimators.estimate_policy_value(terms(log, log.propensities), log)
+        found = intervals.estimate_policy_value(terms(log, log.propensities), log)
         width = found.difference_high - found.difference_low
         assert abs(found.difference) < 1e-9 and width < 1e-6, "paired: nothing is left to vary"
     perfect = np.where(np.isnan(log.reward), 0.0, log.reward)[:, None] * np.ones(3)
-    found = estimators.estimate_policy_value(
+    found = intervals.estimate_policy_value(
         estimators.doubly_robust(log, log.propensities, perfect), log
     )
     assert found.value == pytest.approx(base, abs=1e-12)
@@ -112,13 +112,13 @@ def test_missing_feedback_is_not_negative() -> None:
         log.action[seen], log.propensity[seen], log.reward[seen], log.propensities[seen],
         log.session[seen],
     )  # fmt: skip
-    a = estimators.estimate_policy_value(estimators.doubly_robust(log, pi, q), log)
-    b = estimators.estimate_policy_value(estimators.doubly_robust(only, pi[seen], q[seen]), only)
+    a = intervals.estimate_policy_value(estimators.doubly_robust(log, pi, q), log)
+    b = intervals.estimate_policy_value(estimators.doubly_robust(only, pi[seen], q[seen]), only)
     assert a.value == pytest.approx(b.value, abs=1e-12)
     assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=0.02)
     nothing = LoggedData(log.action, log.propensity, np.full(200, np.nan), log.propensities)
     assert np.isnan(estimators.ips(nothing, pi).value)
-    assert np.isnan(estimators.estimate_policy_value(estimators.snips(nothing, pi), nothing).low)
+    assert np.isnan(intervals.estimate_policy_value(estimators.snips(nothing, pi), nothing).low)
 
 
 def test_effective_size_counts_units() -> None:
@@ -155,8 +155,8 @@ def test_intervals_know_that_turns_of_a_session_are_alike() -> None:
     log, pi, _ = sticky(np.random.default_rng(0), 150, 10)
     alone = LoggedData(log.action, log.propensity, log.reward, log.propensities)
     for method in ("bootstrap", "asymptotic"):
-        wide = estimators.estimate_policy_value(estimators.ips(log, pi), log, method=method)
-        narrow = estimators.estimate_policy_value(estimators.ips(alone, pi), alone, method=method)
+        wide = intervals.estimate_policy_value(estimators.ips(log, pi), log, method=method)
+        narrow = intervals.estimate_policy_value(estimators.ips(alone, pi), alone, method=method)
         assert wide.value == narrow.value
         assert wide.high - wide.low > 1.8 * (narrow.high - narrow.low)
 
@@ -169,7 +169,7 @@ def test_clustered_intervals_hold_where_simple_ones_fail(method: Any) -> None:
         log, pi, _ = sticky(np.random.default_rng(run), 80, 8)
         alone = LoggedData(log.action, log.propensity, log.reward, log.propensities)
         for name, given_ in (("clustered", log), ("simple", alone)):
-            e = estimators.estimate_policy_value(
+            e = intervals.estimate_policy_value(
                 estimators.ips(given_, pi), given_, method=method, resamples=300, seed=run
             )
             inside[name] += e.low <= 0.75 <= e.high  # 1 - 0.5 x mean difficulty
@@ -180,25 +180,37 @@ def test_clustered_intervals_hold_where_simple_ones_fail(method: Any) -> None:
 def test_the_seed_decides_the_interval() -> None:
     log, pi, _ = random_log(9, n=120)
     terms = estimators.snips(log, pi)
-    assert estimators.estimate_policy_value(terms, log, seed=4) == estimators.estimate_policy_value(
+    assert intervals.estimate_policy_value(terms, log, seed=4) == intervals.estimate_policy_value(
         terms, log, seed=4
     )
-    assert estimators.estimate_policy_value(terms, log, seed=4) != estimators.estimate_policy_value(
+    assert intervals.estimate_policy_value(terms, log, seed=4) != intervals.estimate_policy_value(
         terms, log, seed=5
     )
 
 
 def test_what_was_never_seen_widens() -> None:
-    e = estimators.Estimate(0.5, 0.4, 0.6, 0.1, 0.05, 0.15)
-    wide = estimators.widen(e, 0.03)
+    e = intervals.Estimate(0.5, 0.4, 0.6, 0.1, 0.05, 0.15)
+    wide = intervals.widen(e, 0.03)
     assert (wide.low, wide.high) == pytest.approx((0.37, 0.63))
     assert (wide.difference_low, wide.difference_high) == pytest.approx((0.02, 0.18))
-    assert estimators.widen(e, 0.0) == e
+    assert intervals.widen(e, 0.0) == e
 
 
-def test_students_quantiles() -> None:
-    for df, want in ((5, 2.5706), (10, 2.2281), (30, 2.0423), (1000, 1.9623)):
-        assert estimators.student(0.975, df) == pytest.approx(want, abs=3e-3)
+@pytest.mark.parametrize(("sessions", "quantile"), [(2, 12.706), (3, 4.303), (6, 2.571)])
+def test_intervals_of_few_sessions_use_the_exact_t_quantile(sessions: int, quantile: float) -> None:
+    reward = np.linspace(0.0, 1.0, sessions)
+    p = np.ones((sessions, 1))
+    log = LoggedData(np.zeros(sessions, np.intp), p[:, 0], reward, p)
+    error = reward.std(ddof=1) / np.sqrt(sessions)
+    score = intervals.estimate_policy_value(
+        estimators.on_policy_value(log), log, method="asymptotic"
+    )
+    assert score.high - score.value == pytest.approx(quantile * error, rel=1e-3)
+    # One model predicts 1 USD for each query and costs 1 USD or more: the ratio has that error.
+    other = LoggedData(np.zeros(sessions, np.intp), p[:, 0], reward, p)
+    cost = intervals.estimate_cost(other, p, np.ones((sessions, 1)), 1.0 + reward)
+    shrunk = sessions / (sessions + 5)  # of the ratio, by its prior
+    assert cost.high - cost.value == pytest.approx(shrunk * quantile * error, rel=1e-3)
 
 
 # ── cost ─────────────────────────────────────────────────────────────────────────────────────────
@@ -218,15 +230,15 @@ def test_cost_comes_from_the_token_model_scaled_by_what_was_paid() -> None:
     paid[:50] = np.nan
     log = LoggedData(action, p[np.arange(n), action], np.full(n, np.nan), p)
     pi = np.tile([0.0, 1.0], (n, 1))
-    found = estimators.estimate_cost(log, pi, predicted, paid)
-    assert found.counted == n - 50
+    found = intervals.estimate_cost(log, pi, predicted, paid)
+    assert found.decisions == n - 50
     assert found.low < real[:, 1].mean() < found.high
     assert found.ratio == pytest.approx([2.0, 0.5], rel=0.05)
     assert found.paid == pytest.approx(np.nanmean(paid))
     assert found.difference == pytest.approx(found.value - found.paid)
     # Weights do not enter: the propensities may be anything.
     other = LoggedData(action, np.full(n, 0.01), log.reward)
-    assert estimators.estimate_cost(other, pi, predicted, paid).value == found.value
+    assert intervals.estimate_cost(other, pi, predicted, paid).value == found.value
 
 
 def test_unknown_costs_are_left_out_and_never_zero() -> None:
@@ -234,10 +246,10 @@ def test_unknown_costs_are_left_out_and_never_zero() -> None:
     log = LoggedData(np.array([0, 1, 0, 1]), np.full(4, 0.5), np.full(4, np.nan), p)
     predicted = np.array([[1.0, np.nan]] * 4)
     paid = np.array([1.0, 2.0, 1.0, np.nan])
-    first = estimators.estimate_cost(log, np.tile([1.0, 0.0], (4, 1)), predicted, paid)
-    assert (first.value, first.counted) == (pytest.approx(1.0), 2)
-    second = estimators.estimate_cost(log, np.tile([0.0, 1.0], (4, 1)), predicted, paid)
-    assert np.isnan(second.value) and second.counted == 0
+    first = intervals.estimate_cost(log, np.tile([1.0, 0.0], (4, 1)), predicted, paid)
+    assert (first.value, first.decisions) == (pytest.approx(1.0), 2)
+    second = intervals.estimate_cost(log, np.tile([0.0, 1.0], (4, 1)), predicted, paid)
+    assert np.isnan(second.value) and second.decisions == 0
 
 
 # ── whether the log can be believed ──────────────────────────────────────────────────────────────
@@ -294,7 +306,7 @@ def test_bad_input_names_its_field(change: dict[str, Any], named: str) -> None:
 )
 def test_a_policy_that_is_no_distribution_is_refused(pi: Any) -> None:
     log = LoggedData(np.array([0, 1]), np.array([0.5, 0.5]), np.array([0.5, 1.0]))
-    with pytest.raises(ValueError, match=r"^pi"):
+    with pytest.raises(ValueError, match=r"^action_dist"):
         estimators.ips(log, pi)
 
 

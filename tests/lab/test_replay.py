@@ -16,8 +16,10 @@ from suffice.errors import ConfigError, JobError, StoreError, UsageError
 from suffice.gateway import BackgroundServer
 from suffice.lab.data.decisions import read_decisions
 from suffice.lab.ope import replay
-from suffice.lab.ope.estimators import Estimate
+from suffice.lab.ope.intervals import Estimate
+from suffice.lab.ope.reward_model import cross_fit_q_hat
 from suffice.lab.ope.rollout import roll_out
+from suffice.lab.ope.verdict import Evidence, decide_verdict
 from suffice.providers.fake import FakeUpstream
 from suffice.store import open_store
 from suffice.types import (
@@ -178,11 +180,11 @@ def test_a_better_policy_a_worse_one_and_the_logs_own(house: House) -> None:
     assert best.ess == pytest.approx(best.shares[STRONG]["happened"] * 600)
     assert (best.shares[STRONG]["policy"], best.shares[WEAK]["policy"]) == (1.0, 0.0)
     # Twice the prediction was paid throughout, and weights have no part in it.
-    assert best.cost["value"] == pytest.approx(0.004)
-    assert best.cost["paid_over_predicted"] == pytest.approx({WEAK: 2.0, STRONG: 2.0})
+    assert best.cost.value == pytest.approx(0.004)
+    assert best.cost.paid_over_predicted == pytest.approx({WEAK: 2.0, STRONG: 2.0})
     cheapest = house.replay("cheapest")
     assert cheapest.verdict.word == "worse"
-    assert cheapest.cost["value"] == pytest.approx(0.0002)
+    assert cheapest.cost.value == pytest.approx(0.0002)
     same = house.replay("random")
     assert same.verdict.word == "cannot tell"
     assert abs(same.verdict.difference or 0.0) < 0.02
@@ -193,7 +195,7 @@ def test_too_few_labels_cannot_be_judged(house: House) -> None:
     explored(house, 150)
     found = house.replay("best")
     assert found.verdict.word == "cannot judge"
-    assert f"{found.ess:.0f}" in found.verdict.why and "100" in found.verdict.why
+    assert f"{found.ess:.0f}" in found.verdict.reason and "100" in found.verdict.reason
     assert found.estimates["snips"]["value"] is not None, "the figures are shown all the same"
 
 
@@ -204,7 +206,7 @@ def test_missing_feedback_is_not_negative(house: House) -> None:
     assert found.labelled_share == found.labelled / 900
     assert found.estimates["snips"]["value"] == pytest.approx(given[STRONG], abs=1e-9)
     assert not any("Labelling depends" in w for w in found.warnings)
-    assert found.cost["decisions"] == 900, "costs are known of the others too"
+    assert found.cost.decisions == 900, "costs are known of the others too"
 
 
 def test_labelling_that_depends_on_the_model_is_said(house: House) -> None:
@@ -223,7 +225,7 @@ def test_without_exploration_only_agreement_counts(house: House) -> None:
         house.add(decided(i, WEAK, {WEAK: 1.0, STRONG: 0.0}, session=f"s{i}"), float(i % 2))
     found = house.replay("best")
     assert found.verdict.word == "cannot judge"
-    assert "never explored" in found.verdict.why and "0%" in found.verdict.why
+    assert "never explored" in found.verdict.reason and "0%" in found.verdict.reason
     assert (found.support, found.explored, found.agreement) == (0.0, 0.0, 0.0)
     assert found.estimates["ips"]["value"] == 0.0
     assert found.estimates["snips"]["value"] is None
@@ -231,7 +233,7 @@ def test_without_exploration_only_agreement_counts(house: House) -> None:
     assert agreeing.verdict.word == "cannot tell"
     assert agreeing.agreement == 1.0
     assert agreeing.verdict.difference == pytest.approx(0.0, abs=1e-12)
-    assert agreeing.cost["difference"] == pytest.approx(0.0, abs=1e-12)
+    assert agreeing.cost.difference == pytest.approx(0.0, abs=1e-12)
 
 
 def test_propensities_that_lie_are_said(house: House) -> None:
@@ -265,8 +267,8 @@ def test_turns_that_kept_to_a_choice_have_its_propensity(house: House) -> None:
     )
     assert len(np.unique(found.log.episodes)) == len(np.unique(found.log.sessions)) == 30
     strong = found.models.index(STRONG)
-    assert found.pi[:, strong] == pytest.approx(np.ones(90))
-    w = found.pi[np.arange(90), found.log.action] / found.log.propensity
+    assert found.action_dist[:, strong] == pytest.approx(np.ones(90))
+    w = found.action_dist[np.arange(90), found.log.action] / found.log.propensity
     assert w.reshape(30, 3)[0] == pytest.approx([5.0, 5.0, 5.0])
     assert w.reshape(30, 3)[1] == pytest.approx([0.0, 0.0, 0.0])
 
@@ -287,7 +289,7 @@ def test_the_policy_follows_its_own_course(house: House) -> None:
     house.settle()
     found = roll_out(read_decisions(house.url).rows, house.setting("default"))
     weak = found.models.index(WEAK)
-    assert found.pi[:, weak] == pytest.approx([1.0, 1.0])
+    assert found.action_dist[:, weak] == pytest.approx([1.0, 1.0])
     assert found.log.propensity == pytest.approx([0.5, 0.5])
 
 
@@ -311,7 +313,7 @@ def test_a_mixed_policy_keeps_its_mix_through_a_conversation(house: House) -> No
         {"auto": Half()}, setting.objectives, setting.catalog, {}, Half
     )
     found = roll_out(read_decisions(house.url).rows, half)
-    assert found.pi == pytest.approx(np.full((2, 2), 0.5))
+    assert found.action_dist == pytest.approx(np.full((2, 2), 0.5))
     liar = Half()
     liar.decide = lambda x, pool, objective, session=None, **_: (
         decided(  # type: ignore[method-assign]
@@ -389,12 +391,12 @@ def test_a_log_of_the_real_gateway_replays_to_what_happened(
     # what the policy is worth from what it happened to earn.
     doubly = same.estimates["doubly_robust"]["value"]
     assert doubly == pytest.approx(same.happened["score"], abs=0.1)
-    low, high = same.cost["difference_low"], same.cost["difference_high"]
+    low, high = same.cost.difference_low, same.cost.difference_high
     assert low <= 0.0 <= high, "predicted tokens, scaled by what was paid, give what was paid"
     best = found("best")
     assert best.verdict.word == "better"
     assert best.estimates["snips"]["value"] == pytest.approx(1.0)
-    assert best.cost["difference_low"] > 0
+    assert best.cost.difference_low > 0
 
 
 # ── what cannot be read ──────────────────────────────────────────────────────────────────────────
@@ -514,7 +516,7 @@ def test_models_that_came_and_went(house: House) -> None:
     assert any("p/gone" in w and "catalog" in w for w in found.warnings)
     assert any(STRONG in w and "Never a candidate" in w for w in found.warnings)
     assert found.shares[WEAK]["policy"] == 1.0
-    assert found.cost["value"] is not None
+    assert found.cost.value is not None
 
 
 def test_a_policy_that_does_not_exist(house: House) -> None:
@@ -551,8 +553,8 @@ def test_the_objective_may_be_another(house: House) -> None:
 def test_verdicts(low: float, high: float, more: dict[str, Any], word: str) -> None:
     middle = (low + high) / 2
     e = Estimate(0.5, 0.5 + low, 0.5 + high, middle, low, high)
-    known: dict[str, Any] = {"ess": 100.0, "support": 0.95, "sessions": 20, "explored": True}
-    found = replay.judge(e, **{**known, **more})
+    evidence = Evidence(**{"ess": 100.0, "support": 0.95, "sessions": 20, **more})
+    found = decide_verdict(e, evidence, explored=True)
     assert found.word == word
     if low == low:
         assert found.lower_bound == low
@@ -564,7 +566,7 @@ def test_the_reward_model_never_sees_what_it_predicts(house: House) -> None:
     house.settle()
     found = roll_out(read_decisions(house.url).rows, house.setting("best"))
     signals = np.random.default_rng(0).normal(size=(400, 200))
-    q = replay.cross_fit_q_hat(found.log, signals, None)
+    q = cross_fit_q_hat(found.log, signals, None)
     at = np.arange(400)
     told = q[at, found.log.action]
     for a in (0, 1):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from suffice.config import Settings
     from suffice.lab.ope.promotion import PromotionDecision
     from suffice.lab.ope.replay import Replay
     from suffice.types import PolicySnapshot, Promotion
@@ -18,29 +21,31 @@ if TYPE_CHECKING:
 def command(
     policy: str = typer.Argument(
         metavar="SNAPSHOT_OR_ARTIFACT",
-        help="A version that suffice snapshots lists, or the file that suffice train wrote.",
+        help="Version from suffice snapshots, or path of an artifact from suffice train.",
     ),
-    config: Path = typer.Option(None, "--config", help="A suffice.toml."),
-    route: str = typer.Option(None, "--route", help="Of this route; needed where there are many."),
+    config: Path = typer.Option(None, "--config", help="Path of suffice.toml."),
+    route: str = typer.Option(
+        None, "--route", help="Route; required if the config has several and it is an artifact."
+    ),
     since: str = typer.Option(
-        None, "--since", help="Replay traffic from then on: 7d, 12h, 2026-11-01."
+        None, "--since", help="Replay decisions from this time on: 7d, 12h, 2026-11-01."
     ),
     margin: float = typer.Option(
-        0.01, "--margin", help="How much quality it may at worst lose where it is no dearer."
+        0.01, "--margin", help="Largest loss of mean score (0 to 1) allowed at no higher cost."
     ),
     force: bool = typer.Option(
-        False, "--force", help="Promote it whatever the replay says; that is recorded."
+        False, "--force", help="Promote it even if the replay refuses it; this is recorded."
     ),
-    json: bool = typer.Option(False, "--json", help="One JSON object."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Make a policy the current one of a route.
 
-    It is replayed on the recorded traffic first. The rule: let D be its mean quality less that of
-    what decided the traffic, by the doubly robust estimate from feedback, with its 95 % interval over
-    sessions. It is promoted where the lower end of D is above 0, or at least
-    -margin at a predicted cost no higher than what was paid. Otherwise, and where the log cannot
-    carry an estimate (too few labels, no exploration), it is refused with exit code 1, and nothing
-    changes. An artifact's file is stored as a snapshot first. Workers swap without a restart.
+    The policy is replayed on the recorded traffic first. Let D be its mean score minus the mean
+    score of what decided that traffic: the doubly robust estimate from feedback, with a 95 %
+    interval over sessions. It is promoted if the lower end of D is above 0, or at least -margin at
+    a predicted cost that is not higher than what was paid. Otherwise, and if the log cannot support
+    an estimate (too few labels, no exploration), it is refused with exit code 1, and nothing
+    changes. An artifact is stored as a snapshot first. Workers swap policies without a restart.
     """
     from suffice.cli.options import parse_since
     from suffice.cli.output import print_json
@@ -49,68 +54,87 @@ def command(
     from suffice.lab.ope import promotion
     from suffice.store import reader
 
-    if not 0.0 <= margin <= 1.0:  # also catches NaN
+    if not 0.0 <= margin <= 1.0:  # also refuses NaN
         raise UsageError(f"--margin: expected a number from 0 to 1, got {margin}.")
     now_s = time.time()
     since_s = None if since is None else parse_since(since, now_s)
     settings = load_settings(config, os.environ)
-    resolve(settings, os.environ, need_keys=False)  # a config that is wrong is said first
+    resolve(settings, os.environ, need_keys=False)  # an invalid config is reported first
     with reader.open_registry(settings.store.url, create=force) as registry:
-        found = promotion.load_candidate(policy, registry, route, settings, now_s)
-        registry.put(found)
-        before = registry.current(found.route)
-        if before == found.version:
-            entry = registry.promotions(found.route, 1)[0]
-            told = _told(found, entry, None, "It is current already; nothing was changed.")
+        snapshot = promotion.load_candidate(policy, registry, route, settings, now_s)
+        registry.put(snapshot)
+        before = registry.current(snapshot.route)
+        if before == snapshot.version:
+            entry = registry.promotions(snapshot.route, 1)[0]
+            text = "It is the current one already; nothing was changed."
             if json:
-                print_json(told | {"unchanged": True})
+                print_json(_result(snapshot, entry, None, text) | {"unchanged": True})
             else:
-                _say(f"{found.version}: it is current already; nothing was changed.")
+                _print(f"{snapshot.version}: {text[0].lower()}{text[1:]}")
             return
-        replayed: Replay | None = None
-        try:
-            replayed = promotion.replay_snapshot(
-                found, settings, os.environ, since_s=since_s, progress=not json
-            )
-            ruling = promotion.check_rule(replayed, margin)
-        except JobError as error:
-            ruling = promotion.PromotionDecision(False, f"Cannot judge: {error.message}", margin)
-        evidence = promotion.build_evidence(replayed, ruling)
-        if not ruling.passed and not force:
+        replayed, decision = _judge(snapshot, settings, since_s, margin, progress=not json)
+        evidence = promotion.build_evidence(replayed, decision)
+        if not decision.passed and not force:
             if json:
-                print_json(_told(found, None, evidence, ruling.reason) | {"current": before})
+                print_json(_result(snapshot, None, evidence, decision.reason) | {"current": before})
             elif replayed is not None:
                 _show(replayed)
             raise JobError(
-                f"Not promoted: {ruling.reason} Route {found.route} stays as it is.",
-                remedy=_remedy(ruling, found),
+                f"Not promoted: {decision.reason} Route {snapshot.route} is unchanged.",
+                remedy=_remedy(replayed, snapshot),
             )
         entry = registry.promote(
-            found.route,
-            found.version,
+            snapshot.route,
+            snapshot.version,
             by="cli",
             now_s=now_s,
-            forced=not ruling.passed,
+            forced=not decision.passed,
             evidence=evidence,
         )
     if json:
-        print_json(_told(found, entry, evidence, ruling.reason))
+        print_json(_result(snapshot, entry, evidence, decision.reason))
         return
     if replayed is not None:
         _show(replayed)
-    _say(_done(entry, ruling))
+    _print(_summary(entry, decision))
 
 
-def _told(
-    found: PolicySnapshot, entry: Promotion | None, evidence: dict[str, Any] | None, reason: str
-) -> dict[str, Any]:
+def _judge(
+    snapshot: PolicySnapshot,
+    settings: Settings,
+    since_s: float | None,
+    margin: float,
+    *,
+    progress: bool,
+) -> tuple[Replay | None, PromotionDecision]:
+    """Replay the snapshot and apply the rule; no replay if there is nothing to replay on."""
+    from suffice.errors import JobError
+    from suffice.lab.ope import promotion
+
+    try:
+        replayed = promotion.replay_snapshot(
+            snapshot, settings, os.environ, since_s=since_s, progress=progress
+        )
+    except JobError as error:
+        reason = f"Inconclusive: {error.message}"
+        return None, promotion.PromotionDecision(False, reason, margin)
+    return replayed, promotion.check_rule(replayed, margin)
+
+
+def _result(
+    snapshot: PolicySnapshot,
+    entry: Promotion | None,
+    evidence: Mapping[str, object] | None,
+    reason: str,
+) -> dict[str, object]:
+    """Return the JSON object of the command."""
     return {
         "object": "promotion",
         "promoted": entry is not None,
         "unchanged": False,
         "forced": entry is not None and entry.forced,
-        "route": found.route,
-        "version": found.version,
+        "route": snapshot.route,
+        "version": snapshot.version,
         "previous": None if entry is None else entry.previous,
         "generation": None if entry is None else entry.generation,
         "reason": reason,
@@ -118,24 +142,24 @@ def _told(
     }
 
 
-def _remedy(ruling: PromotionDecision, found: PolicySnapshot) -> str:
-    if ruling.reason.startswith("Cannot judge"):
-        way = "Come back with more feedback or some exploration"
+def _remedy(replayed: Replay | None, snapshot: PolicySnapshot) -> str:
+    if replayed is None or replayed.verdict.word == "cannot judge":
+        remedy = "Collect more feedback, or turn on some exploration"
     else:
-        way = "Train on more labels, or allow a larger --margin"
-    return f"{way}; suffice promote {found.version} --force promotes it all the same."
+        remedy = "Train on more labels, or allow a larger --margin"
+    return f"{remedy}; suffice promote {snapshot.version} --force promotes it anyway."
 
 
-def _done(entry: Promotion, ruling: PromotionDecision) -> str:
+def _summary(entry: Promotion, decision: PromotionDecision) -> str:
     before = entry.previous or "the configured policy"
     forced = " by force, against the rule" if entry.forced else ""
     return (
         f"Promoted{forced}: route {entry.route} uses {entry.version} (before: {before}). "
-        f"{ruling.reason} suffice rollback undoes it."
+        f"{decision.reason} To undo it, run suffice rollback."
     )
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     from rich.console import Console
 
     Console().print(text, highlight=False, markup=False)

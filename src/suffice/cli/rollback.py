@@ -10,14 +10,14 @@ import typer
 
 
 def command(
-    route: str = typer.Option(None, "--route", help="Of this route; needed where there are many."),
-    config: Path = typer.Option(None, "--config", help="A suffice.toml."),
-    json: bool = typer.Option(False, "--json", help="One JSON object."),
+    route: str = typer.Option(None, "--route", help="Route; required if the config has several."),
+    config: Path = typer.Option(None, "--config", help="Path of suffice.toml."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Undo the last promotion of a route that is not undone yet.
+    """Undo the last promotion of a route that has not been undone yet.
 
-    The route goes back to what it used before: an earlier snapshot, or the policy in the config.
-    Once more undoes the promotion before that. Workers swap without a restart.
+    The route uses again what it used before: an earlier snapshot, or the policy in the config. A
+    second rollback undoes the promotion before that one. Workers swap policies without a restart.
     """
     import msgspec
     from rich.console import Console
@@ -34,8 +34,9 @@ def command(
     if json:
         print_json({"object": "promotion", **msgspec.to_builtins(entry)})
         return
-    now = entry.version or f"the configured policy ({settings.routes[name].policy})"
+    current = entry.version or f"the configured policy ({settings.routes[name].policy})"
     Console().print(
-        f"Rolled back: route {name} uses {now} again (before: {entry.previous}).",
-        highlight=False, markup=False,
-    )  # fmt: skip
+        f"Rolled back: route {name} uses {current} again (before: {entry.previous}).",
+        highlight=False,
+        markup=False,
+    )

@@ -1,40 +1,43 @@
-"""Whether a policy may become current: replayed on the recorded traffic, judged by one stated rule.
+"""Promotes a policy if its replay on the recorded traffic satisfies one stated rule.
 
-candidate(argument) -> Candidate -> decide(replay, margin) -> Ruling -> registry.promote
+load_candidate(argument) -> replay_snapshot -> check_rule(replay, margin) -> registry.promote
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from suffice import features
 from suffice.artifacts import artifact as artifacts
+from suffice.config import Settings
 from suffice.errors import ArtifactError, SufficeError, UsageError, nearest
+from suffice.lab.ope import replay
+from suffice.lab.ope.replay import Replay
 from suffice.names import match_model
 from suffice.policies import is_path
+from suffice.store import make_snapshot
 from suffice.types import PolicySnapshot
 
 if TYPE_CHECKING:
-    from suffice.lab.ope.replay import Replay
     from suffice.store.protocols import PolicyRegistry
 
 MARGIN = 0.01
-KIND = "brain"  # a snapshot whose content is an artifact's file
+KIND = "policy"  # a snapshot whose content is the file of an artifact
+_SERVED_KINDS = (KIND, "brain")  # "brain": written by versions before 0.2
 RULE = (
-    "promoted where the 95 % interval of (its quality - that of what decided the recorded traffic) "
-    "lies wholly above zero, or wholly above -margin at no higher predicted cost"
+    "promoted if the 95 % interval of (its quality - the quality of what decided the recorded "
+    "traffic) is above zero, or above -margin at a predicted cost that is not higher"
 )
-_ROUNDING = 1e-6  # of a cost: no difference
+_ROUNDING = 1e-6  # relative difference of costs that counts as none
 
 
 class PromotionDecision(msgspec.Struct, frozen=True):
-    """passed: the rule holds. reason: why or why not, in words."""
+    """Whether the rule is satisfied, and why in words."""
 
     passed: bool
     reason: str
@@ -42,89 +45,97 @@ class PromotionDecision(msgspec.Struct, frozen=True):
 
 
 def check_rule(r: Replay, margin: float = MARGIN) -> PromotionDecision:
-    """The rule, over the doubly robust estimate and the cost by predicted tokens."""
-    v, c = r.verdict, r.cost
-    if v.word == "cannot judge" or v.lower_bound is None:
-        return PromotionDecision(False, v.why, margin)
-    low, high = v.lower_bound, v.upper_bound
-    said = f"quality {v.difference:+.4f} [{low:+.4f}, {high:+.4f}] against what happened"
+    """Apply `RULE` to the doubly robust estimate and the predicted cost of a replay."""
+    verdict, cost = r.verdict, r.cost
+    low, high = verdict.lower_bound, verdict.upper_bound
+    if verdict.word == "cannot judge" or low is None:
+        return PromotionDecision(False, verdict.reason, margin)
+    quality = f"quality {verdict.difference:+.4f} [{low:+.4f}, {high:+.4f}] against what happened"
     if low > 0:
-        return PromotionDecision(True, f"Better: {said}.", margin)
+        return PromotionDecision(True, f"Better: {quality}.", margin)
     if low < -margin:
-        return PromotionDecision(
-            False,
-            f"Not shown to be good enough: {said}, whose lower end is below {-margin:+.4f}.",
-            margin,
-        )
-    if c["value"] is None or c["difference"] is None:
-        return PromotionDecision(
-            False,
-            f"As good ({said}), but its cost is unknown, so that it is no dearer cannot be said.",
-            margin,
-        )
-    change = c["difference"] / c["paid"] if c["paid"] else 0.0
-    money = f"predicted cost {change:+.1%}" if c["paid"] else "nothing was paid"
-    if c["difference"] > _ROUNDING * max(c["paid"], 0.0):
-        return PromotionDecision(False, f"As good ({said}), but dearer: {money}.", margin)
-    return PromotionDecision(True, f"As good ({said}) and no dearer: {money}.", margin)
+        reason = f"Not shown to be good enough: {quality}, whose lower end is below {-margin:+.4f}."
+        return PromotionDecision(False, reason, margin)
+    if cost.value is None or cost.difference is None:
+        reason = f"As good ({quality}), but its cost is unknown and may be higher."
+        return PromotionDecision(False, reason, margin)
+    paid = cost.paid or 0.0
+    money = f"predicted cost {cost.difference / paid:+.1%}" if paid else "nothing was paid"
+    if cost.difference > _ROUNDING * max(paid, 0.0):
+        return PromotionDecision(False, f"As good ({quality}), but costlier: {money}.", margin)
+    return PromotionDecision(True, f"As good ({quality}) and not costlier: {money}.", margin)
 
 
 # ── what is to be promoted ───────────────────────────────────────────────────────────────────────
 
 
 def load_candidate(
-    argument: str, registry: PolicyRegistry, route: str | None, settings: Any, now_s: float
+    argument: str, registry: PolicyRegistry, route: str | None, settings: Settings, now_s: float
 ) -> PolicySnapshot:
-    """The snapshot that `argument` means: a version in the store, or an artifact's file, which is
-    not stored yet. route: None = the snapshot's own, or the only one that there is.
+    """Return the snapshot that `argument` names; that of an artifact's file is not stored yet.
 
-    Raises ArtifactError for one that this version cannot serve, UsageError.
+    Args:
+        argument: Version of a snapshot in the registry, or path of an artifact.
+        registry: Of the store.
+        route: The route; `None` for the snapshot's own, or the only one that is configured.
+        settings: The config.
+        now_s: Unix time.
+
+    Raises:
+        ArtifactError: If this version cannot serve it on the route.
+        UsageError: If there is no such snapshot or route.
     """
     if is_path(argument) or Path(argument).exists():
-        artifacts.load(argument)  # says what is wrong with the file
+        artifacts.load(argument)  # raises with the reason if the file is not an artifact
         content = Path(argument).read_bytes()
         card = artifacts.unpack(content, argument).card
-        _servable(card, argument)
-        found = snapshot_of_artifact(content, card, require_route(route, settings), now_s)
+        _check_servable(card, argument)
+        candidate = snapshot_of_artifact(content, card, require_route(route, settings), now_s)
     else:
         try:
-            found = registry.get(argument)
+            candidate = registry.get(argument)
         except ArtifactError as error:
-            raise _absent(argument, registry, error) from None
-        if found.kind != KIND:
+            raise _explain_absence(argument, registry, error) from None
+        if candidate.kind not in _SERVED_KINDS:
             raise UsageError(
-                f"Snapshot {argument} is of the kind {found.kind!r}, which no route serves.",
+                f"Snapshot {argument} is of the kind {candidate.kind!r}, which no route serves.",
                 remedy=f"Promote one of the kind {KIND!r}: suffice snapshots lists them.",
             )
-        if route is not None and route != found.route:
+        if route is not None and route != candidate.route:
             raise UsageError(
-                f"Snapshot {argument} was learned for route {found.route!r}, not {route!r}.",
-                remedy=f"Promote it for {found.route!r}.",
+                f"Snapshot {argument} was learned for route {candidate.route!r}, not {route!r}.",
+                remedy=f"Promote it for {candidate.route!r}.",
             )
-        require_route(found.route, settings)
-        _servable(artifacts.unpack(found.content, argument).card, argument)
-    _knows(found, settings)
-    return found
+        require_route(candidate.route, settings)
+        _check_servable(artifacts.unpack(candidate.content, argument).card, argument)
+    _check_models(candidate, settings)
+    return candidate
 
 
 def snapshot_of_artifact(
     content: bytes, card: artifacts.Card, route: str, now_s: float
 ) -> PolicySnapshot:
-    """The snapshot that an artifact's bytes make."""
-    from suffice.store import make_snapshot
-
-    plain = msgspec.to_builtins(card)
+    """Return the snapshot of an artifact's bytes."""
     return make_snapshot(
-        route=route, kind=KIND, content=content, created_s=now_s, card=plain, created_by="cli"
+        route=route,
+        kind=KIND,
+        content=content,
+        created_s=now_s,
+        card=msgspec.to_builtins(card),
+        created_by="cli",
     )
 
 
-def require_route(route: str | None, settings: Any) -> str:
-    """The route meant. Raises UsageError that names those there are."""
+def require_route(route: str | None, settings: Settings) -> str:
+    """Return `route`, or the only configured one if it is `None`.
+
+    Raises:
+        UsageError: If the route is not configured, or several are and none is named.
+    """
     names = list(settings.routes)
     if route is None:
         if len(names) == 1:
-            return str(names[0])
+            return names[0]
         raise UsageError(
             "--route: there is more than one route.", remedy=f"Give one of: {', '.join(names)}."
         )
@@ -137,26 +148,25 @@ def require_route(route: str | None, settings: Any) -> str:
     return route
 
 
-def _servable(card: artifacts.Card, name: str) -> None:
+def _check_servable(card: artifacts.Card, name: str) -> None:
     artifacts.check_versions(card, features.SCHEMA, features.embedding_version(), name)
 
 
-def _knows(found: PolicySnapshot, settings: Any) -> None:
-    """Raises ArtifactError where the policy was trained on none of the route's models."""
-    trained = artifacts.unpack(found.content, found.version).card.models
-    pool = settings.routes[found.route].models
+def _check_models(candidate: PolicySnapshot, settings: Settings) -> None:
+    trained = artifacts.unpack(candidate.content, candidate.version).card.models
+    pool = settings.routes[candidate.route].models
     if all(match_model(m, trained) is None for m in pool):
         raise ArtifactError(
-            f"{found.version}: was trained on none of the models of route {found.route!r} "
-            f"({', '.join(trained[:5])}{', ...' if len(trained) > 5 else ''}).",
-            remedy="Train it on the route's own models.",
+            f"{candidate.version}: was trained on none of the models of route "
+            f"{candidate.route!r} ({', '.join(trained[:5])}{', ...' if len(trained) > 5 else ''}).",
+            remedy="Train it on the models of the route.",
         )
 
 
-def _absent(argument: str, registry: PolicyRegistry, error: ArtifactError) -> SufficeError:
+def _explain_absence(argument: str, registry: PolicyRegistry, error: ArtifactError) -> SufficeError:
     versions = [s["version"] for s in registry.snapshots()]
     if argument in versions:
-        return error  # there, and damaged
+        return error  # the snapshot exists and is damaged
     close = nearest(argument, versions, 1)
     hint = f"Did you mean {close[0]}? " if close else ""
     return UsageError(
@@ -169,44 +179,40 @@ def _absent(argument: str, registry: PolicyRegistry, error: ArtifactError) -> Su
 
 
 def replay_snapshot(
-    found: PolicySnapshot,
-    settings: Any,
+    snapshot: PolicySnapshot,
+    settings: Settings,
     env: Mapping[str, str],
     *,
     since_s: float | None = None,
     progress: bool = False,
 ) -> Replay:
-    """The snapshot replayed on its route's recorded traffic. Raises as `replay.run`."""
-    from suffice.lab.ope import replay
+    """Replay a snapshot on its route's recorded traffic. Arguments as for `replay.run`.
 
-    with _file(found) as path:
+    Raises:
+        JobError: If there is nothing to replay on.
+        StoreError: If the store cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="suffice-") as folder:
+        path = Path(folder) / f"{snapshot.version}.npz"
+        path.write_bytes(snapshot.content)
         return replay.run(
             settings.store.url,
             replay.load_evaluation_policy(settings, str(path), env),
-            found.version,
+            snapshot.version,
             since_s=since_s,
-            route=found.route,
+            route=snapshot.route,
             progress=progress,
         )
 
 
-@contextmanager
-def _file(found: PolicySnapshot) -> Iterator[Path]:
-    """Its bytes as a file, for as long as it is asked."""
-    with tempfile.TemporaryDirectory(prefix="suffice-") as folder:
-        path = Path(folder) / f"{found.version}.npz"
-        path.write_bytes(found.content)
-        yield path
-
-
-def build_evidence(r: Replay | None, ruling: PromotionDecision) -> dict[str, Any]:
-    """What is kept with the promotion: the rule, what it came to, and the replay's figures."""
-    out: dict[str, Any] = {
+def build_evidence(r: Replay | None, decision: PromotionDecision) -> dict[str, object]:
+    """Return what is stored with the promotion: the rule, its result, and the replay's figures."""
+    evidence: dict[str, object] = {
         "rule": RULE,
-        "margin": ruling.margin,
-        "passed": ruling.passed,
-        "reason": ruling.reason,
+        "margin": decision.margin,
+        "passed": decision.passed,
+        "reason": decision.reason,
     }
     if r is not None:
-        out["replay"] = msgspec.to_builtins(r)
-    return out
+        evidence["replay"] = msgspec.to_builtins(r)
+    return evidence

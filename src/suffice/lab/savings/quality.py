@@ -12,8 +12,10 @@ from msgspec.structs import replace
 from suffice import features
 from suffice.lab.data.table import FloatArray
 from suffice.lab.ope import estimators
-from suffice.lab.ope.estimators import Estimate, EstimatorTerms, LoggedData
-from suffice.lab.ope.replay import cross_fit_q_hat
+from suffice.lab.ope.estimators import EstimatorTerms, LoggedData
+from suffice.lab.ope.intervals import Estimate, estimate_policy_values, widen
+from suffice.lab.ope.reward_model import cross_fit_q_hat
+from suffice.lab.ope.verdict import MIN_ESS, MIN_SESSIONS, MIN_SUPPORT
 from suffice.lab.savings.traffic import SCORE, SCORED, Labelled, RouteTotals
 
 MIN_LABELS = 30  # of one model, below which its mean score is not stated
@@ -115,9 +117,7 @@ def estimate_quality(route: RouteTotals, reference: str) -> Quality:
         sessions=len(np.unique(log.sessions)),
     )
     enough = (
-        told.support >= estimators.MIN_SUPPORT
-        and told.effective >= estimators.MIN_ESS
-        and told.sessions >= estimators.MIN_SESSIONS
+        told.support >= MIN_SUPPORT and told.effective >= MIN_ESS and told.sessions >= MIN_SESSIONS
     )
     if not enough:
         return _unsaid(told, route, weight)
@@ -129,7 +129,7 @@ def _unsaid(told: Quality, route: RouteTotals, weight: float | None) -> Quality:
     that goes to the reference with probability p is worth p of one of its own. weight: mean 1 / p."""
     n = f"{told.labelled:,} label" + ("" if told.labelled == 1 else "s")
     needed = None
-    if told.support < estimators.MIN_SUPPORT or weight is None:
+    if told.support < MIN_SUPPORT or weight is None:
         why = (
             f"Cannot say, from {n}: only {told.support:.0%} of decisions could have gone to "
             f"{told.reference}, and what it would have scored on the others was never seen"
@@ -138,19 +138,19 @@ def _unsaid(told: Quality, route: RouteTotals, weight: float | None) -> Quality:
             why += " (no decision was drawn: the route does not explore)"
         why += (
             ". More labels alone would not help; exploring a few per cent of traffic would (at "
-            f"least {estimators.MIN_SUPPORT:.0%} is needed)."
+            f"least {MIN_SUPPORT:.0%} is needed)."
         )
-    elif told.effective < estimators.MIN_ESS:
-        needed = ceil(estimators.MIN_ESS * weight)
+    elif told.effective < MIN_ESS:
+        needed = ceil(MIN_ESS * weight)
         why = (
             f"Too few labels to say: {n}, worth {told.effective:.0f} of {told.reference}'s own; "
             f"about {max(needed, told.labelled + 1):,} are needed "
-            f"({estimators.MIN_ESS:.0f} of its own)."
+            f"({MIN_ESS:.0f} of its own)."
         )
     else:
         why = (
             f"Too few labels to say: {n} from {told.sessions} sessions; "
-            f"{estimators.MIN_SESSIONS} sessions are needed."
+            f"{MIN_SESSIONS} sessions are needed."
         )
     return replace(told, why=why, labels_needed=needed)
 
@@ -160,9 +160,9 @@ def _estimated(told: Quality, log: LoggedData, target: FloatArray, q: FloatArray
     # Both are means over the same labelled decisions, so their ratio is one of two sums.
     kept = EstimatorTerms(estimators.on_policy_value(log).numerator, dr.numerator)
     terms = {"dr": dr, "snips": estimators.snips(log, target), "kept": kept}
-    made = estimators.estimate_policy_values(terms, log)
+    made = estimate_policy_values(terms, log)
     unseen = 1.0 - told.support
-    e, s = (estimators.widen(made[name], unseen) for name in ("dr", "snips"))
+    e, s = (widen(made[name], unseen) for name in ("dr", "snips"))
     ratio = _ratio(made["kept"], e.value, unseen)
     why = (
         f"{ratio[0]:.1%} of the quality of {told.reference} was kept (95 %: {ratio[1]:.1%} to "
