@@ -762,6 +762,7 @@ def _spend(path: str, ceiling: int, calls: int, seed: int) -> None:
         time.sleep(0.01)  # until it is killed, with what it holds
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals of POSIX")
 def test_processes_never_pass_the_ceiling_and_a_kill_loses_nothing_reserved() -> None:
     context = multiprocessing.get_context("spawn")

@@ -30,6 +30,7 @@ def suffice(*args: str, stdin: str | None = None, cwd: Path | None = None) -> tu
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_route_explains_with_no_keys_at_all(tmp_path: Path) -> None:
     code, out, _ = suffice("route", EASY, cwd=tmp_path)
     assert code == 0

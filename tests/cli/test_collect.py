@@ -121,6 +121,7 @@ def test_on_a_terminal_it_asks_before_it_spends(
     assert len(fake.requests) == (0 if code else 60)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_nothing_is_paid_for_twice(folder: Path, fake: FakeUpstream) -> None:
     """SIGKILL at three moments, among them while it judges. What was under way at a kill is all that
     is asked again: the upstream saw each other call once."""
@@ -158,6 +159,7 @@ def test_killed_and_run_again_nothing_is_paid_for_twice(folder: Path, fake: Fake
     assert len(fake.requests) == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_waits_for_what_is_paid_and_writes_the_table(
     folder: Path, fake: FakeUpstream
 ) -> None:
@@ -184,6 +186,7 @@ def test_ctrl_c_waits_for_what_is_paid_and_writes_the_table(
     assert len(load_table(folder / "labels")) == QUERIES
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_drops_them(folder: Path, fake: FakeUpstream) -> None:
     fake.set_model("strong", FakeModel(reply="4", actions=("ok",) * 5 + ("stall",) * 20))
     args = (*BOTH, "--scorer", "exact", "--concurrency", str(CONCURRENCY), "--json")
@@ -204,6 +207,7 @@ def test_a_second_ctrl_c_drops_them(folder: Path, fake: FakeUpstream) -> None:
     assert len(load_table(folder / "labels")) >= 5
 
 
+@pytest.mark.slow
 def test_the_cap_ends_it_with_a_note(folder: Path) -> None:
     args = (*BOTH, "--max-usd", "0.002", "--max-output-tokens", "100", "--scorer", "exact")
     code, _, err = suffice(folder, *args, "--concurrency", "1")

@@ -131,6 +131,7 @@ def test_any_number_of_labels_and_models(n: int, k: int, costs: bool, seed: int)
         whole(fit(each, g), g, batch(9, seed + 1))
 
 
+@pytest.mark.slow
 def test_twenty_models_with_labels_enough(name: str) -> None:
     g = changed(labels(MIN_MULTI_MODEL_LABELS + 20, 20), "holes")
     whole(fit(name, g), g, batch(30, 5))

@@ -310,6 +310,7 @@ def test_in_python(config: Callable[..., Path]) -> None:
             router.feedback_batch([])
 
 
+@pytest.mark.slow
 def test_from_the_shell(
     config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

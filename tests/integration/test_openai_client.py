@@ -459,6 +459,7 @@ def test_metrics_and_health(client: openai.OpenAI, server: BackgroundServer) -> 
     assert json.loads(get("/readyz"))["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_requests_while_another_thread_posts_feedback(client: openai.OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(model="auto", messages=ask(EASY))
     decision_id = raw.headers["x-suffice-decision-id"]

@@ -25,6 +25,8 @@ from suffice.errors import JobError, NotFoundError, UnprocessableError
 from suffice.gateway import BackgroundServer
 from suffice.providers.fake import FakeUpstream
 
+pytestmark = pytest.mark.slow
+
 ASK: Any = [{"role": "user", "content": EASY}]
 
 

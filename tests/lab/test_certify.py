@@ -170,6 +170,7 @@ def of(rows: list[tuple[float, float]], **more: object) -> RiskControlResult:
     return fixed_sequence_test(loss, score, **given_)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @given(ROWS, st.sampled_from(["binary", "graded"]))
 def test_nothing_is_certified_that_the_rows_themselves_refute(
     rows: list[tuple[float, float]], kind: str

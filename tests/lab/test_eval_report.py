@@ -72,6 +72,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path, result: dict[str, Any]) -> 
     assert NASTY in page.text
 
 
+@pytest.mark.slow
 def test_results_are_the_object(tmp_path: Path, result: dict[str, Any]) -> None:
     evaluation.write(result, tmp_path)
     read = json.loads((tmp_path / "results.json").read_text())

@@ -196,6 +196,7 @@ def test_fit_on_drops_judged_queries_and_says_so(spy: type[Spy]) -> None:
         evaluate(made, ["spy"], fit_on=made, **FAST)
 
 
+@pytest.mark.slow
 def test_fitted_policies_find_the_topic() -> None:
     # A topic decides; lengths say nothing.
     result = evaluate(table(400, seed=1), fit_on=table(1200, seed=2), **FAST)
@@ -500,6 +501,7 @@ def test_a_jumpy_policy_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["policies"]["jumpy"]["flip_rate"]["rewording"] > 0.1
 
 
+@pytest.mark.slow
 def test_operating_point_keeps_the_quality_it_names() -> None:
     made = table(400, THREE)
     result = evaluate(made, fit_on=table(600, THREE, seed=9), **FAST)

@@ -166,6 +166,7 @@ def explored(house: House, n: int, seed: int = 0, labelled: float = 1.0) -> dict
 # ── what comes out ───────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_better_policy_a_worse_one_and_the_logs_own(house: House) -> None:
     given = explored(house, 600)
     best = house.replay("best")

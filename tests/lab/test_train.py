@@ -37,6 +37,7 @@ def test_what_differs_by_topic_is_learned_and_chosen() -> None:
     assert made.card.scores == "right/wrong"
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_learned_it_is_a_constant_and_says_so() -> None:
     t = table(350, THREE)
     rng = np.random.default_rng(1)
@@ -86,6 +87,7 @@ def test_output_tokens_become_heads() -> None:
     assert np.allclose(np.exp(np.log(made.sample_tokens)).mean(axis=0), [100, 400], rtol=0.05)
 
 
+@pytest.mark.slow
 def test_missing_scores_are_learned_around() -> None:
     t = table(400, THREE)
     score = t.score.copy()
@@ -95,6 +97,7 @@ def test_missing_scores_are_learned_around() -> None:
     assert np.isfinite(made.sample_quality).all()
 
 
+@pytest.mark.slow
 def test_the_same_table_and_seed_give_the_same_file() -> None:
     a, _ = train(table(200), made="2026-01-02")
     b, _ = train(table(200), made="2026-01-02")
@@ -117,6 +120,7 @@ def test_one_model_and_an_unknown_policy_are_refused() -> None:
         train(table(50), policy="length")
 
 
+@pytest.mark.slow
 def test_a_new_model_is_one_column_and_moves_no_other() -> None:
     t = table(400, THREE)
     old, _ = train(t.select_models(["lab/small", "lab/large"]), policy="trained")
@@ -222,6 +226,7 @@ class OwnEstimator:
         return {"level": self.level, "price": self.price}
 
 
+@pytest.mark.slow
 def test_a_users_own_class_trains_saves_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import metadata
 

@@ -354,6 +354,7 @@ def test_without_a_child_that_does_it_a_refit_is_made_here_unless_all_ends(
         assert refit_process.refit(learner, learner.state(), lambda: True) is None
 
 
+@pytest.mark.slow
 def test_a_model_added_later_is_learned_and_a_removed_one_is_gone(tmp_path: Path) -> None:
     r = router(tmp_path)
     learning = r.start_learning(thread=False)

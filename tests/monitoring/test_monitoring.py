@@ -186,6 +186,7 @@ def test_what_the_certificate_did_not_decide_is_not_audited(
     assert a.sample(decided(f"dec_{0:027x}", "p/weak", **changed), x, q) is None
 
 
+@pytest.mark.slow
 def test_both_kinds_are_labelled_at_one_rate(path: Path, judge: Judge) -> None:
     async def work(t: AuditClient) -> None:
         ids: dict[str, list[str]] = {EASY: [], PROOF: []}
@@ -650,6 +651,7 @@ def labelled(r: suffice.Router, ids: Sequence[str], loss: float | Sequence[float
     r.store.flush()
 
 
+@pytest.mark.slow
 def test_no_drift_no_alarm_over_a_long_run(path: Path) -> None:
     import random
 

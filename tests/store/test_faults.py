@@ -152,6 +152,7 @@ def test_a_full_disk_costs_no_record(tmp_path: Path) -> None:
     assert out.split() == ["False", "True", "0", "True", "0", "300"], out + err
 
 
+@pytest.mark.slow
 def test_a_script_that_never_closes_keeps_its_last_record(tmp_path: Path) -> None:
     code = 'store = open_store("sqlite:///" + sys.argv[1])\nstore.append(record(1))'
     run = child(code, tmp_path / "s.db")
