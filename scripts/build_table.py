@@ -72,8 +72,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4, choices=(4, 8))
     given = parser.parse_args()
 
-    from suffice.features import scored_texts
-    from suffice.features.wordpiece import load_default
+    from suffice.features import scored_texts, tokenizer
     from suffice.types import Message
 
     pieces = (
@@ -86,7 +85,7 @@ def main() -> None:
         if given.teacher:
             np.save(given.teacher, raw)
 
-    wordpiece = load_default()
+    wordpiece = tokenizer()
     seen: dict[str, list[int]] = {}
     for prompt in prompts(given.data):
         text = " ".join(scored_texts((Message("user", prompt),)))

@@ -59,7 +59,7 @@ def prompts(data: Path, low: int = 170, high: int = 230, most: int = 1500) -> li
     """Prompts of `low` to `high` tokens from every table but the test-only one."""
     import pyarrow.parquet as pq
 
-    known = wordpiece.WordPiece(_vocabulary())
+    known = wordpiece.WordPiece(wordpiece.load_vocabulary())
     out: list[str] = []
     for folder in sorted(p for p in data.iterdir() if (p / "queries.parquet").exists()):
         if folder.name != "routellm":
@@ -67,13 +67,6 @@ def prompts(data: Path, low: int = 170, high: int = 230, most: int = 1500) -> li
             out += [t for t in texts if low <= len(known.ids(t[:1100])) <= high]
     np.random.default_rng(0).shuffle(out)
     return out[:most]
-
-
-def _vocabulary() -> list[str]:
-    from importlib.resources import files
-
-    text = files("suffice.features").joinpath("wordpiece.txt").read_text(encoding="utf-8")
-    return text.rstrip("\n").split("\n")
 
 
 def ten_models(texts: Sequence[str]) -> tuple[bytes, float]:
@@ -148,8 +141,8 @@ def main() -> None:
     out: dict[str, Any] = {}
     fresh = []
     for _ in range(given.rounds):
-        wordpiece.load_default.cache_clear()
-        wordpiece.load_default()
+        features.tokenizer.cache_clear()
+        features.tokenizer()
         fresh.append(timed(talks, by(policy)))
     out["trained, ten models, 200 tokens, never seen"] = best(fresh)
     for name, chosen, asked in (

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from suffice import features
 from suffice.features import SIGNAL_NAMES, extract_text
-from suffice.features.signals import stem_chars
-from suffice.features.user_message import Ask, clean
+from suffice.features.signals import question_stem_chars
+from suffice.features.user_message import UserMessage, clean
 
 STEM = "Which gas do plants take up when they make sugar?"
 
@@ -28,7 +28,7 @@ def signal(name: str, text: str) -> float:
 def test_the_stem_ends_where_the_options_begin(style: str, gap: str) -> None:
     options = ["Oxygen", "Nitrogen", "Carbon dioxide"]
     lines = [style.format(letter) + o for letter, o in zip("ABC", options, strict=True)]
-    assert stem_chars(clean(gap.join([STEM, *lines]))) == len(STEM)
+    assert question_stem_chars(clean(gap.join([STEM, *lines]))) == len(STEM)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_stem_ends_where_the_options_begin(style: str, gap: str) -> None:
     [
         STEM,
         "",
-        "A. Oxygen B. Nitrogen",  # nothing stands before the first option
+        "A. Oxygen B. Nitrogen",  # nothing before the first option
         "Name a source of vitamin A. Then name one of zinc.",  # no second option
         "What is B. better than? Is it A. or not?",  # not in order
         "Sort them: A. first, B) second.",  # two styles
@@ -44,27 +44,27 @@ def test_the_stem_ends_where_the_options_begin(style: str, gap: str) -> None:
         "Compare USA. and B. Look at MIA. too.",  # the end of a word
     ],
 )
-def test_without_options_the_stem_is_the_whole_ask(text: str) -> None:
+def test_without_options_the_stem_is_the_whole_message(text: str) -> None:
     assert signal("stem", text) == signal("log_chars", text)
 
 
-def test_a_letter_that_ends_a_sentence_is_no_option() -> None:
+def test_a_letter_at_the_end_of_a_sentence_is_not_an_option() -> None:
     text = "Too little vitamin A. What follows first?\nA. Night blindness\nB. Scurvy\nC. Rickets"
-    assert stem_chars(clean(text)) == text.index("\n")
+    assert question_stem_chars(clean(text)) == text.index("\n")
 
 
 def test_an_option_may_be_empty() -> None:
-    assert stem_chars(clean("Choose one.\nA. \nB. \nC. ")) == len("Choose one.")
+    assert question_stem_chars(clean("Choose one.\nA. \nB. \nC. ")) == len("Choose one.")
 
 
-def test_options_at_the_end_of_a_long_ask_are_found_with_what_was_left_out_counted() -> None:
+def test_the_stem_of_a_long_message_counts_the_part_that_was_cut() -> None:
     stem = "The reactor heats up slowly. " * 200 + "What is done first?"
-    assert stem_chars(clean(f"{stem}\nA. Nothing\nB. Rods are lowered")) == len(stem)
+    assert question_stem_chars(clean(f"{stem}\nA. Nothing\nB. Rods are lowered")) == len(stem)
 
 
-def test_options_in_the_middle_of_a_long_ask_are_as_far_off_as_they_are_seen() -> None:
+def test_options_in_the_first_half_of_a_long_message_end_the_stem() -> None:
     text = f"{STEM}\nA. Oxygen\nB. Nitrogen\n" + "Explain your choice at length. " * 200
-    assert stem_chars(clean(text)) == len(STEM)
+    assert question_stem_chars(clean(text)) == len(STEM)
 
 
 OPTIONS = st.lists(
@@ -82,9 +82,9 @@ def test_wrapping_does_not_move_the_stem(options: list[str], style: str, width: 
 
 
 @given(st.text(st.sampled_from("AB.() \n$x"), max_size=3000))
-def test_the_stem_lies_within_the_ask(text: str) -> None:
-    ask = clean(text)
-    assert 0 <= stem_chars(ask) <= ask.chars
+def test_the_stem_is_within_the_message(text: str) -> None:
+    message = clean(text)
+    assert 0 <= question_stem_chars(message) <= message.chars
     x = extract_text(text).signals
     assert 0 <= x[SIGNAL_NAMES.index("stop_words")] <= 1
     assert x[SIGNAL_NAMES.index("stem")] <= x[0]
@@ -94,11 +94,11 @@ def test_the_stem_lies_within_the_ask(text: str) -> None:
     "text", [" A. " * 1_000_000, " A. x B) " * 500_000, " (A) " * 500_000 + " (B) ", " B. " * 10**6]
 )
 def test_work_on_adversarial_options_is_bounded(text: str) -> None:
-    ask = clean(text)
-    assert len(ask.text) <= 1025
+    message = clean(text)
+    assert len(message.text) <= 1025
     began = time.process_time()
     for _ in range(100):
-        stem_chars(ask)
+        question_stem_chars(message)
     # A generous sanity bound, a hundred times what it takes.
     assert time.process_time() - began < 1.0
 
@@ -120,17 +120,18 @@ def test_stop_words_are_a_share_of_chunks(text: str, share: float) -> None:
     assert signal("stop_words", text) == pytest.approx(share)
 
 
-def test_an_explanation_does_not_tell_the_length_twice() -> None:
-    told = dict(features.explain(extract_text(f"{STEM}\nA. Oxygen is 3\nB. Nitrogen"), top=50))
-    assert "digits" in told
-    assert "stem" not in told
-    assert "stop_words" not in told
+def test_an_explanation_has_the_length_once() -> None:
+    explained = dict(features.explain(extract_text(f"{STEM}\nA. Oxygen is 3\nB. Nitrogen"), top=50))
+    assert "digits" in explained
+    assert "stem" not in explained
+    assert "stop_words" not in explained
 
 
-def test_options_of_an_ask_whose_middle_was_never_read_stay_within_it() -> None:
-    ask = Ask("x" * 512 + "\n" + "y A. one B. two".ljust(512), 2_000_000, 0, 0, False)
-    assert stem_chars(ask) == 514 + 2_000_000 - len(ask.text)
-    assert np.isfinite(log1p(stem_chars(ask)))
+def test_the_stem_of_a_message_with_an_unread_middle_is_within_it() -> None:
+    text = "x" * 512 + "\n" + "y A. one B. two".ljust(512)
+    message = UserMessage(text, 2_000_000, 0, 0, False, text.split())
+    assert question_stem_chars(message) == 514 + 2_000_000 - len(text)
+    assert np.isfinite(log1p(question_stem_chars(message)))
 
 
 @pytest.mark.parametrize("ask", ["What is 2 + 2?\n", "Name them:\n- one\n\n- two\n"])

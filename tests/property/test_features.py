@@ -1,4 +1,4 @@
-"""Text becomes numbers: finite, bounded, the same under white space and harness noise."""
+"""Text becomes finite, bounded numbers that white space and harness text do not change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from suffice import features
 from suffice.features import SIGNAL_NAMES, extract, extract_text
 from suffice.types import Message
 
-ASK = slice(0, SIGNAL_NAMES.index("log_prompt_tokens"))
+MESSAGE = slice(0, SIGNAL_NAMES.index("log_prompt_tokens"))
 
 
 @given(st.text(max_size=3000))
@@ -36,12 +36,12 @@ WORDS = st.lists(
 def test_white_space_and_wrapping_change_nothing(words: list[str], gaps: list[str]) -> None:
     plain = extract_text(" ".join(words))
     wrapped = extract_text("".join(w + g for w, g in zip(words, gaps, strict=False)) + "\n\n  ")
-    keep = [i for i, n in enumerate(SIGNAL_NAMES[ASK]) if n != "lines"]
+    keep = [i for i, n in enumerate(SIGNAL_NAMES[MESSAGE]) if n != "lines"]
     assert np.array_equal(plain.signals[keep], wrapped.signals[keep])
 
 
 @given(st.text(st.characters(exclude_characters="<>`"), max_size=400))
-def test_what_a_harness_adds_does_not_change_the_ask(noise: str) -> None:
+def test_harness_text_does_not_change_the_signals(noise: str) -> None:
     ask = "Rename the function load to load_config everywhere."
     wrapped = f"<system-reminder>{noise}</system-reminder>\n{ask}"
     bare = extract((Message("user", ask),))
@@ -53,9 +53,9 @@ def test_what_a_harness_adds_does_not_change_the_ask(noise: str) -> None:
             Message("tool", noise, is_tool_result=True),
         )
     )
-    at = SIGNAL_NAMES.index("log_pasted")
-    assert np.array_equal(np.delete(bare.signals[ASK], []), noisy.signals[ASK])
-    assert noisy.signals[at] == bare.signals[at] == 0  # counted as harness, not as material
+    pasted = SIGNAL_NAMES.index("log_pasted")
+    assert np.array_equal(np.delete(bare.signals[MESSAGE], []), noisy.signals[MESSAGE])
+    assert noisy.signals[pasted] == bare.signals[pasted] == 0  # counted as harness, not as material
     assert noisy.in_tool_loop
     assert noisy.context_chars > 3000
 
@@ -79,7 +79,7 @@ def test_what_a_harness_adds_does_not_change_the_ask(noise: str) -> None:
         st.sampled_from(["Prove", "that", "x^2", "is", "even;", "why?\r\n\r\n", "(a)"]), min_size=1
     )
 )
-def test_template_noise_changes_no_signal_of_the_ask(template: str, words: list[str]) -> None:
+def test_template_marks_change_no_signal(template: str, words: list[str]) -> None:
     ask = " ".join([*words, "now"])
     bare, noisy = extract_text(ask), extract_text(template.format(ask))
     keep = [i for i, n in enumerate(SIGNAL_NAMES) if n != "log_prompt_tokens"]
@@ -87,16 +87,16 @@ def test_template_noise_changes_no_signal_of_the_ask(template: str, words: list[
     assert np.array_equal(bare.token_ids, noisy.token_ids)
 
 
-def test_material_behind_a_tag_is_counted_as_pasted() -> None:
+def test_tagged_material_counts_as_pasted() -> None:
     x = extract_text("<document>\n" + "a report " * 50 + "</document>\nSummarise it in a line.")
     assert x.signals[SIGNAL_NAMES.index("log_pasted")] > 6
 
 
-def test_what_surrounds_the_ask_has_no_say_in_a_learned_head() -> None:
-    mean, deviation = features.feature_scaler()
+def test_the_rest_of_the_conversation_cannot_decide_in_a_learned_head() -> None:
+    mean, std = features.feature_scaler()
     for name in ("log_prompt_tokens", "turns", "tools"):
         i = SIGNAL_NAMES.index(name)
-        assert abs((12.0 - mean[i]) / deviation[i]) < 1e-6
+        assert abs((12.0 - mean[i]) / std[i]) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_work_on_adversarial_text_is_bounded(text: str) -> None:
     "follow",
     ["yes, go ahead", "continue", "ja, bitte", "да, давай", "好的", "and in French?", "do it"],
 )
-def test_a_follow_up_inherits_what_it_follows(follow: str) -> None:
+def test_a_follow_up_inherits_the_signals_before_it(follow: str) -> None:
     proof = "Prove that every bounded sequence of real numbers has a convergent subsequence."
     alone = extract_text(proof)
     x = extract((Message("user", proof), Message("assistant", "Shall I?"), Message("user", follow)))
     assert x.follow_up
-    at = SIGNAL_NAMES.index("math")
-    assert x.signals[at] == alone.signals[at] > 0
+    math = SIGNAL_NAMES.index("math")
+    assert x.signals[math] == alone.signals[math] > 0
     assert x.signals[0] >= alone.signals[0]
 
 

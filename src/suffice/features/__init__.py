@@ -1,5 +1,6 @@
-"""Features: a query as float32 numbers. The one place where text becomes numbers, for serving and
-training alike.
+"""Turns a query into float32 numbers. The only place where text becomes numbers.
+
+Serving and training use the same functions.
 
 >>> x = extract_text("What's the weather today?")
 >>> dict(explain(x))["lookup"] > 0
@@ -8,36 +9,40 @@ True
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from math import log1p
-from typing import Any
+from math import expm1, log1p
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.features import embedding, wordpiece
-from suffice.features.signals import SIGNAL_NAMES, ask_signals, estimate_tokens, to_array
-from suffice.features.user_message import Ask, human_asks, is_follow_up
+from suffice.features import embedding
+from suffice.features.signals import (
+    SIGNAL_NAMES,
+    count_chunk,
+    estimate_tokens,
+    message_signals,
+)
+from suffice.features.user_message import UserMessage, messages_to_score
+from suffice.features.wordpiece import WordPiece, load_vocabulary
 from suffice.types import Features, Message
 
 __all__ = [
     "DIMENSIONS",
     "SCHEMA",
     "SIGNAL_NAMES",
-    "scored_texts",
     "compile_heads",
     "embed",
+    "embedding_version",
     "explain",
     "explain_vector",
     "extract",
     "extract_text",
     "feature_scaler",
-    "embedding_version",
-    "vector",
+    "scored_texts",
+    "tokenizer",
     "vector_variance",
 ]
 
@@ -47,94 +52,70 @@ DIMENSIONS = embedding.DIMENSIONS
 _PROMPT = SIGNAL_NAMES.index("log_prompt_tokens")
 _TURNS = SIGNAL_NAMES.index("turns")
 _TOOLS = SIGNAL_NAMES.index("tools")
-# Not told of: another length, and a share that all prose has much of.
-_UNTOLD = frozenset(("stem", "stop_words"))
-_NO_ASK = Ask("", 0, 0, 0, False)
+# Left out of explanations: another length, and a share that is high in all prose.
+_UNEXPLAINED = frozenset(("stem", "stop_words"))
+_NO_MESSAGE = UserMessage("", 0, 0, 0, False, [])
+_MAX_SCORED = 4  # messages: a follow-up and those before it
 _MESSAGE_TOKENS = 4  # what the chat template adds to each message
 _IMAGE_TOKENS = 800  # about what providers bill for a picture of medium size
 _AUDIO_TOKENS = 1500
 
 
+@cache
+def tokenizer() -> WordPiece:
+    """The tokenizer of the shipped embedding, which counts the signals of each chunk as well."""
+    return WordPiece(load_vocabulary(), count_chunk)
+
+
 def extract(messages: Sequence[Message], *, extra_tokens: int = 0, tools: int = 0) -> Features:
     """Features of a conversation.
 
-    messages: canonical, oldest first. extra_tokens: estimate for what is not in them (tool schemas,
-    response format). tools: how many tools are offered.
+    The signals are those of the last user message. A short follow-up inherits: each signal is the
+    largest of its own and those of the messages before it, back to the last that is not a follow-up.
 
-    The signals are those of the last human ask. A short follow-up inherits: each signal is the
-    larger of its own and those of the asks before it, back to the last that stands by itself.
+    Args:
+        messages: canonical, oldest first.
+        extra_tokens: estimate for what the messages do not hold (tool schemas, response format).
+        tools: the number of tools offered.
+
+    Returns:
+        The features, without an embedding: `embed` makes it when it is needed.
     """
     human_turns = 0
     prompt_tokens = float(extra_tokens)
     total_chars = 0
     for m in messages:
-        total_chars += len(m.text)
-        prompt_tokens += estimate_tokens(m.text) + _MESSAGE_TOKENS
+        text = m.text
+        total_chars += len(text)
+        prompt_tokens += estimate_tokens(text) + _MESSAGE_TOKENS
         if m.images or m.audio:
             prompt_tokens += m.images * _IMAGE_TOKENS + m.audio * _AUDIO_TOKENS
         if m.role == "user" and not m.is_tool_result:
             human_turns += 1
-    asks = _standing(messages, human_turns)
-    ask = asks[0]
-    pieces = wordpiece.load_default()
-    values, ids = ask_signals(ask, pieces)
-    ask_tokens = values[1]
-    for earlier in asks[1:]:
-        before, more = ask_signals(earlier, pieces)
+    scored = messages_to_score(messages, _MAX_SCORED if human_turns > 1 else 1)
+    message = scored[0] if scored else _NO_MESSAGE
+    pieces = tokenizer()
+    values, ids = message_signals(message, pieces)
+    log_tokens = values[1]
+    for earlier in scored[1:]:
+        before, more = message_signals(earlier, pieces)
         values = list(map(max, values, before))
         ids += more
     values[_PROMPT] = log1p(prompt_tokens)
     values[_TURNS] = log1p(max(0, human_turns - 1))
     values[_TOOLS] = log1p(tools)
-    last = messages[-1] if messages else None
     return Features(
-        signals=to_array(values),
-        user_message_chars=ask.chars,
-        user_message_tokens=int(np.expm1(ask_tokens)) if ask_tokens else 0,
+        signals=np.array(values, np.float32),
+        user_message_chars=message.chars,
+        user_message_tokens=int(expm1(log_tokens)),
         input_tokens=int(prompt_tokens) + 1,
         human_turns=max(1, human_turns),
-        follow_up=len(asks) > 1,
-        in_tool_loop=last is not None and last.is_tool_result,
-        context_chars=max(0, total_chars - ask.chars),
-        # By way of array: a third of what NumPy takes to read a list.
-        token_ids=np.frombuffer(array("i", ids), np.int32),
+        follow_up=len(scored) > 1,
+        in_tool_loop=bool(messages) and messages[-1].is_tool_result,
+        context_chars=max(0, total_chars - message.chars),
+        token_ids=np.frombuffer(ids, np.int32),
         schema=SCHEMA,
     )
-
-
-def _standing(messages: Sequence[Message], human_turns: int) -> list[Ask]:
-    """The last human ask and, where it only makes sense with them, those before it, newest first,
-    back to one that stands by itself."""
-    asks = human_asks(messages, 4 if human_turns > 1 else 1)
-    if not asks:
-        return [_NO_ASK]
-    for n, ask in enumerate(asks):
-        if n == len(asks) - 1 or not is_follow_up(ask):
-            return asks[: n + 1]
-    return asks
-
-
-def scored_texts(messages: Sequence[Message]) -> list[str]:
-    """The texts that signals and token ids are made from, newest first."""
-    human_turns = sum(1 for m in messages if m.role == "user" and not m.is_tool_result)
-    return [ask.text for ask in _standing(messages, human_turns)]
-
-
-def embed(features: Features) -> NDArray[np.float32]:
-    """float32 (DIMENSIONS,): the ask as a point. Raises ValueError for features that were recorded
-    without it."""
-    if features.embedding is not None:
-        return features.embedding
-    if features.token_ids is None:
-        raise ValueError("features: hold neither token ids nor an embedding")
-    return embedding.load_default().embed(features.token_ids)
-
-
-def compile_heads(heads: NDArray[np.floating]) -> NDArray[np.float32]:
-    """heads (DIMENSIONS, h), linear in `embed`, as one row a token: float32 (n_tokens, h + 1), the
-    token's weight in the last column. A head's value is the sum of the rows of an ask's ids over
-    the sum of their weights."""
-    return embedding.load_default().compile_heads(heads)
 
 
 def extract_text(prompt: str) -> Features:
@@ -142,41 +123,93 @@ def extract_text(prompt: str) -> Features:
     return extract((Message("user", prompt),))
 
 
-@cache
-def feature_scaler() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(mean, deviation) of each signal over training prompts, float32 (n_signals,) each: what
-    everything that learns standardises by (scripts/build_standard.py)."""
-    raw = _scaler_file()
-    deviation = np.array(raw["deviation"], np.float32)
-    # Heads are learned from single prompts, where the whole prompt is as long as the ask. Behind a
-    # long system prompt or an agent's history it is not, and says nothing of how hard the ask is:
-    # standardised to nothing, these cannot decide.
-    deviation[[_PROMPT, _TURNS, _TOOLS]] = 1e9
-    return np.array(raw["mean"], np.float32), deviation
+def scored_texts(messages: Sequence[Message]) -> list[str]:
+    """The texts that signals and token ids are made from, newest first."""
+    human_turns = sum(1 for m in messages if m.role == "user" and not m.is_tool_result)
+    scored = messages_to_score(messages, _MAX_SCORED if human_turns > 1 else 1)
+    return [message.text for message in scored or (_NO_MESSAGE,)]
 
 
-def vector_variance() -> NDArray[np.float64]:
-    """(DIMENSIONS,) variance of each dimension of the embedding over training prompts."""
-    return np.array(_scaler_file()["vector_variance"], float)
+def embed(features: Features) -> NDArray[np.float32]:
+    """The scored messages as a point.
+
+    Returns:
+        float32 (DIMENSIONS,).
+
+    Raises:
+        ValueError: the features were recorded with neither token ids nor an embedding.
+    """
+    if features.embedding is not None:
+        return features.embedding
+    if features.token_ids is None:
+        raise ValueError("features: neither token ids nor an embedding were recorded")
+    return embedding.load_default().embed(features.token_ids)
 
 
-def _scaler_file() -> Any:
-    return msgspec.json.decode(files(__package__).joinpath("standard.json").read_bytes())
+def compile_heads(heads: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Fold heads that are linear in `embed` into one row per token.
+
+    A head's value is the sum of the rows of a text's ids over the sum of their weights.
+
+    Args:
+        heads: (DIMENSIONS, h).
+
+    Returns:
+        float32 (n_tokens, h + 1), with the token's weight in the last column.
+    """
+    return embedding.load_default().compile_heads(heads)
 
 
 def embedding_version() -> str:
-    """Which token table the embedding comes from: learned weights belong to one."""
+    """The version of the token table behind the embedding. Learned weights belong to one version."""
     return embedding.load_default().digest[:16]
 
 
-def vector(features: Features) -> NDArray[np.float32]:
-    """float32 (n_signals,): what is stored with a decision and learned from."""
-    return features.signals
+class _ScalerFile(msgspec.Struct):
+    mean: list[float]
+    deviation: list[float]
+    vector_variance: list[float]
+
+
+def _scaler_file() -> _ScalerFile:
+    raw = files(__package__).joinpath("standard.json").read_bytes()
+    return msgspec.json.decode(raw, type=_ScalerFile)
+
+
+@cache
+def feature_scaler() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of each signal over training prompts.
+
+    Everything that learns standardises by them. Made by scripts/build_standard.py.
+
+    Returns:
+        float32 (n_signals,) each.
+    """
+    file = _scaler_file()
+    std = np.array(file.deviation, np.float32)
+    # Heads are learned from single prompts, where the whole prompt is as long as the message. After a
+    # long system prompt or an agent's history it is not, and does not show how hard the message is:
+    # divided by a huge number, these signals cannot decide.
+    std[[_PROMPT, _TURNS, _TOOLS]] = 1e9
+    return np.array(file.mean, np.float32), std
+
+
+def vector_variance() -> NDArray[np.float64]:
+    """The variance of each dimension of the embedding over training prompts.
+
+    Returns:
+        float64 (DIMENSIONS,).
+    """
+    return np.array(_scaler_file().vector_variance, float)
 
 
 def explain(features: Features, top: int = 5) -> tuple[tuple[str, float], ...]:
-    """The `top` signals that stand out most, as (name, value), strongest first. The length always
-    leads, because it carries most of what is known without labels."""
+    """The `top` signals that stand out most.
+
+    Returns:
+        (name, value) pairs, strongest first, after the length, which always comes first because it
+        carries most of what is known without labels.
+    """
     return explain_vector(features.signals.tolist(), top)
 
 
@@ -185,7 +218,7 @@ def explain_vector(s: Sequence[float], top: int = 5) -> tuple[tuple[str, float],
     pairs = [
         (n, round(v, 3))
         for n, v in zip(SIGNAL_NAMES[2:_PROMPT], s[2:_PROMPT], strict=True)
-        if v and n not in _UNTOLD
+        if v and n not in _UNEXPLAINED
     ]
     pairs.sort(key=lambda p: -p[1])
     return ((SIGNAL_NAMES[0], round(s[0], 3)), *pairs[: top - 1])

@@ -1,8 +1,8 @@
 """The static token table: WordPiece ids -> a vector, by a weighted mean of frozen rows.
 
-z = sum(w[t] T[t]) / sum(w[t]) over the pieces t of the ask. Everything that is linear in z can be
-folded into the table once (`compile_heads`): then a decision is one gather and one sum, whatever
-the dimension.
+z = sum(w[t] T[t]) / sum(w[t]) over the pieces t of the text. Everything that is linear in z can be
+folded into the table once (`compile_heads`). A decision is then one gather and one sum, for any
+dimension.
 """
 
 from __future__ import annotations
@@ -21,8 +21,15 @@ _ROWS = 4096  # rows unpacked at a time, so that folding heads needs 4 MB, not 3
 
 
 class StaticEmbedding:
-    """packed: uint8 (n_pieces, n_dimensions / 2), two signed 4-bit numbers each, low half first,
-    plus 8. scale: float32 (n_dimensions,). weight: float32 (n_pieces,), 0 = does not count."""
+    """A table of token vectors of 4 bits per number.
+
+    Args:
+        packed: uint8 (n_pieces, n_dimensions / 2), two signed numbers each, plus 8. The low half
+            holds the even dimensions, the high half the odd ones.
+        scale: float32 (n_dimensions,).
+        weight: float32 (n_pieces,); 0 = the piece does not count.
+        digest: the SHA-256 of the table.
+    """
 
     def __init__(
         self,
@@ -35,45 +42,61 @@ class StaticEmbedding:
         self.scale = scale
         self.weight = weight
         self.digest = digest
-        # A row of the packed table holds the even dimensions in its low halves, the odd in its high.
         self._even, self._odd = scale[0::2], scale[1::2]
 
     def embed(self, ids: NDArray[np.int32] | Sequence[int]) -> NDArray[np.float32]:
-        """float32 (n_dimensions,); zeros, which is the mean ask, where no piece counts."""
-        out = np.zeros(len(self.scale), np.float32)
-        at = np.asarray(ids, np.intp)
-        if not len(at):
-            return out
-        w = self.weight[at]
+        """Embed a text by the ids of its pieces.
+
+        Returns:
+            float32 (n_dimensions,). Zeros, which are the mean text, if no piece counts.
+        """
+        vector = np.zeros(len(self.scale), np.float32)
+        index = np.asarray(ids, np.intp)
+        if not len(index):
+            return vector
+        w = self.weight[index]
         total = float(w.sum())
         if total > 0.0:
-            rows = self.packed[at]
+            rows = self.packed[index]
             w /= total
-            out[0::2] = (w @ (rows & 15).astype(np.float32) - 8.0) * self._even
-            out[1::2] = (w @ (rows >> 4).astype(np.float32) - 8.0) * self._odd
-        return out
+            vector[0::2] = (w @ (rows & 15).astype(np.float32) - 8.0) * self._even
+            vector[1::2] = (w @ (rows >> 4).astype(np.float32) - 8.0) * self._odd
+        return vector
 
     def compile_heads(self, heads: NDArray[np.floating]) -> NDArray[np.float32]:
-        """heads: (n_dimensions, h), linear in z. Returns float32 (n_pieces, h + 1): each piece's
-        weighted part of every head, and its weight in the last column."""
+        """Fold heads that are linear in z into one row per piece.
+
+        Args:
+            heads: (n_dimensions, h).
+
+        Returns:
+            float32 (n_pieces, h + 1): each piece's weighted part of every head, and its weight in
+            the last column.
+        """
         n = len(self.weight)
-        out = np.empty((n, heads.shape[1] + 1), np.float32)
-        out[:, -1] = self.weight
+        folded = np.empty((n, heads.shape[1] + 1), np.float32)
+        folded[:, -1] = self.weight
         low = (heads[0::2] * self._even[:, None]).astype(np.float32)
         high = (heads[1::2] * self._odd[:, None]).astype(np.float32)
-        for at in range(0, n, _ROWS):
-            rows = self.packed[at : at + _ROWS]
+        for start in range(0, n, _ROWS):
+            rows = self.packed[start : start + _ROWS]
             part = ((rows & 15).astype(np.float32) - 8.0) @ low
             part += ((rows >> 4).astype(np.float32) - 8.0) @ high
-            out[at : at + _ROWS, :-1] = part * self.weight[at : at + _ROWS, None]
-        return out
+            folded[start : start + _ROWS, :-1] = part * self.weight[start : start + _ROWS, None]
+        return folded
+
+
+class _TableCard(msgspec.Struct):
+    schema: str
+    bits: int
+    digest: str
 
 
 @cache
 def load_default() -> StaticEmbedding:
-    """The table of the package (made by scripts/build_table.py)."""
+    """The shipped token table, made by scripts/build_table.py."""
     with np.load(BytesIO(files(__package__).joinpath("table.npz").read_bytes())) as file:
-        card = msgspec.json.decode(file["card"].tobytes())
-        if card["schema"] != "table-1" or card["bits"] != 4:
+        card = msgspec.json.decode(file["card"].tobytes(), type=_TableCard)
+        if card.schema != "table-1" or card.bits != 4:
             raise ValueError(f"table.npz: expected schema table-1 of 4 bits, got {card}")
-        return StaticEmbedding(file["packed"], file["scale"], file["weight"], card["digest"])
+        return StaticEmbedding(file["packed"], file["scale"], file["weight"], card.digest)

@@ -1,29 +1,24 @@
-"""An ask as numbers: counts that a person can read, in a fixed order, Unicode-safe and bounded.
+"""A user message as numbers: counts that a person can read, in a fixed order, Unicode-safe and bounded.
 
-Words are looked up in one dictionary; characters are counted by C-level methods. At most 1,025
-characters are looked at, so that no input costs more than a few hundred microseconds.
+Words are looked up in one dictionary, and bytes are counted by C-level methods. At most 1,025
+characters are scored, so that no input costs more than a few hundred microseconds.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from math import log1p
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from suffice.features.user_message import Ask
-
-if TYPE_CHECKING:
-    from suffice.features.wordpiece import WordPiece
+from suffice.features.user_message import UserMessage
 
 SIGNAL_NAMES: tuple[str, ...] = (
-    "log_chars",  # log(1 + characters of the last human ask)
-    "log_tokens",  # log(1 + estimated tokens of it)
+    "log_chars",  # log(1 + characters of the last user message)
+    "log_tokens",  # log(1 + estimated tokens of the same)
     "lines",  # log(1 + paragraphs and list items)
     "digits",  # share of characters
-    "numbers",  # log(1 + count), as all counts below
+    "numbers",  # log(1 + count), like all counts below
     "math",
     "code",
     "reasoning",
@@ -39,12 +34,12 @@ SIGNAL_NAMES: tuple[str, ...] = (
     "quotes",
     "non_ascii",  # share of characters
     "structure",  # asks for a table, JSON, a list, steps
-    "lookup",  # short retrieval-style ask: weather, capital of, what time
-    "stem",  # log(1 + characters of it before the first option of a multiple choice)
-    "stop_words",  # share of chunks
+    "lookup",  # a short look-up: weather, capital of, what time
+    "stem",  # log(1 + characters before the first option of a multiple choice)
+    "stop_words",  # share of the chunks
     "log_prompt_tokens",  # log(1 + estimated tokens of the whole prompt)
     "turns",
-    "log_pasted",  # log(1 + characters of pasted material beside the ask)
+    "log_pasted",  # log(1 + characters of pasted material in the same message)
     "tools",
 )
 
@@ -115,7 +110,7 @@ _CLASSES: dict[str, str] = {
     ),
 }
 
-# Words that carry grammar and little else. Their share tells prose from formulas, code and lists.
+# Words of grammar. Their share separates prose from formulas, code and lists.
 _STOP = frozenset(
     (
         "the of and a an to in is that it was for on are as with his they at be this from i have or "
@@ -135,19 +130,19 @@ _STOP = frozenset(
 )
 
 
-def _table() -> dict[str, tuple[int, ...]]:
-    table: dict[str, tuple[int, ...]] = {}
+def _signals_by_word() -> dict[str, tuple[int, ...]]:
+    signals: dict[str, tuple[int, ...]] = {}
     for name, words in _CLASSES.items():
-        at = SIGNAL_NAMES.index(name)
+        index = SIGNAL_NAMES.index(name)
         for word in words.split():
-            known = table.get(word, ())
-            if at not in known:
-                table[word] = (*known, at)
-    return table
+            known = signals.get(word, ())
+            if index not in known:
+                signals[word] = (*known, index)
+    return signals
 
 
-_WORDS = _table()
-# Scripts without spaces: looked for anywhere in the ask.
+_WORDS = _signals_by_word()
+# Terms of scripts without spaces: they count anywhere in the message.
 _ANYWHERE: tuple[tuple[str, int], ...] = tuple(
     (term, SIGNAL_NAMES.index(name))
     for name, terms in {
@@ -163,119 +158,176 @@ _ANYWHERE: tuple[tuple[str, int], ...] = tuple(
 
 _TOKEN = re.compile(r"[^\W_]+")
 _MATH_MARKS = re.compile(r"\\[a-z]{2,}|[=<>≤≥∑∫√∞∀∃∈⊂≡±×÷^]")
-# The last is a call: an opening parenthesis right behind a word.
+# The last one is a call: a word with an opening parenthesis.
 _CODE_MARKS = re.compile(r"```|[{};]$|=>|->|==|!=|</?[a-z]+>|traceback|error:|\w\(")
 _LIST_MARK = re.compile(r"\(?[1-9a-e][.)]|[-*•]")  # a chunk that begins an item
-# An option of a multiple choice is its letter as a word of its own, in one style throughout.
+# An option of a multiple choice is a letter as a separate word, in one style per question.
 _OPTIONS = ((" A. ", " B. "), (" A) ", " B) "), (" (A) ", " (B) "))
 _AND_THEN = re.compile(r"(?:and|und|et|y|e) then ")
-_DIGITS = b"0123456789"
-_ENDS = frozenset(".!?")
+_END_OF_SENTENCE = frozenset(".!?")
 
-_I = {name: i for i, name in enumerate(SIGNAL_NAMES)}
-_N = len(SIGNAL_NAMES)
+_N_SIGNALS = len(SIGNAL_NAMES)
+_INDEX = {name: i for i, name in enumerate(SIGNAL_NAMES)}
+_NUMBERS, _MATH, _CODE = _INDEX["numbers"], _INDEX["math"], _INDEX["code"]
+_CONNECTIVES, _QUESTIONS, _SENTENCES = (
+    _INDEX["connectives"],
+    _INDEX["questions"],
+    _INDEX["sentences"],
+)
+_PARTS, _COMMAS, _PARENTHESES, _QUOTES = (
+    _INDEX["parts"],
+    _INDEX["commas"],
+    _INDEX["parentheses"],
+    _INDEX["quotes"],
+)
+_LOG_CHARS, _LOG_TOKENS, _LINES, _DIGITS = (
+    _INDEX["log_chars"],
+    _INDEX["log_tokens"],
+    _INDEX["lines"],
+    _INDEX["digits"],
+)
+_NON_ASCII, _LOOKUP, _STEM, _STOP_WORDS, _LOG_PASTED = (
+    _INDEX["non_ascii"],
+    _INDEX["lookup"],
+    _INDEX["stem"],
+    _INDEX["stop_words"],
+    _INDEX["log_pasted"],
+)
 _COUNTS = tuple(
-    _I[n]
+    _INDEX[n]
     for n in (
         "numbers math code reasoning creative wh_words constraints connectives questions "
         "sentences parts commas parentheses quotes structure lookup "
     ).split()
 )
+_LOOKUP_CHUNKS = 14  # a longer message is not a look-up
+
+# Classes of UTF-8 bytes. Every character that is not ASCII has exactly one lead byte.
+_DIGIT_BYTES = b"0123456789"
+_LEAD_BYTES = bytes(range(0xC0, 0x100))
+_UNCOUNTED_BYTES = bytes(set(range(256)) - {*_DIGIT_BYTES, *_LEAD_BYTES, *b'$?.!,("'})
+# Lead bytes of the scripts whose terms and marks are counted: U+0600 to U+063F, U+3000 to U+FFFF.
+_SCRIPT_BYTES = bytes((0xD8, *range(0xE3, 0xF0)))
+
+
+class Tokenizer(Protocol):
+    """What the signals need of a tokenizer."""
+
+    def read(self, chunks: Sequence[str]) -> tuple[bytes, bytes]:
+        """The int32 ids of a text's pieces, and one byte per signal that a chunk counts for."""
 
 
 def estimate_tokens(text: str) -> float:
-    """Tokens of `text` without a tokenizer: about 4 characters of ASCII each, 1.6 bytes less the
-    more of it is written in scripts that tokenizers split finely (Chinese: one a character)."""
-    n = len(text)
+    """Estimate the tokens of `text` without a tokenizer."""
+    # About 4 ASCII characters per token, and the fewer the more bytes a character has: tokenizers
+    # split such scripts finely (Chinese: about one token per character).
     if text.isascii():
-        return n / 4.0
-    extra = len(text.encode("utf-8", "surrogatepass")) - n  # 1 for é or я, 2 for 字, 3 for an emoji
+        return len(text) / 4.0
+    return _tokens_of(len(text), len(text.encode("utf-8", "surrogatepass")))
+
+
+def _tokens_of(chars: int, utf8_bytes: int) -> float:
+    extra = utf8_bytes - chars  # 1 for é or я, 2 for 字, 3 for an emoji
     wide = extra / 2.0
-    return max(0.0, n - wide) / 4.0 + wide * 0.9
+    return max(0.0, chars - wide) / 4.0 + wide * 0.9
 
 
 def count_chunk(chunk: str) -> tuple[int, ...]:
-    """The signals that a chunk of the ask counts for, one as often as it does. The chunk is in lower
-    case and holds no white space; what comes out is remembered, so the work may be plain."""
-    hits: list[int] = []
+    """The indices of the signals that a lower-case chunk counts for, one per count."""
+    counted: list[int] = []
     words = _TOKEN.findall(chunk)
     if len(words) == 1 and words[0] in _STOP:
-        hits.append(22)
+        counted.append(_STOP_WORDS)
     for word in words:
-        known = _WORDS.get(word)
-        if known is not None:
-            hits += known
+        signals = _WORDS.get(word)
+        if signals is not None:
+            counted += signals
         elif word[0] in "0123456789":
-            hits.append(4)
+            counted.append(_NUMBERS)
     if _LIST_MARK.fullmatch(chunk):
-        hits.append(14)
-    hits += [5] * len(_MATH_MARKS.findall(chunk))
-    hits += [6] * len(_CODE_MARKS.findall(chunk))
-    return tuple(hits)
+        counted.append(_PARTS)
+    counted += [_MATH] * len(_MATH_MARKS.findall(chunk))
+    counted += [_CODE] * len(_CODE_MARKS.findall(chunk))
+    return tuple(counted)
 
 
-def stem_chars(ask: Ask) -> int:
-    """Characters before the first option of a multiple choice; all of them where there is none.
-    Work is linear in the text, which `Ask` bounds."""
-    text = ask.text
+def question_stem_chars(message: UserMessage) -> int:
+    """Characters before the first option of a multiple choice; all of them if there is none."""
+    text = message.text
+    if "A" not in text:
+        return message.chars
     for first, second in _OPTIONS:
-        at = text.find(first)
-        if at < 0:
+        start = text.find(first)
+        if start < 0:
             continue
-        # They share the space between them where the first option is empty.
-        after = text.find(second, at + len(first) - 1)
+        # They share the space between them if the first option is empty.
+        after = text.find(second, start + len(first) - 1)
         if after < 0:
             continue
-        at = text.rfind(first, at, after + 1)  # "vitamin A. ..." may stand before the options
-        # What was left out of a long ask lies between its two halves.
-        return at if at < len(text) // 2 else at + max(0, ask.chars - len(text))
-    return ask.chars
+        start = text.rfind(first, start, after + 1)  # "vitamin A. ..." may precede the options
+        # The part that a long message lost was between its two halves.
+        return start if start < len(text) // 2 else start + max(0, message.chars - len(text))
+    return message.chars
 
 
-def ask_signals(ask: Ask, pieces: WordPiece) -> tuple[list[float], list[int]]:
-    """(all signals that depend on the ask alone (n_signals,), ids of its pieces)."""
-    text = ask.text
-    v = [0.0] * _N
-    chars = ask.chars
-    v[0] = log1p(chars)
-    scale = chars / len(text) if text else 1.0
-    v[1] = log1p(estimate_tokens(text) * scale)
-    v[2] = log1p(ask.lines)
-    low = text.lower()
-    ids, chunks = pieces.read(low, v)
-    raw = text.encode("utf-8", "surrogatepass")
-    if text:
-        v[3] = (len(raw) - len(raw.translate(None, _DIGITS))) / len(text)
-    if len(raw) != len(text):
-        v[18] = sum(map(len, re.findall(r"[^\x00-\x7f]+", text))) / len(text)
-        for term, i in _ANYWHERE:
-            if term in text:
-                v[i] += 1.0
-        v[12] += text.count("？") + text.count("؟")
-        v[13] = text.count("。") + text.count("！") + text.count("？")
-    if "$" in text:
-        v[5] += text.count("$") // 2  # formulas between dollars
-    if ask.code:
-        v[6] += 2.0
-    v[12] += text.count("?")
-    v[13] += text.count(". ") + text.count("? ") + text.count("! ") + (text[-1:] in _ENDS)
-    if " then " in low:
-        v[14] += len(_AND_THEN.findall(low))
-    v[14] += max(0.0, v[12] - 1.0)
-    v[15] = text.count(",")
-    v[16] = text.count("(")
-    v[17] = text.count('"') / 2
-    if chunks > 14:
-        v[20] = 0.0  # a long ask is no look-up, whatever words it holds
+def message_signals(message: UserMessage, tokenizer: Tokenizer) -> tuple[list[float], bytes]:
+    """Compute the signals that depend on the message alone.
+
+    Returns:
+        All signals (n_signals,), those of the conversation at 0, and the int32 ids of its pieces.
+    """
+    text, chars = message.text, message.chars
+    length = len(text)
+    encoded = text.encode("utf-8", "surrogatepass")
+    marks = encoded.translate(None, _UNCOUNTED_BYTES)
+    ids, counted = tokenizer.read(message.chunks)
+    v = [0.0] * _N_SIGNALS
+    for i in counted:
+        v[i] += 1.0
+    v[_LOG_CHARS] = log1p(chars)
+    v[_LOG_TOKENS] = log1p(_tokens_of(length, len(encoded)) * (chars / length if length else 1.0))
+    v[_LINES] = log1p(message.lines)
+    if length:
+        v[_DIGITS] = (len(marks) - len(marks.translate(None, _DIGIT_BYTES))) / length
+    if len(encoded) != length:
+        v[_NON_ASCII] = (len(marks) - len(marks.translate(None, _LEAD_BYTES))) / length
+        if len(marks) != len(marks.translate(None, _SCRIPT_BYTES)):
+            _count_scripts(text, v)
+    v[_MATH] += marks.count(b"$") // 2  # formulas between dollars
+    if message.code:
+        v[_CODE] += 2.0
+    questions = marks.count(b"?")
+    v[_QUESTIONS] += questions
+    v[_SENTENCES] += encoded.count(b". ") + (text[-1:] in _END_OF_SENTENCE)
+    if questions:
+        v[_SENTENCES] += encoded.count(b"? ")
+    if b"!" in marks:
+        v[_SENTENCES] += encoded.count(b"! ")
+    if v[_CONNECTIVES]:
+        lower = text.lower()
+        if " then " in lower:
+            v[_PARTS] += len(_AND_THEN.findall(lower))
+    v[_PARTS] += max(0.0, v[_QUESTIONS] - 1.0)
+    v[_COMMAS] = marks.count(b",")
+    v[_PARENTHESES] = marks.count(b"(")
+    v[_QUOTES] = marks.count(b'"') / 2
+    n_chunks = len(message.chunks)
+    if n_chunks > _LOOKUP_CHUNKS:
+        v[_LOOKUP] = 0.0
     for i in _COUNTS:
         if v[i]:
             v[i] = log1p(v[i])
-    v[21] = log1p(stem_chars(ask))
-    if chunks:
-        v[22] /= chunks
-    v[25] = log1p(ask.pasted)
+    v[_STEM] = log1p(question_stem_chars(message))
+    if n_chunks:
+        v[_STOP_WORDS] /= n_chunks
+    v[_LOG_PASTED] = log1p(message.attached)
     return v, ids
 
 
-def to_array(values: list[float]) -> NDArray[np.float32]:
-    return np.array(values, dtype=np.float32)
+def _count_scripts(text: str, v: list[float]) -> None:
+    """Count the terms and the punctuation of scripts that are not written with ASCII marks."""
+    for term, i in _ANYWHERE:
+        if term in text:
+            v[i] += 1.0
+    v[_QUESTIONS] += text.count("？") + text.count("؟")
+    v[_SENTENCES] += text.count("。") + text.count("！") + text.count("？")

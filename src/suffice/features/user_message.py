@@ -1,7 +1,7 @@
-"""Finds the last human ask in a conversation, and sets apart what a harness wrapped around it.
+"""Finds the last user message of a conversation and separates what a harness wrapped around it.
 
-An agent sends 50,000 tokens of tool results and reminders around a ten-word request: only the ten
-words say how hard it is. What is set apart is counted, never forgotten.
+An agent sends 50,000 tokens of tool results and reminders around a request of ten words. Only the ten
+words say how hard the request is; the material around them is counted.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ import msgspec
 
 from suffice.types import Message
 
-_HEAD = 512  # characters kept of each end of a long ask (ROUTING: no quality lost)
+_HEAD = (
+    512  # characters of each end of a long message that are scored; more does not improve routing
+)
 _SCAN = 8_192  # characters of each end of one message that are searched for wrappers
-_LONG_FENCE = 400  # a longer fenced block is pasted material, not part of the ask
 
-# Tags that agent harnesses put around what no human typed for this turn: not part of the ask, and
-# no material for it either.
+# Tags that agent harnesses put around text that no person typed in this turn. It is neither part of the
+# message nor material for it.
 _HARNESS = re.compile(
     r"<(system-reminder|system_reminder|environment_details|environment_context|tool_result"
     r"|function_results|local-command-stdout|command-output|user_info|open_files)\b[^<>]{0,200}>"
     r".{0,16384}?</\1\s*>",
     re.DOTALL | re.IGNORECASE,
 )
-# Tags around material that the ask is about.
+# Tags around material that the message is about.
 _WRAPPER = re.compile(
     r"<(attached_files|document|documents|context|file_content|search_results|instructions)\b"
     r"[^<>]{0,200}>.{0,16384}?</\1\s*>",
     re.DOTALL | re.IGNORECASE,
 )
-# Marks of prompt templates, with the role they name: ChatML, Llama, Alpaca. Each occurs a few times
-# at most where it is a template, so whatever stands between them is left as it is.
+# Marks of prompt templates (ChatML, Llama, Alpaca) with the role they name. The text between them
+# stays, because each occurs only a few times in a template.
 _TEMPLATE = re.compile(
     r"<\|(?:im_start|start_header_id)\|>\s*\w{0,12}(?:<\|end_header_id\|>)?"
     r"|<\|(?:im_end|eot_id|begin_of_text|end_of_text|endoftext|user|assistant|system|end)\|>"
@@ -40,7 +41,8 @@ _TEMPLATE = re.compile(
     r"|^#{2,4}\s*(?:instruction|response|input|human|user|assistant|question|answer)s?\s*:?\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_TAIL = re.compile(r"(?:\s+(?:answer|response|assistant|a|output)\s*:)+$", re.IGNORECASE)
+_LABEL_AT_END = re.compile(r"(?:\s+(?:answer|response|assistant|a|output)\s*:)+$", re.IGNORECASE)
+# A fenced block of at least 400 characters is pasted material, not part of the message.
 _FENCE = re.compile(r"```[^\n]{0,40}\n(.{400,16384}?)```", re.DOTALL)
 _LABEL = re.compile(r"^(?:(?:question|user|human|prompt|q)\s*:\s*)+", re.IGNORECASE)
 
@@ -63,82 +65,110 @@ _POINTS_BACK = frozenset(
 )
 
 
-class Ask(msgspec.Struct, frozen=True):
-    """text: the ask, white space folded, at most 2 x 512 characters. chars: its full length.
-    pasted: characters of pasted material in the same message. code: it came with a code block."""
+class UserMessage(msgspec.Struct, frozen=True):
+    """The part of a message that a person typed.
+
+    Attributes:
+        text: white space folded, at most 2 x 512 characters.
+        chars: the length of the folded text before it was cut.
+        lines: paragraphs and list items.
+        attached: characters of pasted material in the same message.
+        code: whether it came with a code block.
+        chunks: the parts of `text` between white space.
+    """
 
     text: str
     chars: int
     lines: int
-    pasted: int
+    attached: int
     code: bool
+    chunks: list[str]
 
 
 def _ends(text: str, each: int) -> str:
     return text if len(text) <= 2 * each else text[:each] + "\n" + text[-each:]
 
 
-def clean(raw: str) -> Ask:
-    """One human message as an Ask. Bounded work whatever the length of `raw`."""
+def clean(raw: str) -> UserMessage:
+    """Separate what a person typed from what a harness added, with work that is bounded."""
     text = _ends(raw, _SCAN)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    pasted = 0
-    code = "```" in text
-    if "<|" in text or "[INST]" in text or "##" in text or "<s>" in text:
+    # One character first: searching for it is several times faster than for two or more.
+    code = "`" in text and "```" in text
+    tags = "<" in text
+    if (
+        (tags and ("<|" in text or "<s>" in text))
+        or ("#" in text and "##" in text)
+        or ("[" in text and "[INST]" in text)
+    ):
         text = _TEMPLATE.sub(" ", text)
-    if "<" in text and "</" in text:
+    attached = 0
+    if tags and "</" in text:
         text = _HARNESS.sub(" ", text)
-        bare = _WRAPPER.sub(" ", text)
-        if bare is not text:
-            pasted += len(text) - len(bare)
-            text = bare
+        rest = _WRAPPER.sub(" ", text)
+        attached += len(text) - len(rest)
+        text = rest
     if code:
-        bare = _FENCE.sub(" ", text)
-        if bare is not text:
-            pasted += len(text) - len(bare)
-            text = bare
-    # Wrapped lines are one paragraph; a blank line or a list item is structure.
+        rest = _FENCE.sub(" ", text)
+        attached += len(text) - len(rest)
+        text = rest
+    text = _strip_labels(text)
+    lines = 0
+    if "\n" in text:
+        # Wrapped lines are one paragraph; a blank line or a list item is structure.
+        lines = text.count("\n\n") + text.count("\n- ") + text.count("\n* ") + text.count("\n1. ")
+    chunks = text.split()
+    text = " ".join(chunks)
+    chars = len(text)
+    if chars > 2 * _HEAD:
+        text = _ends(text, _HEAD)
+        chunks = text.split()
+    if len(raw) > 2 * _SCAN:
+        chars += len(raw) - 2 * _SCAN
+    return UserMessage(text, chars, lines, attached, code, chunks)
+
+
+def _strip_labels(text: str) -> str:
+    """Remove a prompt template's labels ("Question:", "Answer:") at both ends."""
     text = text.strip()
-    # Labels of a template go first: the blank line between them and the ask is theirs.
+    # Before the lines are counted: the blank line between a label and the question is the label's.
     if text and text[0] in "QqUuHhPp":
         text = _LABEL.sub("", text)
     if text.endswith(":"):
-        text = text[:-80] + _TAIL.sub("", text[-80:])  # the end alone: a search costs by the length
-    text = text.strip()
-    lines = text.count("\n\n") + text.count("\n- ") + text.count("\n* ") + text.count("\n1. ")
-    text = " ".join(text.split())
-    chars = len(text)
-    if len(raw) > 2 * _SCAN:
-        chars += len(raw) - 2 * _SCAN
-    return Ask(_ends(text, _HEAD), chars, lines, pasted, code)
+        # In the last characters only: the search costs by the length.
+        text = text[:-80] + _LABEL_AT_END.sub("", text[-80:])
+    return text.strip()
 
 
-def human_asks(messages: Sequence[Message], most: int = 4) -> list[Ask]:
-    """The last `most` human asks that hold any text, newest first."""
-    asks: list[Ask] = []
+def messages_to_score(messages: Sequence[Message], limit: int = 4) -> list[UserMessage]:
+    """Select the last user message and, if it only makes sense with them, those before it.
+
+    Returns:
+        At most `limit` messages that hold text, newest first; empty if there is none.
+    """
+    scored: list[UserMessage] = []
     for m in reversed(messages):
         if m.role == "user" and not m.is_tool_result:
-            ask = clean(m.text)
-            if ask.text:
-                asks.append(ask)
-                if len(asks) == most:
+            message = clean(m.text)
+            if message.text:
+                scored.append(message)
+                if len(scored) == limit or not is_follow_up(message):
                     break
-    return asks
+    return scored
 
 
-def is_follow_up(ask: Ask) -> bool:
-    """Whether an ask only makes sense with what was said before: "yes, go ahead", "and in French?".
-    To be asked only of a conversation that has an earlier ask."""
-    if ask.chars > 80 or ask.code or ask.pasted:
+def is_follow_up(message: UserMessage) -> bool:
+    """Whether a message only makes sense with those before it: "yes, go ahead", "and in French?"."""
+    if message.chars > 80 or message.code or message.attached:
         return False
-    words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", ask.text.lower())
+    words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", message.text.lower())
     if not words:
         return True
-    if len(words) <= 2 and ask.chars <= 24:
+    if len(words) <= 2 and message.chars <= 24:
         return True
     if words[0] in _FOLLOW and len(words) <= 10:
         return True
     if len(words) <= 10 and not _POINTS_BACK.isdisjoint(words):
         return True
-    return any(w in ask.text for w in _FOLLOW_CJK)
+    return any(w in message.text for w in _FOLLOW_CJK)

@@ -1,8 +1,8 @@
-"""Text -> WordPiece ids, and what else is counted by the chunk, with a bounded cache of chunks.
+"""Splits text into WordPiece ids, and counts signals per chunk, with a bounded cache of chunks.
 
-Text of people repeats its chunks, so most cost one dictionary lookup; a chunk never seen is split
-greedily, longest piece first (Wu et al. 2016, "Google's Neural Machine Translation System", section
-4.1, as BERT's uncased vocabulary uses it). Work per chunk is bounded whatever it holds.
+People repeat their chunks, so most chunks cost one dictionary lookup. A chunk that is not cached is
+split greedily, longest piece first (Wu et al. 2016, "Google's Neural Machine Translation System",
+section 4.1, as BERT's uncased vocabulary uses it). The work per chunk is bounded.
 
 >>> WordPiece(["[UNK]", "un", "##afford", "##able", "?"]).ids("Unaffordable?")
 [1, 2, 3, 4]
@@ -12,38 +12,47 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 
-_GENERATION = 32_768  # chunks remembered in each of two generations
-_CHUNK_CHARS = 40  # a longer chunk is not worth remembering
-_WORD_CHARS = 48  # a longer word is unknown (BERT: 100): no language writes them, encodings do
-_MIXED_CHARS = 16  # so is a word this long of letters and digits: a hash, a key, base64
-
-# What is remembered of a chunk: its pieces, and the signals it counts for (an index as often as it
-# counts).
-Chunk = tuple[tuple[int, ...], tuple[int, ...]]
+_CHUNK_CHARS = 40  # longer chunks are not cached: they hardly ever repeat
+_WORD_CHARS = 48  # a longer word is unknown (BERT: 100): languages do not have them, encodings do
+_MIXED_CHARS = 16  # a word of this length with letters and digits is unknown: a hash, a key, base64
 
 _ASCII = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
 
 
-class WordPiece:
-    """A vocabulary with its cache. vocabulary: pieces in the order of their ids; "##" marks one
-    that continues a word; holds "[UNK]". Raises ValueError where it does not.
+# Chunk -> int32 ids of its pieces, and chunk -> the signals it counts for, if there are any.
+_Generation = tuple[dict[str, bytes], dict[str, bytes]]
 
-    count: the signals that a chunk (lower case, no white space) counts for. Remembered with its
-    pieces, because the loop over chunks is what an ask costs.
+
+class WordPiece:
+    """A vocabulary with its cache of chunks.
+
+    A chunk is a part of a text between white space, in any case. The cache keeps, per chunk, the ids
+    of its pieces and the signals that it counts for, each as bytes, so that a text is one join. It
+    has two generations: a full current one becomes the previous one, which is then read only.
+
+    Args:
+        vocabulary: pieces in the order of their ids. "##" marks a piece that continues a word.
+        count: the indices of the signals that a lower-case chunk counts for, one per count.
+        generation: chunks per generation of the cache.
+
+    Raises:
+        ValueError: the vocabulary does not have "[UNK]".
     """
 
     def __init__(
         self,
         vocabulary: Sequence[str],
         count: Callable[[str], tuple[int, ...]] | None = None,
+        generation: int = 32_768,
     ) -> None:
         ids = {piece: i for i, piece in enumerate(vocabulary)}
         if "[UNK]" not in ids:
-            raise ValueError("vocabulary: holds no [UNK]")
+            raise ValueError("vocabulary: [UNK] is missing")
         self.size = len(ids)
         self._unknown = ids["[UNK]"]
         self._head = {p: i for p, i in ids.items() if not p.startswith("##") or p in ("#", "##")}
@@ -51,66 +60,82 @@ class WordPiece:
         self._head_longest = _longest(self._head)
         self._tail_longest = _longest(self._tail)
         self._count = count
-        self._young: dict[str, Chunk] = {}
-        self._old: dict[str, Chunk] = {}
+        self._generation = generation
+        self._current: _Generation = {}, {}
+        self._previous: _Generation = {}, {}
+
+    @property
+    def n_cached(self) -> int:
+        """The number of cached chunks."""
+        return len(self._current[0]) + len(self._previous[0])
 
     def ids(self, text: str) -> list[int]:
         """Ids of the pieces of `text`, without special tokens. The caller bounds its length."""
-        out: list[int] = []
-        for chunk in text.lower().split():
-            out += (self._young.get(chunk) or self._miss(chunk))[0]
-        return out
+        return array("i", self.read(text.split())[0]).tolist()
 
-    def read(self, low: str, counts: list[float]) -> tuple[list[int], int]:
-        """(ids of the pieces, number of chunks) of a text in lower case; `counts` goes up by one at
-        each index that a chunk counts for."""
-        out: list[int] = []
-        get, miss = self._young.get, self._miss
-        chunks = low.split()
-        for chunk in chunks:
-            # A miss may start a new generation; `get` then serves the old one, which is correct,
-            # only a little slower until the next call.
-            pieces, hits = get(chunk) or miss(chunk)
-            out += pieces
-            if hits:  # most chunks count for nothing, and an empty loop is not free
-                for i in hits:
-                    counts[i] += 1.0
-        return out, len(chunks)
+    def read(self, chunks: Sequence[str]) -> tuple[bytes, bytes]:
+        """Encode the chunks of a text.
 
-    def _miss(self, chunk: str) -> Chunk:
-        found = self._old.get(chunk)
-        if found is None:
-            words = _ASCII.findall(chunk) if chunk.isascii() else _words(chunk)
-            pieces: list[int] = []
-            for word in words:
-                whole = self._head.get(word)
-                if whole is not None:
-                    pieces.append(whole)
-                elif len(word) > _MIXED_CHARS and (len(word) > _WORD_CHARS or _mixed(word)):
-                    pieces.append(self._unknown)
-                else:
-                    pieces.extend(self._split(word))
-            found = (tuple(pieces), () if self._count is None else self._count(chunk))
+        Returns:
+            The ids of the pieces as int32, and the indices of the signals, one byte per count.
+        """
+        ids_of, counted_of = self._current  # read once: another thread may start a generation
+        try:
+            ids = b"".join(map(ids_of.__getitem__, chunks))
+        except KeyError:
+            entries = [self._entry(chunk) for chunk in chunks]
+            return b"".join([e[0] for e in entries]), b"".join([e[1] for e in entries])
+        return ids, b"".join(filter(None, map(counted_of.get, chunks)))
+
+    def _entry(self, chunk: str) -> tuple[bytes, bytes]:
+        """The ids and signals of a chunk, from the cache or new."""
+        ids_of, counted_of = self._current
+        ids = ids_of.get(chunk)
+        if ids is not None:
+            return ids, counted_of.get(chunk, b"")
+        previous_ids, previous_counted = self._previous
+        ids = previous_ids.get(chunk)
+        if ids is None:
+            ids, counted = self._encode_uncached(chunk.lower())
+        else:
+            counted = previous_counted.get(chunk, b"")
         if len(chunk) <= _CHUNK_CHARS:
-            if len(self._young) >= _GENERATION:
-                self._old, self._young = self._young, {}
-            self._young[chunk] = found
-        return found
+            if len(ids_of) >= self._generation:
+                self._previous, self._current = self._current, ({}, {})
+                ids_of, counted_of = self._current
+            if counted:
+                counted_of[chunk] = counted
+            ids_of[chunk] = ids  # last: a reader that finds the ids finds the signals too
+        return ids, counted
+
+    def _encode_uncached(self, chunk: str) -> tuple[bytes, bytes]:
+        words = _ASCII.findall(chunk) if chunk.isascii() else _words(chunk)
+        pieces: list[int] = []
+        for word in words:
+            whole = self._head.get(word)
+            if whole is not None:
+                pieces.append(whole)
+            elif len(word) > _MIXED_CHARS and (len(word) > _WORD_CHARS or _is_mixed(word)):
+                pieces.append(self._unknown)
+            else:
+                pieces.extend(self._split(word))
+        counted = () if self._count is None else self._count(chunk)
+        return array("i", pieces).tobytes(), bytes(counted)
 
     def _split(self, word: str) -> list[int]:
-        """Greedy pieces of one word; [UNK] alone where some part of it is no piece at all."""
+        """Greedy pieces of one word; [UNK] alone if some part of it is not a piece."""
         pieces: list[int] = []
         known, longest = self._head, self._head_longest
-        at, end = 0, len(word)
-        while at < end:
-            # No entry that begins with these two characters is longer than this: junk ends here
-            # after one or two lookups instead of eighteen.
-            most = longest.get(word[at : at + 2], 1)
-            for stop in range(min(end, at + most), at, -1):
-                hit = known.get(word[at:stop])
-                if hit is not None:
-                    pieces.append(hit)
-                    at = stop
+        start, end = 0, len(word)
+        while start < end:
+            # No entry with these first two characters is longer: random text ends here after one or
+            # two lookups, not eighteen.
+            max_chars = longest.get(word[start : start + 2], 1)
+            for stop in range(min(end, start + max_chars), start, -1):
+                piece = known.get(word[start:stop])
+                if piece is not None:
+                    pieces.append(piece)
+                    start = stop
                     break
             else:
                 return [self._unknown]
@@ -119,22 +144,26 @@ class WordPiece:
 
 
 def _longest(known: Iterable[str]) -> dict[str, int]:
-    """Two first characters -> length of the longest entry that begins with them."""
-    out: dict[str, int] = {}
+    """First two characters -> length of the longest entry that begins with them."""
+    lengths: dict[str, int] = {}
     for piece in known:
         start = piece[:2]
-        if len(piece) > out.get(start, 0):
-            out[start] = len(piece)
-    return out
+        if len(piece) > lengths.get(start, 0):
+            lengths[start] = len(piece)
+    return lengths
 
 
-def _mixed(word: str) -> bool:
+def _is_mixed(word: str) -> bool:
     return not word.isalpha() and not word.isdigit()
 
 
 @cache
 def _kind(c: str) -> str:
-    """ "w" part of a word, "p" stands alone, "-" is dropped; BERT's basic tokenizer, one char."""
+    """Class of one character in BERT's basic tokenizer.
+
+    Returns:
+        "w" for a part of a word, "p" for a word of one character, "-" for one that is dropped.
+    """
     code = ord(c)
     category = unicodedata.category(c)
     if category == "Mn" or category[0] == "C" or code == 0xFFFD:
@@ -174,10 +203,7 @@ def _words(chunk: str) -> list[str]:
     return words
 
 
-@cache
-def load_default() -> WordPiece:
-    """The vocabulary of the shipped token table, counting the signals of the ask by the way."""
-    from suffice.features.signals import count_chunk
-
+def load_vocabulary() -> list[str]:
+    """The shipped vocabulary, in the order of the ids."""
     text = files(__package__).joinpath("wordpiece.txt").read_text(encoding="utf-8")
-    return WordPiece(text.rstrip("\n").split("\n"), count_chunk)
+    return text.rstrip("\n").split("\n")
