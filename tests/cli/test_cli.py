@@ -34,7 +34,7 @@ def suffice(*args: str, stdin: str | None = None, cwd: Path | None = None) -> tu
 def test_route_explains_with_no_keys_at_all(tmp_path: Path) -> None:
     code, out, _ = suffice("route", EASY, cwd=tmp_path)
     assert code == 0
-    for said in ("example pool", "quality", "propensity", "features that mattered", "prior"):
+    for said in ("example pool", "quality", "propensity", "strongest features", "prior"):
         assert said in out
     code, out, _ = suffice("route", PROOF, "--json", cwd=tmp_path)
     decision = json.loads(out)
@@ -157,7 +157,7 @@ def test_the_demo_on_own_queries(tmp_path: Path) -> None:
 def test_the_demo_on_screen() -> None:
     code, out, _ = suffice("demo")
     assert code == 0
-    for said in ("SIMULATED", "taken down now", "failed over", "0 lost", "/v1/decisions/dec_"):
+    for said in ("SIMULATED", "is down now", "failed over", "0 lost", "/v1/decisions/dec_"):
         assert said in out
 
 

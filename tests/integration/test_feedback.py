@@ -360,7 +360,7 @@ def test_from_the_shell(
         ((), 2, "--file"),
         (("--file", "none.jsonl"), 2, "none.jsonl"),
         (("dec_none", "1", "--file", "none.jsonl"), 2, "--file"),
-        (("--file", "empty.jsonl"), 1, "nothing was stored"),
+        (("--file", "empty.jsonl"), 1, "no score was stored"),
     ],
 )
 def test_bad_usage_in_the_shell(

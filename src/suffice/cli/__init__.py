@@ -1,4 +1,4 @@
-"""The command line: one file for each command. `main` turns every error into words and a code."""
+"""The command line: one file per command. `main` turns every error into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0 done, 1 the job failed, 2 bad usage or config."""
+    """Run a command.
+
+    Args:
+        argv: Arguments without the program name; None = those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 the job failed, 2 bad usage or config, 130 interrupted.
+    """
     from suffice.cli.app import build
     from suffice.errors import JobError, StoreError, SufficeError, UpstreamError
 
@@ -21,15 +28,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output has left, as `head` does. Nothing more can be said to it.
+        # The reader of our output has closed it, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if os.environ.get("SUFFICE_DEBUG"):
             raise
         print(
-            f"error: this should not have happened: {type(error).__name__}: {error}\n"
-            "Run it again with SUFFICE_DEBUG=1 for the traceback, and please report it.",
+            f"Internal error: {type(error).__name__}: {error}\n"
+            "Please report it. Run it again with SUFFICE_DEBUG=1 for the traceback.",
             file=sys.stderr,
         )
         return 1
@@ -39,13 +46,13 @@ def main(argv: list[str] | None = None) -> int:
 def entry() -> None:
     """The console script.
 
-    Leaves without tearing the interpreter down: once in some hundred runs a native thread of the
-    HTTP client that was still ending called into it and aborted the process (exit code -6).
+    It exits without shutting the interpreter down: in about 1 of 100 runs a native thread of the
+    HTTP client called into the interpreter during shutdown and aborted the process (exit code -6).
     """
     code = main()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except BrokenPipeError:
-        code = code or 0  # nobody reads any more; that is no failure of ours
+        pass  # the reader has closed the pipe, which is not an error
     os._exit(code)

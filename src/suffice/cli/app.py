@@ -1,4 +1,4 @@
-"""The table of commands. A new one is one file and one line here."""
+"""The table of commands. A new command is one file and one line here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 def build() -> Callable[..., Any]:
-    """The command tree, ready to be called."""
+    """Returns the command tree as a callable."""
     from suffice.cli import (
         assess,
         calibrate,
@@ -40,12 +40,12 @@ def build() -> Callable[..., Any]:
 
     @app.callback(invoke_without_command=True)
     def root(
-        version: bool = typer.Option(False, "--version", help="Show the version and leave."),
+        version: bool = typer.Option(False, "--version", help="Show the version and exit."),
     ) -> None:
         if version:
-            from importlib.metadata import version as of
+            from importlib.metadata import version as package_version
 
-            typer.echo(f"suffice {of('suffice')}")
+            typer.echo(f"suffice {package_version('suffice')}")
             raise typer.Exit
 
     app.command("demo")(demo.command)

@@ -1,7 +1,7 @@
 """`suffice demo`: the whole product on this machine, with no keys.
 
-A real gateway on a real port, three simulated providers behind it (said so on screen), a workload
-of realistic queries, one provider failing half-way, feedback, and what it all cost.
+A real gateway on a real port, three simulated providers behind it (the screen says so), a workload
+of realistic queries, one provider that fails half-way, feedback, and the total cost.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ import typer
 from suffice.errors import JobError, TableError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from suffice.providers.fake import FakeUpstream
     from suffice.types import Model
 
 SEED = 7
-# name, provider, USD per million tokens in and out, quality prior, skill, first chunk s, tokens/s.
-# Skill drives the simulation; the prior is what the router is told, as an operator would guess it.
+# Name, USD per million tokens in and out, quality prior, skill, seconds to first chunk, tokens/s.
+# The skill drives the simulation. The router gets only the prior, as an operator would estimate it.
 _MODELS = (
     ("swift/light-8b", 0.10, 0.40, 0.72, 0.60, 0.02, 6000.0),
     ("harbor/medium-70b", 0.60, 2.40, 0.88, 0.88, 0.04, 4000.0),
     ("summit/large-pro", 3.00, 12.00, 0.97, 1.22, 0.07, 3000.0),
 )
-_WINDOW = 8  # queries under way at once
+_CONCURRENCY = 8  # queries in flight
 _PACE_S = 0.15  # between arrivals
 _TAGGED = re.compile(r"<(\w[\w-]*)>.*?</\1>", re.DOTALL)
 _JSON = (("content-type", "application/json"),)
@@ -40,19 +42,19 @@ to_json = msgspec.json.encode
 
 
 class Query(msgspec.Struct, kw_only=True):
-    """One line of the workload. difficulty: as written by its author, in [0, 1]."""
+    """One line of the workload."""
 
     messages: list[dict[str, Any]]
     id: str = ""
     kind: str = "own"
-    difficulty: float | None = None
+    difficulty: float | None = None  # in [0, 1], as its author rated it
     output_tokens: int | None = None
     tools: list[Any] | None = None
     response_format: Any = None
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """What came back for one query."""
+    """The result of one query."""
 
     id: str
     kind: str
@@ -74,11 +76,14 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 def command(
     queries: Path = typer.Option(
-        None, "--queries", help="Your own queries: one JSON object a line."
+        None, "--queries", help="File with your own queries, one JSON object per line."
     ),
-    json: bool = typer.Option(False, "--json", help="The summary as one JSON object."),
+    json: bool = typer.Option(False, "--json", help="Print the summary as one JSON object."),
 ) -> None:
-    """See the whole product at work on this machine. No keys, no network, under a minute."""
+    """Run the whole product on this machine, with simulated providers.
+
+    Needs no keys and no network, and ends within a minute.
+    """
     from suffice.cli.output import print_json
 
     workload = load(queries)
@@ -95,8 +100,17 @@ def command(
 
 
 def load(path: Path | None) -> list[Query]:
-    """The workload. Raises TableError that names the file and the line."""
-    own = path is not None
+    """Read the workload.
+
+    Args:
+        path: A JSON lines file; None = the demo's own queries.
+
+    Returns:
+        The queries.
+
+    Raises:
+        TableError: If the file cannot be read; it names the file and the line.
+    """
     try:
         data = (
             path.read_bytes()
@@ -104,8 +118,8 @@ def load(path: Path | None) -> list[Query]:
             else files(__package__).joinpath("demo_queries.jsonl").read_bytes()
         )
     except OSError as error:
-        raise TableError(f"it cannot be read: {error.strerror}.", path=str(path)) from None
-    out: list[Query] = []
+        raise TableError(f"cannot be read: {error.strerror}.", path=str(path)) from None
+    queries: list[Query] = []
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
             continue
@@ -119,15 +133,15 @@ def load(path: Path | None) -> list[Query]:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TableError(
                 f"{error}.",
-                path=str(path) if own else "the demo's own queries",
+                path=str(path) if path else "the demo's own queries",
                 row=number,
                 remedy='Each line: {"prompt": "..."} or {"messages": [...]}.',
             ) from None
         query.id = query.id or f"q{number}"
-        out.append(query)
-    if not out:
-        raise TableError("it holds no queries.", path=str(path))
-    return out
+        queries.append(query)
+    if not queries:
+        raise TableError("contains no queries.", path=str(path))
+    return queries
 
 
 def _config(fakes: list[FakeUpstream], directory: Path) -> Path:
@@ -155,11 +169,23 @@ def _config(fakes: list[FakeUpstream], directory: Path) -> Path:
 
 
 def run(workload: list[Query], directory: Path, view: Any) -> dict[str, Any]:
-    """The demo from start to end. Raises JobError where a request was lost."""
+    """Run the demo from start to end.
+
+    Args:
+        workload: The queries.
+        directory: Where the config and the store are written.
+        view: The terminal view; None shows nothing.
+
+    Returns:
+        The summary.
+
+    Raises:
+        JobError: If a request was lost.
+    """
     from suffice.gateway import BackgroundServer
     from suffice.providers.fake import FakeModel, FakeUpstream, Script
 
-    began = time.monotonic()
+    started = time.monotonic()
     fakes: list[FakeUpstream] = []
     try:
         for name, _, _, _, skill, first_s, rate in _MODELS:
@@ -179,19 +205,19 @@ def run(workload: list[Query], directory: Path, view: Any) -> dict[str, Any]:
     finally:
         for fake in fakes:
             fake.stop()
-    return _summary(workload, outcomes, config, time.monotonic() - began)
+    return _summary(workload, outcomes, config, time.monotonic() - started)
 
 
 async def _drive(
     base_url: str, workload: list[Query], failing: FakeUpstream, view: Any
 ) -> list[Outcome]:
-    """Sends the workload, takes one provider down half-way for a while, posts feedback."""
+    """Send the workload, take one provider down half-way for a while, and post feedback."""
     import pyqwest
 
     down_at, up_at = len(workload) // 2, len(workload) * 3 // 5
-    gate = asyncio.Semaphore(_WINDOW)
+    gate = asyncio.Semaphore(_CONCURRENCY)
     outcomes: list[Outcome | None] = [None] * len(workload)
-    transport = pyqwest.HTTPTransport(follow_redirects=False, pool_max_idle_per_host=_WINDOW)
+    transport = pyqwest.HTTPTransport(follow_redirects=False, pool_max_idle_per_host=_CONCURRENCY)
     client = pyqwest.Client(transport)
 
     async def one(i: int) -> None:
@@ -211,8 +237,8 @@ async def _drive(
                 if view is not None:
                     view.outage(_MODELS[0][0].split("/")[0], i == down_at)
             tasks.append(asyncio.create_task(one(i)))
-            # As traffic arrives: one after another, so that the outage, the breaker's 5 s and the
-            # recovery can all be seen.
+            # Queries arrive one after another, so that the outage, the 5 s of the circuit breaker and
+            # the recovery are visible.
             await asyncio.sleep(_PACE_S)
         await asyncio.gather(*tasks)
     finally:
@@ -221,8 +247,8 @@ async def _drive(
     return [o for o in outcomes if o is not None]
 
 
-def shown(query: Query) -> str:
-    """The last thing a person said, on one line."""
+def last_user_text(query: Query) -> str:
+    """The last user message, on one line."""
     for m in reversed(query.messages):
         if m.get("role") == "user":
             content = m.get("content")
@@ -233,63 +259,74 @@ def shown(query: Query) -> str:
 
 
 async def _ask(client: Any, base_url: str, query: Query) -> Outcome:
-    """One query through the gateway, then its feedback. Failures are outcomes, not exceptions."""
+    """Send one query through the gateway, then its feedback. A failure is an outcome, too."""
     import pyqwest
 
-    out = Outcome(id=query.id, kind=query.kind, query=shown(query))
+    outcome = Outcome(id=query.id, kind=query.kind, query=last_user_text(query))
+    started = time.perf_counter()
+    try:
+        response = await client.post(
+            base_url + "/v1/chat/completions", _JSON, to_json(_request_body(query))
+        )
+        reply = msgspec.json.decode(response.content)
+        outcome.latency_s = time.perf_counter() - started
+        if response.status != 200:
+            outcome.error = f"{response.status}: {reply['error']['message']}"
+            return outcome
+        _read_reply(outcome, response.headers, reply)
+        if outcome.sufficient is not None:
+            feedback = {
+                "decision_id": outcome.decision_id,
+                "score": float(outcome.sufficient),
+                "source": "test",
+            }
+            stored = await client.post(base_url + "/v1/feedback", _JSON, to_json(feedback))
+            if stored.status != 200:
+                outcome.error = f"feedback: {stored.status}: {stored.text()}"
+    except (OSError, pyqwest.ReadError, pyqwest.RemoteProtocolError) as error:
+        outcome.error = str(error)
+    return outcome
+
+
+def _request_body(query: Query) -> dict[str, Any]:
+    # Only the simulation reads the metadata: how hard the query is, and how long its answer.
+    metadata: dict[str, str] = {"id": query.id}
+    if query.difficulty is not None:
+        metadata["difficulty"] = str(query.difficulty)
+    if query.output_tokens is not None:
+        metadata["output_tokens"] = str(query.output_tokens)
     body: dict[str, Any] = {
         "model": "auto",
         "messages": query.messages,
         "suffice": {"explain": True},
+        "metadata": metadata,
     }
-    # Only the simulation reads this: how hard the query is and how long its answer.
-    meta: dict[str, Any] = {"id": query.id}
-    if query.difficulty is not None:
-        meta["difficulty"] = str(query.difficulty)
-    if query.output_tokens is not None:
-        meta["output_tokens"] = str(query.output_tokens)
-    body["metadata"] = meta
     if query.tools:
         body["tools"] = query.tools
     if query.response_format:
         body["response_format"] = query.response_format
-    began = time.perf_counter()
-    try:
-        response = await client.post(base_url + "/v1/chat/completions", _JSON, to_json(body))
-        reply = msgspec.json.decode(response.content)
-        out.latency_s = time.perf_counter() - began
-        if response.status != 200:
-            out.error = f"{response.status}: {reply['error']['message']}"
-            return out
-        head = response.headers.get
-        out.model = head("x-suffice-model")
-        out.decision_id = head("x-suffice-decision-id")
-        out.reason = head("x-suffice-reason")
-        out.attempts = int(head("x-suffice-attempts"))
-        out.overhead_ms = float(head("x-suffice-overhead-ms"))
-        cost = head("x-suffice-cost-usd")
-        out.cost_usd = None if cost == "unknown" else float(cost)
-        decision = reply["suffice"]
-        out.difficulty = decision["difficulty"]
-        for p in decision["predictions"]:
-            if p["model"] == out.model:
-                out.predicted_quality = p["quality"]
-        usage = reply["usage"]
-        out.input_tokens, out.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
-        verdict = reply.get("simulated")
-        if verdict is not None:
-            out.sufficient = verdict["sufficient"]
-            scored = {
-                "decision_id": out.decision_id,
-                "score": float(verdict["sufficient"]),
-                "source": "test",
-            }
-            sent = await client.post(base_url + "/v1/feedback", _JSON, to_json(scored))
-            if sent.status != 200:
-                out.error = f"feedback: {sent.status}: {sent.text()}"
-    except (OSError, pyqwest.ReadError, pyqwest.RemoteProtocolError) as error:
-        out.error = str(error)
-    return out
+    return body
+
+
+def _read_reply(outcome: Outcome, headers: Mapping[str, str], reply: dict[str, Any]) -> None:
+    outcome.model = headers["x-suffice-model"]
+    outcome.decision_id = headers["x-suffice-decision-id"]
+    outcome.reason = headers["x-suffice-reason"]
+    outcome.attempts = int(headers["x-suffice-attempts"])
+    outcome.overhead_ms = float(headers["x-suffice-overhead-ms"])
+    cost = headers["x-suffice-cost-usd"]
+    outcome.cost_usd = None if cost == "unknown" else float(cost)
+    decision = reply["suffice"]
+    outcome.difficulty = decision["difficulty"]
+    for prediction in decision["predictions"]:
+        if prediction["model"] == outcome.model:
+            outcome.predicted_quality = prediction["quality"]
+    usage = reply["usage"]
+    outcome.input_tokens = usage["prompt_tokens"]
+    outcome.output_tokens = usage["completion_tokens"]
+    verdict = reply.get("simulated")
+    if verdict is not None:
+        outcome.sufficient = verdict["sufficient"]
 
 
 def _model(row: tuple[Any, ...]) -> Model:
@@ -299,15 +336,38 @@ def _model(row: tuple[Any, ...]) -> Model:
     return Model(name=row[0], provider=provider, upstream=upstream, price=Price(row[1], row[2]))
 
 
-def _summary(
-    workload: list[Query], outcomes: list[Outcome], config: Path, seconds: float
-) -> dict[str, Any]:
-    """Everything the demo says at its end. The single models' cost is priced on the same tokens,
-    their quality by the simulation's own rule on the same queries."""
+def _single_models(
+    workload: list[Query], answered: list[Outcome], graded: list[Outcome]
+) -> dict[str, dict[str, float | None]]:
+    """Returns cost and quality of each model alone.
+
+    The cost is priced on the same tokens; the quality follows the simulation's own rule on the same
+    queries.
+    """
     from suffice.catalog import price_usd
     from suffice.providers.fake import is_sufficient
     from suffice.types import Usage
 
+    difficulties = {q.id: q.difficulty for q in workload}
+    usages = [Usage(input_tokens=o.input_tokens, output_tokens=o.output_tokens) for o in answered]
+    singles: dict[str, dict[str, float | None]] = {}
+    for row in _MODELS:
+        model = _model(row)
+        good = [
+            is_sufficient(SEED, model.upstream, o.id, row[4], float(difficulties[o.id] or 0))
+            for o in graded
+        ]
+        singles[model.name] = {
+            "cost_usd": sum(price_usd(model, u) or 0.0 for u in usages),
+            "quality_of_the_simulation": sum(good) / len(good) if good else None,
+        }
+    return singles
+
+
+def _summary(
+    workload: list[Query], outcomes: list[Outcome], config: Path, seconds: float
+) -> dict[str, Any]:
+    """The summary that the demo prints."""
     lost = [o for o in outcomes if o.error is not None]
     answered = [o for o in outcomes if o.error is None]
     if lost:
@@ -315,24 +375,12 @@ def _summary(
             f"{len(lost)} of {len(outcomes)} requests were lost; the first: {lost[0].id}: {lost[0].error}"
         )
     graded = [o for o in answered if o.sufficient is not None]
-    difficulties = {q.id: q.difficulty for q in workload}
-    singles = {}
-    for row in _MODELS:
-        model = _model(row)
-        used = [Usage(input_tokens=o.input_tokens, output_tokens=o.output_tokens) for o in answered]
-        good = [
-            is_sufficient(SEED, model.upstream, o.id, row[4], float(difficulties[o.id] or 0))
-            for o in graded
-        ]
-        singles[model.name] = {
-            "cost_usd": sum(price_usd(model, u) or 0.0 for u in used),
-            "quality_of_the_simulation": sum(good) / len(good) if good else None,
-        }
+    singles = _single_models(workload, answered, graded)
     cost = sum(o.cost_usd or 0.0 for o in answered)
     names = [m[0] for m in _MODELS]
     overhead = sorted(o.overhead_ms for o in answered)
-    kept = sum(bool(o.sufficient) for o in graded) / len(graded) if graded else None
-    dear = singles[names[-1]]["cost_usd"] or 0.0
+    quality = sum(bool(o.sufficient) for o in graded) / len(graded) if graded else None
+    best_usd = singles[names[-1]]["cost_usd"] or 0.0
     return {
         "simulated": True,
         "queries": len(outcomes),
@@ -340,10 +388,10 @@ def _summary(
         "lost": len(lost),
         "seconds": round(seconds, 2),
         "cost_usd": cost,
-        "quality_of_the_simulation": kept,
+        "quality_of_the_simulation": quality,
         "always_cheapest": {"model": names[0], **singles[names[0]]},
         "always_best": {"model": names[-1], **singles[names[-1]]},
-        "cheaper_than_always_best": 1 - cost / dear if dear else None,
+        "cheaper_than_always_best": 1 - cost / best_usd if best_usd else None,
         "share": {n: sum(o.model == n for o in answered) / len(answered) for n in names},
         "attempts": sum(o.attempts for o in answered),
         "failovers": sum(o.attempts > 1 for o in answered),

@@ -1,4 +1,4 @@
-"""What the demo shows while it runs, and its summary."""
+"""The terminal view of the demo: a row per query, then the summary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLOURS = ("green", "cyan", "magenta")
 
 
 class View:
-    """Rows as they come, with a progress bar beneath them. `with` it around the run."""
+    """Prints rows as they arrive, above a progress bar. Use it as a context manager."""
 
     def __init__(self, total: int, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -39,6 +39,7 @@ class View:
         self._live.__exit__(*error)
 
     def start(self, base_url: str, models: list[str]) -> None:
+        """Show the header."""
         self._colour = dict(zip(models, _COLOURS, strict=False))
         self.console.print(
             Panel(
@@ -54,33 +55,34 @@ class View:
     def _table(self, *, header: bool = False) -> Table:
         table = Table(box=None, show_header=header, pad_edge=False, header_style="bold")
         width = self.console.width
-        # The fixed columns take 41 and the gaps between the six 10; "why" needs 16 to say anything.
-        why = min(40, max(16, (width - 51) // 2))
-        query = max(12, width - 51 - why)
+        # The fixed columns take 41 characters and the five gaps 10; the reason needs at least 16.
+        reason = min(40, max(16, (width - 51) // 2))
+        query = max(12, width - 51 - reason)
         table.add_column("query", width=query, no_wrap=True, overflow="ellipsis")
         table.add_column("model", width=18, no_wrap=True)
-        table.add_column("why", width=why, no_wrap=True, overflow="ellipsis")
+        table.add_column("reason", width=reason, no_wrap=True, overflow="ellipsis")
         table.add_column("quality", width=7, justify="right")
         table.add_column("cost", width=9, justify="right")
         table.add_column("time", width=7, justify="right")
         return table
 
     def add(self, o: Any) -> None:
+        """Show one outcome."""
         table = self._table()
         if o.error is not None:
             table.add_row(o.query, "[red]LOST[/red]", o.error, "", "", "")
         else:
             colour = self._colour.get(o.model, "white")
             narrow = self.console.width < 110
-            why = f"harder than {o.difficulty:.0%}"
+            reason = f"harder than {o.difficulty:.0%}"
             if o.attempts > 1:
-                why = "[yellow]failed over[/yellow]" + ("" if narrow else f"; {why}")
+                reason = "[yellow]failed over[/yellow]" + ("" if narrow else f"; {reason}")
             elif not narrow:
-                why += " of traffic"
+                reason += " of traffic"
             table.add_row(
                 o.query,
                 f"[{colour}]{o.model}[/{colour}]",
-                why,
+                reason,
                 number(o.predicted_quality),
                 usd(o.cost_usd),
                 f"{o.latency_s * 1e3:.0f} ms",
@@ -89,10 +91,12 @@ class View:
         self._progress.advance(self._task)
 
     def outage(self, provider: str, down: bool) -> None:
-        said = "taken down now" if down else "up again"
-        self.console.rule(f"[bold red]provider {provider} is {said}", style="red")
+        """Show that a provider goes down or comes back."""
+        state = "down now" if down else "up again"
+        self.console.rule(f"[bold red]provider {provider} is {state}", style="red")
 
     def summary(self, s: dict[str, Any]) -> None:
+        """Show the summary."""
         show = self.console.print
         table = Table(title="What it cost (simulated providers)", header_style="bold")
         table.add_column("")

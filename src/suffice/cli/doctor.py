@@ -1,4 +1,4 @@
-"""`suffice doctor`: what is wrong with this set-up, and how to mend it."""
+"""`suffice doctor`: check the set-up and say how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import typer
 
 
 class Check(msgspec.Struct):
-    """One line of the report. ok None: a warning, nothing is broken."""
+    """One line of the report."""
 
     what: str
-    ok: bool | None
-    said: str
+    ok: bool | None  # None = a warning
+    message: str = msgspec.field(name="said")  # the JSON key of the first release
 
 
 def command(
-    config: Path = typer.Option(None, "--config", help="A suffice.toml."),
-    json: bool = typer.Option(False, "--json", help="One JSON object."),
-    timeout_s: float = typer.Option(3.0, "--timeout-s", help="How long to wait for a provider."),
+    config: Path = typer.Option(None, "--config", help="Path of a suffice.toml."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    timeout_s: float = typer.Option(3.0, "--timeout-s", help="Seconds to wait for a provider."),
 ) -> None:
-    """Check config, keys, reachability and store. Exit code 1 where something is broken."""
+    """Check config, keys, reachability and store. Exits with 1 if something is broken."""
     from suffice.cli.output import print_json
 
     checks = examine(config, timeout_s)
@@ -33,13 +33,13 @@ def command(
     else:
         for c in checks:
             mark = {True: "ok     ", False: "BROKEN ", None: "note   "}[c.ok]
-            typer.echo(f"{mark}{c.what}: {c.said}")
+            typer.echo(f"{mark}{c.what}: {c.message}")
     if broken:
         raise typer.Exit(1)
 
 
 def examine(config: Path | None, timeout_s: float) -> list[Check]:
-    """All checks, in order; a broken config ends them."""
+    """Run all checks, in order. A broken config ends them."""
     from suffice.config import check_bind, load_settings, resolve
     from suffice.errors import ArtifactError, ConfigError, StoreError
     from suffice.providers.discovery import check_provider
@@ -49,30 +49,30 @@ def examine(config: Path | None, timeout_s: float) -> list[Check]:
     env = os.environ
     try:
         settings = load_settings(config, env)
-        found = resolve(settings, env, need_keys=False)
+        resolved = resolve(settings, env, need_keys=False)
     except ConfigError as error:
         return [Check("config", False, str(error))]
-    checks = [Check("config", True, f"{settings.source}: {len(found.routes)} route(s)")]
+    checks = [Check("config", True, f"{settings.source}: {len(resolved.routes)} route(s)")]
     try:
-        check_bind(settings.server.host, found.api_keys, settings.server.api_keys_env)
+        check_bind(settings.server.host, resolved.api_keys, settings.server.api_keys_env)
     except ConfigError as error:
         checks.append(Check("server", False, str(error)))
-    for name, provider in found.providers.items():
+    for name, provider in resolved.providers.items():
         if provider.api_key_env and not provider.api_key:
-            told = (
-                f"set {provider.api_key_env} in the environment; its models are left out till then"
+            message = (
+                f"set {provider.api_key_env} in the environment; until then its models are not used"
             )
-            checks.append(Check(f"provider {name}", False, told))
+            checks.append(Check(f"provider {name}", False, message))
             continue
         problem = asyncio.run(check_provider(provider, timeout_s))
-        told = f"answers at {provider.base_url}" if problem is None else problem
+        message = f"answers at {provider.base_url}" if problem is None else problem
         if problem is not None and provider.local:
-            told += " Start it, or take it out of the config."
-        checks.append(Check(f"provider {name}", problem is None, told))
-    for warning in found.warnings:
+            message += " Start it, or remove it from the config."
+        checks.append(Check(f"provider {name}", problem is None, message))
+    for warning in resolved.warnings:
         checks.append(Check("note", None, warning))
     try:
-        policies = {s.policy for s in Router(found, env=env).route_specs()}
+        policies = {s.policy for s in Router(resolved, env=env).route_specs()}
         checks.append(Check("policies", True, ", ".join(sorted(policies))))
     except (ArtifactError, ConfigError) as error:
         checks.append(Check("policies", False, str(error)))

@@ -1,4 +1,4 @@
-"""`suffice feedback`: scores for decisions, straight into the store."""
+"""`suffice feedback`: store scores of decisions."""
 
 from __future__ import annotations
 
@@ -17,27 +17,33 @@ _BATCH = 1000
 
 
 def command(
-    decision_id: str = typer.Argument(None, help="From the header x-suffice-decision-id."),
+    decision_id: str = typer.Argument(
+        None, help="Decision id, from the header x-suffice-decision-id."
+    ),
     score: str = typer.Argument(
-        None, help="From 0 (useless) to 1 (sufficient), or good (1), or bad (0)."
+        None, help="A number from 0 (useless) to 1 (sufficient), or good (1), or bad (0)."
     ),
     file: Path = typer.Option(
-        None, "--file", help="Many at once: JSON lines with the fields of POST /v1/feedback."
+        None, "--file", help="File of JSON lines with the fields of POST /v1/feedback."
     ),
-    source: str = typer.Option("user", "--source", help="Who says so: user, test, judge, ..."),
-    comment: str = typer.Option(None, "--comment"),
-    key: str = typer.Option(None, "--key", help="The same key again replaces the score."),
-    config: Path = typer.Option(None, "--config", help="A suffice.toml."),
+    source: str = typer.Option(
+        "user", "--source", help="Who gives the score: user, test, judge, ..."
+    ),
+    comment: str = typer.Option(None, "--comment", help="Comment to store with the score."),
+    key: str = typer.Option(
+        None, "--key", help="Idempotency key: the same key again replaces the score."
+    ),
+    config: Path = typer.Option(None, "--config", help="Path of a suffice.toml."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Score a recorded decision, or all those of a file."""
+    """Score a recorded decision, or all decisions of a file."""
     from suffice.errors import UsageError
     from suffice.router import Router
 
     if file is not None:
         if decision_id is not None:
             raise UsageError(
-                "DECISION_ID and --file do not go together.", remedy="Give one of them."
+                "DECISION_ID and --file exclude each other.", remedy="Give one of them."
             )
     elif decision_id is None or score is None:
         raise UsageError(
@@ -47,30 +53,30 @@ def command(
     router = Router.for_dry_run(config)
     try:
         if file is not None:
-            told = _of_file(router, file, common)
+            result = _store_file(router, file, common)
         else:
-            given = router.feedback(decision_id, **_judged(score), **common)
-            told = {"decision_id": decision_id, "score": given.score, "source": given.source}
+            stored = router.feedback(decision_id, **_parse_score(score), **common)
+            result = {"decision_id": decision_id, "score": stored.score, "source": stored.source}
     finally:
         router.close()
     if as_json:
         from suffice.cli.output import print_json
 
-        print_json(told)
+        print_json(result)
     elif file is None:
-        typer.echo(f"{decision_id}: {told['score']:g} from {source}")
+        typer.echo(f"{decision_id}: {result['score']:g} from {source}")
     else:
         typer.echo(
-            f"{told['stored']} stored, {told['not_found']} of unknown decisions,"
-            f" {told['invalid']} invalid lines skipped"
+            f"{result['stored']} stored, {result['not_found']} of unknown decisions,"
+            f" {result['invalid']} invalid lines skipped"
         )
-    if file is not None and not told["stored"]:
+    if file is not None and not result["stored"]:
         from suffice.errors import JobError
 
-        raise JobError(f"{file}: nothing was stored.")
+        raise JobError(f"{file}: no score was stored.")
 
 
-def _judged(score: str) -> dict[str, Any]:
+def _parse_score(score: str) -> dict[str, Any]:
     if score in ("good", "bad"):
         return {"verdict": score}
     try:
@@ -84,8 +90,8 @@ def _judged(score: str) -> dict[str, Any]:
         ) from None
 
 
-def _of_file(router: Router, file: Path, common: dict[str, Any]) -> dict[str, Any]:
-    """Store a file's scores. A line that cannot be read or stored is named, skipped and counted."""
+def _store_file(router: Router, file: Path, common: dict[str, Any]) -> dict[str, Any]:
+    """Store the scores of a file. A line that cannot be stored is named, skipped and counted."""
     counts: Counter[str] = Counter()
     batch: list[dict[str, Any]] = []
     lines: list[int] = []
@@ -108,29 +114,29 @@ def _of_file(router: Router, file: Path, common: dict[str, Any]) -> dict[str, An
         if len(batch) == _BATCH:
             send()
     send()
-    told = {status: counts[status] for status in ("stored", "not_found", "invalid")}
-    return {"file": str(file), **told}
+    totals = {status: counts[status] for status in ("stored", "not_found", "invalid")}
+    return {"file": str(file), **totals}
 
 
 def _items(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(line number, the item or what is wrong with it); blank lines are passed over."""
+    """Yields (line number, the item or an error message); blank lines are skipped."""
     import msgspec
 
     from suffice.errors import UsageError
 
     try:
-        opened = file.open("rb")
+        handle = file.open("rb")
     except OSError as error:
         raise UsageError(
             f"--file: {file} cannot be read: {error.strerror}.", remedy="Check the path."
         ) from None
-    with opened:
-        for n, line in enumerate(opened, 1):
+    with handle:
+        for n, line in enumerate(handle, 1):
             if not line.strip():
                 continue
             try:
                 item = msgspec.json.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                yield n, f"This is not JSON: {error}."
+                yield n, f"not valid JSON: {error}."
                 continue
             yield n, item if isinstance(item, dict) else "Expected an object."

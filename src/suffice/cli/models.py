@@ -8,11 +8,11 @@ import typer
 
 
 def command(
-    config: Path = typer.Option(None, "--config", help="A suffice.toml."),
+    config: Path = typer.Option(None, "--config", help="Path of a suffice.toml."),
     all_: bool = typer.Option(
-        False, "--all", help="Everything in the catalog, not only what is in use."
+        False, "--all", help="List the whole catalog, not only the models in use."
     ),
-    json: bool = typer.Option(False, "--json", help="One JSON object."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Show the models in use: prices, windows, capabilities, and where each figure comes from."""
     import msgspec
@@ -31,9 +31,9 @@ def command(
     from rich.table import Table
 
     console = Console()
-    said = "the built-in catalog (nothing is configured)" if example else router.source
+    source = "the built-in catalog (no model is configured)" if example else router.source
     console.print(
-        f"[dim]models from {'the built-in catalog' if all_ else said}; USD per million tokens[/dim]"
+        f"[dim]models from {'the built-in catalog' if all_ else source}; USD per million tokens[/dim]"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("model", "input", "cached", "output", "window", "can", "quality", "price from"):
@@ -55,4 +55,5 @@ def command(
 
 
 def usd_per_mtok(value: float | None) -> str:
+    """A price in USD per million tokens."""
     return "unknown" if value is None else f"{value:g}"

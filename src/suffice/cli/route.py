@@ -1,4 +1,4 @@
-"""`suffice route`: evaluate and select without calling anything; explains."""
+"""`suffice route`: evaluate a query and select a model without calling it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 def command(
     prompt: str = typer.Argument(None, help="The prompt, or - to read it from standard input."),
-    config: Path = typer.Option(None, "--config", help="A suffice.toml."),
-    route: str = typer.Option("auto", "--route", help="Which route decides."),
+    config: Path = typer.Option(None, "--config", help="Path of a suffice.toml."),
+    route: str = typer.Option("auto", "--route", help="The route that decides."),
     messages: Path = typer.Option(
-        None, "--messages", help="A JSON file with a list of messages, or a whole chat body."
+        None, "--messages", help="JSON file with a list of messages, or a whole chat request body."
     ),
     objective: str = typer.Option(
         None, "--objective", help="For example cheapest, or keep_quality=0.9."
     ),
-    json: bool = typer.Option(False, "--json", help="The whole decision as one JSON object."),
+    json: bool = typer.Option(False, "--json", help="Print the whole decision as one JSON object."),
 ) -> None:
-    """Evaluate a query and select a model without calling anything. Needs no keys."""
+    """Evaluate a query and select a model without calling it. Needs no keys."""
     from suffice.cli.output import print_json
     from suffice.router import Router
 
@@ -58,12 +58,12 @@ def _body(prompt: str | None, messages: Path | None) -> dict[str, Any]:
             raise UsageError("The prompt is empty.", remedy="Give some text.")
         return {"messages": text}
     try:
-        found = msgspec.json.decode(messages.read_bytes())
+        parsed = msgspec.json.decode(messages.read_bytes())
     except OSError as error:
         raise UsageError(f"--messages {messages}: {error.strerror}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--messages {messages}: not valid JSON: {error}.") from None
-    body = found if isinstance(found, dict) else {"messages": found}
+    body = parsed if isinstance(parsed, dict) else {"messages": parsed}
     if not isinstance(body.get("messages"), list):
         raise UsageError(
             f"--messages {messages}: expected a list of messages, or an object with `messages`."
@@ -72,7 +72,7 @@ def _body(prompt: str | None, messages: Path | None) -> dict[str, Any]:
 
 
 def show(router: Router, decision: Decision) -> None:
-    """The decision as a person reads it."""
+    """Print a decision."""
     from rich.console import Console
     from rich.table import Table
 
@@ -83,8 +83,8 @@ def show(router: Router, decision: Decision) -> None:
     source = router.source
     if source != "suffice.toml":
         console.print(f"[dim]models from {source}[/dim]")
-    why = decision.reason.removeprefix(f"{decision.model}: ")
-    console.print(f"[bold green]{decision.model}[/bold green]: {why}")
+    reason = decision.reason.removeprefix(f"{decision.model}: ")
+    console.print(f"[bold green]{decision.model}[/bold green]: {reason}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("candidate", "quality", "cost", "latency", "propensity"):
         table.add_column(name, justify="left" if name == "candidate" else "right")
@@ -101,11 +101,11 @@ def show(router: Router, decision: Decision) -> None:
         )
     console.print(table)
     for e in decision.excluded:
-        console.print(f"  [dim]{e.model}: left out, {e.reason}[/dim]")
+        console.print(f"  [dim]{e.model}: excluded, {e.reason}[/dim]")
     signals = ", ".join(f"{name} {value:.2f}" for name, value in decision.features)
-    console.print(f"features that mattered: {signals}")
+    console.print(f"strongest features: {signals}")
     console.print(
         f"[dim]route {decision.route}, objective {describe(decision.objective)}, policy "
         f"{decision.policy_version}; quality is a {decision.basis}"
-        f"{', a guess that promises nothing' if decision.basis == 'prior' else ''}.[/dim]"
+        f"{', which promises nothing' if decision.basis == 'prior' else ''}.[/dim]"
     )

@@ -1,4 +1,4 @@
-"""`suffice serve`: the gateway."""
+"""`suffice serve`: run the gateway."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def command(
-    config: Path = typer.Option(None, "--config", help="A suffice.toml."),
+    config: Path = typer.Option(None, "--config", help="Path of a suffice.toml."),
     host: str = typer.Option(None, "--host", help="Address to listen on."),
     port: int = typer.Option(None, "--port", min=1, max=65535, help="Port to listen on."),
-    workers: int = typer.Option(None, "--workers", min=1, max=64, help="Processes."),
+    workers: int = typer.Option(None, "--workers", min=1, max=64, help="Number of processes."),
 ) -> None:
-    """Run the gateway: point an OpenAI client's base URL at it."""
-    # A refit on all cores makes requests wait, and is no faster where they are busy: before NumPy
-    # is loaded, and inherited by workers.
+    """Run the gateway. Point the base URL of an OpenAI client at it."""
+    # A refit on all cores delays requests and is no faster if the cores are busy. Set before NumPy is
+    # loaded; workers inherit it.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     from suffice.gateway import serve
