@@ -60,8 +60,8 @@ WORDS: dict[str, dict[str, str]] = {
         "artifact is found by itself",
         "learning": "`off`, `shadow` (what was learned decides nothing, but is logged beside what "
         "did) or `on`",
-        "explore": 'With `learning = "on"`: share of new conversations that may try another model',
-        "implicit": "Signals in replies that count as bad scores, with their weights, such as "
+        "explore_share": 'With `learning = "on"`: share of new conversations that may try another model',
+        "implicit_feedback": "Signals in replies that count as bad scores, with their weights, such as "
         "`{ schema = 0.8 }`",
         "objective": "What you want: see [policies](../concepts/policies.md)",
         "fallbacks": "Tried in this order when the whole pool has failed",
@@ -71,12 +71,12 @@ WORDS: dict[str, dict[str, str]] = {
         "audit": "Watches a certified route: a table, see below",
     },
     "audit of a route": {
-        "share": "Share of certified decisions that are audited after the answer; 0.005 to 0.01 is "
+        "sample_rate": "Share of certified decisions that are audited after the answer; 0.005 to 0.01 is "
         "a good one",
         "judge": "The model that compares the answers, as `provider/model`",
         "max_usd_per_day": "What audits may cost; then the watch waits",
-        "false_alarm": "Probability of a false alarm over the whole life of a certificate",
-        "trust_feedback": "Sources of feedback whose scores count as labels of the watch",
+        "false_alarm_rate": "Probability of a false alarm over the whole life of a certificate",
+        "trusted_sources": "Sources of feedback whose scores count as labels of the watch",
     },
     "timeouts of a route": {
         "connect_s": "Seconds for making a connection",
@@ -88,7 +88,7 @@ WORDS: dict[str, dict[str, str]] = {
     "retries of a route": {
         "per_model": "Retries of the same model after a retryable error",
         "max_attempts": "Attempts of one request over all its models",
-        "base_s": "Seconds of back-off before the first retry; it grows, with jitter",
+        "backoff_base_s": "Seconds of back-off before the first retry; it grows, with jitter",
         "max_wait_s": "A longer Retry-After moves on to the next model",
     },
 }
@@ -126,7 +126,7 @@ def settings() -> str:
     out += ["```toml", config.EXAMPLE_TOML.strip(), "```"]
     for title, model in SECTIONS:
         out += ["", f"## {title}", "", "| key | meaning | type | default |", "|---|---|---|---|"]
-        if set(WORDS[title]) != set(model.model_fields):
+        if set(WORDS[title]) != {*model.model_fields}:
             odd = sorted(set(WORDS[title]) ^ set(model.model_fields))
             raise SystemExit(f"{title}: WORDS and the settings differ in {', '.join(odd)}")
         for key, field in model.model_fields.items():

@@ -341,7 +341,9 @@ class Router:
         self._learning: learning.LearningWorker | None = None
         self._audit: monitoring.CertificateMonitor | None = None
         self._implicit = {
-            name: spec.implicit for name, spec in self._specs.items() if spec.implicit
+            name: spec.implicit_feedback
+            for name, spec in self._specs.items()
+            if spec.implicit_feedback
         }
         self._repeats = implicit.RegenerationDetector()
         # A policy that solves its objective over traffic says what it wants to remember of it.
@@ -854,8 +856,8 @@ class Router:
                 timeouts=spec.timeouts,
                 retries=spec.retries,
                 snapshot=self._snapshots.get(name),
-                explores=spec.learning == "on" and spec.explore > 0.0,
-                implicit=spec.implicit,
+                explores=spec.learning == "on" and spec.explore_share > 0.0,
+                implicit=spec.implicit_feedback,
             )
             for name, spec in self._specs.items()
         }
@@ -1076,7 +1078,7 @@ class Router:
                     spec.learning,
                     spec.models,
                     getattr(self._configured[name], "artifact", None),
-                    spec.explore,
+                    spec.explore_share,
                 )
                 for name, spec in self._specs.items()
             ]

@@ -282,7 +282,7 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
     per_model: int = 1
     max_attempts: int = 6
-    base_s: float = 0.25
+    backoff_base_s: float = 0.25
     max_wait_s: float = 5.0
 
 

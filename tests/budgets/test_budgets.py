@@ -109,7 +109,7 @@ def settings(tmp_path: Path, objective: Any, **route: Any) -> dict[str, Any]:
                 "models": ["p/weak", "p/mid", "p/strong"],
                 "objective": objective,
                 "learning": "off",
-                "retries": {"base_s": 0.0},
+                "retries": {"backoff_base_s": 0.0},
                 **route,
             },
         },

@@ -56,15 +56,15 @@ def test_the_scale() -> None:
     score = {("A", "B"): 1.0, ("tie", "tie"): 1.0, ("A", "tie"): 1.0, ("B", "A"): 0.0,
              ("A", "A"): 0.5, ("B", "B"): 0.5, ("tie", "A"): 0.5}  # fmt: skip
     for (as_a, as_b), expected in score.items():
-        assert judge.judged(as_a, as_b).score == expected  # type: ignore[arg-type]
-    assert judge.judged("A", "A").contradicts
-    assert judge.judged("A", "A").verdicts == ("win", "loss")
-    assert not judge.judged("tie", "A").contradicts
-    assert judge.judged(None, "A").score is None
-    assert judge.plain("x", "  X. ") == judge.PairwiseScore(1.0)
-    assert judge.plain(" ", "x") == judge.PairwiseScore(0.0)
-    assert judge.plain("x", "").score is None  # type: ignore[union-attr]
-    assert judge.plain("x", "y") is None
+        assert judge.score_verdicts(as_a, as_b).score == expected  # type: ignore[arg-type]
+    assert judge.score_verdicts("A", "A").is_inconsistent
+    assert judge.score_verdicts("A", "A").verdicts == ("win", "loss")
+    assert not judge.score_verdicts("tie", "A").is_inconsistent
+    assert judge.score_verdicts(None, "A").score is None
+    assert judge.trivial_score("x", "  X. ") == judge.PairwiseScore(1.0)
+    assert judge.trivial_score(" ", "x") == judge.PairwiseScore(0.0)
+    assert judge.trivial_score("x", "").score is None  # type: ignore[union-attr]
+    assert judge.trivial_score("x", "y") is None
 
 
 def test_what_an_answer_says_stays_between_its_marks() -> None:
@@ -95,7 +95,7 @@ def test_what_an_answer_says_stays_between_its_marks() -> None:
     ],
 )
 def test_families(model: str, family: str) -> None:
-    assert judge.family(model) == family
+    assert judge.model_family(model) == family
 
 
 def test_a_judge_of_the_family_is_said() -> None:

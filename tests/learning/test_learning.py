@@ -233,14 +233,14 @@ def test_a_route_says_how_much_is_explored(tmp_path: Path) -> None:
     for share in (0.004, 0.03):
         folder = tmp_path / str(share)
         folder.mkdir()
-        r = router(folder, explore=share)
+        r = router(folder, explore_share=share)
         learning = r.start_learning(thread=False)
         learning.step(1000.0)
         teach(r, 60)
         learning.step(1010.0)
         told[share] = 1.0 - max(p.propensity for p in r.route("hello").predictions)
         r.close()
-        again = router(folder, explore=0.01)  # what was saved does not outlive the setting
+        again = router(folder, explore_share=0.01)  # what was saved does not outlive the setting
         learning = again.start_learning(thread=False)
         learning.step(2000.0)
         assert 1.0 - max(p.propensity for p in again.route("hello").predictions) <= 0.01

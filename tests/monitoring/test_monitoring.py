@@ -116,11 +116,11 @@ def talk(path: Path, work: Callable[[AuditClient], Awaitable[None]], share: floa
 
 def auditor(share: float) -> sampling.AuditSampler:
     spec = config.AuditSpec(
-        share=share,
+        sample_rate=share,
         judge=Model("j/judge", "j", "judge"),
         max_usd_per_day=1.0,
-        false_alarm=0.05,
-        trust_feedback=frozenset(),
+        false_alarm_rate=0.05,
+        trusted_sources=frozenset(),
     )
     nothing: Any = None
     calls = monitoring.MonitorDependencies(
@@ -675,7 +675,7 @@ def test_no_drift_no_alarm_over_a_long_run(path: Path) -> None:
 def test_trusted_feedback_counts_as_loss_and_other_feedback_does_not(
     tmp_path: Path, fake: FakeUpstream, judge: Judge
 ) -> None:
-    more = 'trust_feedback = ["test"]'
+    more = 'trusted_sources = ["test"]'
     path = written(tmp_path, fake.base_url, judge.url, share=0.0, more=more)
     with router(path, share=0.0) as r:
         t = r.start_monitoring(thread=False)
@@ -878,15 +878,15 @@ def test_the_thread_takes_labels_in_and_stops(path: Path) -> None:
 @pytest.mark.parametrize(
     ("audit_table", "field", "said"),
     [
-        ({"share": 0.06, "judge": "j/judge"}, "share", "0.05"),
-        ({"share": 0.01}, "judge", "judge"),
-        ({"shar": 0.01}, "shar", "share"),
-        ({"share": 0.01, "judge": "j/judge", "max_usd_per_day": 0}, "max_usd_per_day", "0"),
-        ({"false_alarm": 1.0}, "false_alarm", "1"),
-        ({"trust_feedback": ["implicit:schema"]}, "trust_feedback", "the gateway's own"),
-        ({"trust_feedback": ["audit"]}, "trust_feedback", "the gateway's own"),
-        ({"share": 0.01, "judge": "j/unpriced"}, "judge", "price of j/unpriced is unknown"),
-        ({"share": 0.01, "judge": "judge"}, "models", "provider/model"),
+        ({"sample_rate": 0.06, "judge": "j/judge"}, "sample_rate", "0.05"),
+        ({"sample_rate": 0.01}, "judge", "judge"),
+        ({"sample_rat": 0.01}, "sample_rat", "sample_rate"),
+        ({"sample_rate": 0.01, "judge": "j/judge", "max_usd_per_day": 0}, "max_usd_per_day", "0"),
+        ({"false_alarm_rate": 1.0}, "false_alarm_rate", "1"),
+        ({"trusted_sources": ["implicit:schema"]}, "trusted_sources", "the gateway's own"),
+        ({"trusted_sources": ["audit"]}, "trusted_sources", "the gateway's own"),
+        ({"sample_rate": 0.01, "judge": "j/unpriced"}, "judge", "price of j/unpriced is unknown"),
+        ({"sample_rate": 0.01, "judge": "judge"}, "models", "provider/model"),
     ],
     ids=str,
 )
@@ -913,7 +913,7 @@ def test_a_judge_of_the_same_family_is_said_and_one_without_a_key_audits_nothing
         "routes": {
             "safe": {
                 "models": ["p/weak", "p/strong"],
-                "audit": {"share": 0.01, "judge": "j/weak-large"},
+                "audit": {"sample_rate": 0.01, "judge": "j/weak-large"},
             }
         },
     }

@@ -21,7 +21,7 @@ RETRIES = st.builds(
     RetryPolicy,
     per_model=st.integers(0, 3),
     max_attempts=st.integers(1, 8),
-    base_s=st.floats(0, 1),
+    backoff_base_s=st.floats(0, 1),
     max_wait_s=st.floats(0, 5),
 )
 
@@ -149,7 +149,7 @@ def test_a_retry_prefers_the_model_that_is_not_cooling_down() -> None:
     cooling: set[str] = set()
     flow = FailoverFlow(
         [PlanStep("a"), PlanStep("b")],
-        RetryPolicy(base_s=0.001),
+        RetryPolicy(backoff_base_s=0.001),
         is_ready=lambda m: m not in cooling,
     )
     calls = []

@@ -27,7 +27,7 @@ models = ["p/weak", "p/strong"]
 objective = {{ max_quality_loss = 0.05, confidence = 0.9 }}
 certificate = "c.json"
 [routes.safe.audit]
-share = {share}
+sample_rate = {share}
 judge = "j/judge"
 max_usd_per_day = {cap}
 {more}
@@ -169,7 +169,7 @@ def router(path: Path, share: float = 1.0, seed: int = 1) -> Iterator[suffice.Ro
     found = config.resolve(config.load_settings(path, {}), {})
     spec = found.routes["safe"]
     assert spec.audit is not None
-    own = msgspec.structs.replace(spec.audit, share=share)
+    own = msgspec.structs.replace(spec.audit, sample_rate=share)
     routes = {**found.routes, "safe": msgspec.structs.replace(spec, audit=own)}
     made = suffice.Router(msgspec.structs.replace(found, routes=routes), env={}, seed=seed)
     try:

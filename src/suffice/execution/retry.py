@@ -188,7 +188,9 @@ class FailoverFlow:
     def _backoff_s(self, tries: int, model: str) -> float:
         """Exponential, the upper half jittered: base * 2^(tries-1) * U(0.5, 1)."""
         draw = random.Random(f"{self._seed}/{model}/{tries}").uniform(0.5, 1.0)
-        return float(min(self._retries.max_wait_s, self._retries.base_s * 2 ** (tries - 1)) * draw)
+        return float(
+            min(self._retries.max_wait_s, self._retries.backoff_base_s * 2 ** (tries - 1)) * draw
+        )
 
     def _most_actionable_error(self) -> UpstreamError:
         """The failure to show: of the most actionable kind, there the one that is soonest over."""

@@ -166,6 +166,6 @@ class CertificateMonitor:
 
 
 def _idle(route: AuditedRoute) -> str | None:
-    if route.spec.share > 0.0 and route.spec.judge is None:
+    if route.spec.sample_rate > 0.0 and route.spec.judge is None:
         return "its judge cannot be called"
     return None

@@ -208,7 +208,7 @@ class CertificateWatcher:
             if not labels:
                 break
             before = mine
-            mine = _taken(before, labels, told, route.spec.trust_feedback)
+            mine = _taken(before, labels, told, route.spec.trusted_sources)
             if not self._store.learner_states.save(
                 at,
                 {_STATE: mine.encoded()},
@@ -225,7 +225,7 @@ class CertificateWatcher:
         self.watches[route.name] = mine.watch
 
     def _begun(self, route: WatchedRoute, told: Certificate, at: str, now_s: float) -> LocalWatch:
-        watch = watches.begin(told.max_loss, route.spec.false_alarm)
+        watch = watches.begin(told.max_loss, route.spec.false_alarm_rate)
         cursor = self._store.learner_states.load(at).cursor
         mine = LocalWatch(told.digest, now_s, watch, (), cursor)
         self._store.learner_states.save(

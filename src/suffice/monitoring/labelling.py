@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SOURCE = "audit"  # of the feedback; clients may not use it
 ROUTE = "audit:"  # before a route's name: the route that the calls of its audits are recorded under
 JUDGE_TOKENS = 1024  # as `suffice collect` gives its judge
-_RETRIES = RetryPolicy(per_model=1, max_attempts=2, base_s=1.0, max_wait_s=10.0)
+_RETRIES = RetryPolicy(per_model=1, max_attempts=2, backoff_base_s=1.0, max_wait_s=10.0)
 _TOTAL_S = 120.0  # for one call
 _NEW_NAME = frozenset({"openai", "azure"})  # providers that call the limit max_completion_tokens
 # Failures after which the upstream may charge for the prompt all the same.

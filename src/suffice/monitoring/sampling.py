@@ -117,7 +117,7 @@ class AuditSampler:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._routes = {
-            n: r for n, r in routes.items() if r.spec.share > 0.0 and r.spec.judge is not None
+            n: r for n, r in routes.items() if r.spec.sample_rate > 0.0 and r.spec.judge is not None
         }
         self._certificate = certificate
         self._calls = calls
@@ -141,7 +141,7 @@ class AuditSampler:
         route = self._routes.get(decision.route)
         if route is None or decision.basis != "certified":
             return None
-        if self._closed or not is_sampled(decision.id, route.spec.share):
+        if self._closed or not is_sampled(decision.id, route.spec.sample_rate):
             return None
         told = self._certificate(route.name)
         names = [p.model for p in decision.predictions]
@@ -270,16 +270,16 @@ class AuditSampler:
         try:
             ask, of = self._asker, drawn.decision.id
             other = await ask.reference(route, of, drawn.reference, drawn.query)
-            known = judging.plain(answer, other)
+            known = judging.trivial_score(answer, other)
             if known is None:
                 asked = reading.request(drawn.query)
                 as_a = await ask.verdict(route, of, judge, asked, answer, other, "judge, A")
                 as_b = await ask.verdict(route, of, judge, asked, other, answer, "judge, B")
-                known = judging.judged(as_a, as_b)
+                known = judging.score_verdicts(as_a, as_b)
         finally:
             self._held_usd[route.name] -= usd
         if known.score is None:
-            raise AuditFailed("failed", known.why or "nothing can be said")
+            raise AuditFailed("failed", known.reason or "nothing can be said")
         return known
 
     async def _afford(self, route: AuditedRoute, usd: float) -> None:

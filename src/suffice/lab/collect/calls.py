@@ -31,7 +31,7 @@ from suffice.store.protocols import Store
 from suffice.types import Message, Model, PlanStep, Query, RetryPolicy
 
 # A bulk job has time: it waits out a rate limit that an interactive request would not.
-PATIENT = RetryPolicy(per_model=3, max_attempts=4, base_s=1.0, max_wait_s=60.0)
+PATIENT = RetryPolicy(per_model=3, max_attempts=4, backoff_base_s=1.0, max_wait_s=60.0)
 _TOTAL_S = 1800.0  # for one call with all its retries
 GIVE_UP_AFTER = 8  # failed calls of a model in a row
 # Failures that every further call of the model would repeat.

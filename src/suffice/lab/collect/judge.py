@@ -1,5 +1,5 @@
 """A model as judge, for labels. Two or more models: the pair judge that serving audits with too, see
-`execution.judging`. One model: its answer is graded by itself, 0 to 4, and the score is grade / 4.
+`suffice.judging`. One model: its answer is graded by itself, 0 to 4, and the score is grade / 4.
 """
 
 from __future__ import annotations
@@ -8,21 +8,21 @@ import re
 from collections.abc import Sequence
 
 from suffice.judging import (
-    MARKS,
+    DELIMITER_NOTICE,
     PAIR_PROMPT,
     PROMPT_VERSION,
     Chat,
     PairwiseScore,
     Verdict,
-    chat,
+    build_messages,
     compare,
-    conversation,
-    family,
     family_warning,
-    judged,
+    format_conversation,
     last_line,
-    plain,
+    model_family,
     read_verdict,
+    score_verdicts,
+    trivial_score,
 )
 from suffice.types import Message
 
@@ -34,11 +34,11 @@ __all__ = [
     "PairwiseScore",
     "Verdict",
     "compare",
-    "family",
+    "model_family",
     "family_warning",
     "grade",
-    "judged",
-    "plain",
+    "score_verdicts",
+    "trivial_score",
     "read_grade",
     "read_verdict",
 ]
@@ -55,7 +55,7 @@ You grade an answer to a request by how well it serves the person who asked.
 Work the problem out yourself before you believe the answer. Length is no merit, nor is politeness, \
 confidence or layout.
 
-{MARKS}
+{DELIMITER_NOTICE}
 
 Give your reasons in at most five sentences. Then end with one line that is exactly one of:
 GRADE: 0
@@ -69,10 +69,10 @@ _GRADE = re.compile(r"GRADE: *([0-4])", re.IGNORECASE)
 
 def grade(messages: Sequence[Message], answer: str, known_good: str | None = None) -> Chat:
     """Messages that ask for a grade of one answer."""
-    parts = [("request", conversation(messages))]
+    parts = [("request", format_conversation(messages))]
     if known_good is not None:
         parts.append(("known-good-answer", known_good))
-    return chat(GRADE_PROMPT, [*parts, ("answer", answer)])
+    return build_messages(GRADE_PROMPT, [*parts, ("answer", answer)])
 
 
 def read_grade(reply: str) -> int | None:

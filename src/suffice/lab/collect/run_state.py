@@ -80,7 +80,7 @@ class RunState:
                 return ()
             return (self._judge_ask(i, judging.grade(messages, answer.text, good)),)
         other = self._reference_answer(i)
-        if other is None or judging.plain(answer.text, other.text) is not None:
+        if other is None or judging.trivial_score(answer.text, other.text) is not None:
             return ()
         a, b = answer.text, other.text
         return tuple(
@@ -119,24 +119,26 @@ class RunState:
         else:
             other = self._reference_answer(i)
             if other is None:
-                return PairwiseScore(None, why="the reference model gave no answer")
+                return PairwiseScore(None, reason="the reference model gave no answer")
             if model.name == self.reference:
-                plain = judging.plain("-", other.text)
+                plain = judging.trivial_score("-", other.text)
                 return plain if plain is not None else PairwiseScore(1.0)
-            plain = judging.plain(answer.text, other.text)
+            plain = judging.trivial_score(answer.text, other.text)
             if plain is not None:
                 return plain
         asks = self.verdict_asks(i, model)
         replies = [self.ledger.answers.get(a.key) for a in asks]
         texts = [r.text for r in replies if r is not None]
         if len(texts) < len(asks):
-            return PairwiseScore(None, why="the judge was not asked, or gave no answer")
+            return PairwiseScore(None, reason="the judge was not asked, or gave no answer")
         if self.reference is None:
             grade = judging.read_grade(texts[0])
             if grade is None:
-                return PairwiseScore(None, why="the judge's grade cannot be read")
+                return PairwiseScore(None, reason="the judge's grade cannot be read")
             return PairwiseScore(grade / 4, (str(grade),))
-        return judging.judged(judging.read_verdict(texts[0]), judging.read_verdict(texts[1]))
+        return judging.score_verdicts(
+            judging.read_verdict(texts[0]), judging.read_verdict(texts[1])
+        )
 
     # ── scores ───────────────────────────────────────────────────────────────────────────────────
 
@@ -158,7 +160,7 @@ class RunState:
         if self.judge is not None:
             found = self._judged(i, model, answer)
             return ScoredAnswer(
-                model.name, answer, found.score, found.why, found.verdicts, found.contradicts
+                model.name, answer, found.score, found.reason, found.verdicts, found.is_inconsistent
             )
         if self.scorer is None:
             return ScoredAnswer(model.name, answer, None, "no scorer")

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import msgspec
 
 from suffice.errors import UsageError, nearest
-from suffice.judging import WRAPPING, normalised
+from suffice.judging import WRAPPING, normalize
 from suffice.lab.collect import schema as json_schema
 from suffice.lab.collect.queries import Pool, read_pool
 
@@ -75,7 +75,7 @@ def exact(answer: str, expected: Any) -> float:
     a, b = number_of(answer), number_of(want)
     if a is not None and b is not None:
         return float(a == b)
-    return float(normalised(answer) == normalised(want))
+    return float(normalize(answer) == normalize(want))
 
 
 def contains(answer: str, expected: Any) -> float:
@@ -86,7 +86,7 @@ def contains(answer: str, expected: Any) -> float:
     number = number_of(want)
     if number is not None:
         return float(any(_decimal(m) == number for m in _NUMBERS.finditer(answer)))
-    text, part = normalised(answer), normalised(want)
+    text, part = normalize(answer), normalize(want)
     at = text.find(part)
     while at >= 0:
         end = at + len(part)
