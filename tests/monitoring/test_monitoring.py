@@ -21,7 +21,7 @@ from tests.support.audits import Judge, certificate, router, until, written
 from tests.support.common import EASY, PROOF
 
 import suffice
-from suffice import config, features, monitoring
+from suffice import config, features, monitoring, policies
 from suffice.artifacts import certificate as certificates
 from suffice.errors import ConfigError, UnprocessableError
 from suffice.monitoring import reading, sampling
@@ -144,7 +144,7 @@ def decided(decision_id: str, model: str, **changed: Any) -> Decision:
         "id": decision_id, "model": model, "plan": (PlanStep(model),), "reason": "",
         "predictions": tuple(Prediction(n, 0.5, 1e-4, 1.0, float(n == model)) for n in names),
         "policy": "default", "policy_version": "v", "route": "safe", "basis": "certified",
-        "objective": config.policies.parse_objective({"max_quality_loss": 0.05}),
+        "objective": policies.parse_objective({"max_quality_loss": 0.05}),
     }  # fmt: skip
     return Decision(**{**base, **changed})
 
