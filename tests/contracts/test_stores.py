@@ -23,7 +23,7 @@ from tests.support.common import require
 from suffice import features
 from suffice.errors import ArtifactError, StoreError, UsageError
 from suffice.store import engine as opening
-from suffice.store import feedback, make_snapshot, open_store, reader, schema, sql
+from suffice.store import feedback, make_snapshot, open_store, reader, schema, writer
 from suffice.store.protocols import Store
 from suffice.store.sql import SqlStore
 from suffice.types import (
@@ -71,7 +71,7 @@ def record(n: int, **more: object) -> RequestRecord:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of a store in trouble, without the waiting."""
     monkeypatch.setattr(opening, "BUSY_S", 0.3)
-    monkeypatch.setattr(sql, "_RETRY_S", 0.3)
+    monkeypatch.setattr(writer, "RETRY_S", 0.3)
 
 
 @pytest.fixture(params=["file", "memory", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -605,6 +605,32 @@ def test_calls_of_audits_are_not_requests(store: SqlStore) -> None:
     assert (s["requests"], s["failed"], s["attempts"]) == (2, 0, 2)
     assert s["cost_usd"] == pytest.approx(0.02)
     assert [m["requests"] for m in s["models"]] == [2]
+
+
+def test_attempts_are_totalled_wherever_they_are_stored(store: SqlStore) -> None:
+    usage = Usage(input_tokens=10, output_tokens=5)
+    failed = Attempt("p/a", 1, "overloaded", 1.0, 0.1, status=503)
+    good = Attempt("p/b", 2, "ok", 1.1, 0.2, usage=usage, cost_usd=0.01)
+    unpriced = Attempt("p/a", 1, "ok", 1.0, 0.2, usage=usage, cost_usd=None)
+    store.append(record(1))
+    store.append(record(2, model="p/b", attempts=(failed, good)))
+    store.append(record(3, attempts=(unpriced,)))
+    store.append(record(4, attempts=(unpriced,), cost_usd=None))
+    store.append(record(5, attempts=(), model=None, status=503))
+    before = [store.decision(f"dec_{n:011x}") for n in range(1, 6)]
+    assert store.flush()
+    after = [store.decision(f"dec_{n:011x}") for n in range(1, 6)]
+    assert after == before
+    numbers = [[(a["number"], a["outcome"]) for a in d["attempts"]] for d in after if d]
+    assert numbers == [
+        [(1, "ok")], [(1, "overloaded"), (2, "ok")], [(1, "ok")], [(1, "ok")], []
+    ]  # fmt: skip
+    with store.database.engine.connect() as connection:
+        totals = reader.StoreReader(connection).attempts()
+    assert sorted((t.model, t.outcome, t.attempts, t.cost_known) for t in totals) == [
+        ("p/a", "ok", 3, 1), ("p/a", "overloaded", 1, 0), ("p/b", "ok", 1, 1)
+    ]  # fmt: skip
+    assert store.summary()["errors"] == [{"model": "p/a", "outcome": "overloaded", "count": 1}]
 
 
 def test_a_record_twice_counts_once(store: SqlStore) -> None:

@@ -17,7 +17,7 @@ from tests.support.records import child, record
 
 from suffice import features
 from suffice.errors import StoreError
-from suffice.store import engine, feedback, open_store, sql
+from suffice.store import engine, feedback, open_store, writer
 from suffice.store.reader import StoreReader
 from suffice.store.sql import SqlStore
 from suffice.types import Feedback, Usage
@@ -27,7 +27,7 @@ from suffice.types import Feedback, Usage
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of a store in trouble, without the waiting."""
     monkeypatch.setattr(engine, "BUSY_S", 0.3)
-    monkeypatch.setattr(sql, "_RETRY_S", 0.3)
+    monkeypatch.setattr(writer, "RETRY_S", 0.3)
 
 
 def embeddings(store: SqlStore) -> dict[str, bytes | None]:
@@ -122,6 +122,8 @@ def test_a_database_replaced_by_a_newer_one_is_left_alone(tmp_path: Path) -> Non
 
 _FULL = """
 import os, resource
+from suffice.store import writer
+writer.RETRY_S = 0.0  # the database is tried again at every flush
 store = open_store("sqlite:///" + sys.argv[1])
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 for n in range(200):
@@ -137,7 +139,6 @@ for n in range(200, 300):
 store.flush()
 down = store.health()
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-store._retry_at_s = 0.0
 store.flush()
 up = store.health()
 print(down.ok, down.spooled > 0, down.lost, up.ok, up.spooled, store.summary()["requests"])
@@ -222,14 +223,23 @@ def test_what_is_spooled_can_be_looked_up_and_scored_once_it_is_back(tmp_path: P
 def test_memory_is_bounded_while_the_database_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql, "IN_MEMORY", 600)
-    store = open_store(f"sqlite:///{tmp_path / 's.db'}")
-    with store._lock:  # as a writer does that waits for the database
-        for n in range(3000):
-            store.append(record(n))
-        health = store.health()
-        assert health.pending <= 600
-        assert health.pending + health.spooled == 3000
+    monkeypatch.setattr(writer, "MAX_QUEUED", 600)
+    database_answers, writer_waits = threading.Event(), threading.Event()
+
+    def embed(_: Any) -> None:
+        if threading.current_thread().name == "suffice-store":
+            writer_waits.set()
+            assert database_answers.wait(60)
+
+    store = open_store(f"sqlite:///{tmp_path / 's.db'}", embed=embed)
+    store.append(record(0))
+    assert writer_waits.wait(60)
+    for n in range(1, 3000):
+        store.append(record(n))
+    health = store.health()
+    assert health.pending <= 600
+    assert health.pending + health.spooled == 2999, "and one is being written"
+    database_answers.set()
     assert store.flush()
     assert until(lambda: store.summary()["requests"] == 3000)
     assert store.health().lost == 0

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from tests.support.records import child, record
 
 from suffice.store import open_store, spool
-from suffice.store.rows import to_rows
-from suffice.store.spool import Rows, Spool, open_spool
+from suffice.store.rows import RecordRows, to_rows
+from suffice.store.spool import Spool, open_spool
 
 
-def rows(*numbers: int) -> Rows:
+def rows(*numbers: int) -> list[RecordRows]:
     return [to_rows(record(n), False) for n in numbers]
 
 
-def ids(found: Rows) -> list[str]:
+def ids(found: list[RecordRows]) -> list[str]:
     return [row[0] for row, _ in found]
 
 
@@ -28,7 +28,7 @@ def test_what_goes_in_comes_out_in_order_and_the_file_is_gone(tmp_path: Path) ->
     s = Spool(tmp_path / "x")
     s.append(rows(1, 2))
     s.append(rows(3))
-    out: Rows = []
+    out: list[RecordRows] = []
     assert s.replay(lambda batch: out.extend(batch) or True)  # type: ignore[func-returns-value]
     assert out == rows(1, 2, 3)
     assert s.count == 0
@@ -43,7 +43,7 @@ def test_a_refused_batch_stays_and_a_written_one_is_not_read_again(
     s.append(rows(1, 2, 3, 4, 5))
     seen: list[list[str]] = []
 
-    def once(batch: Rows) -> bool:
+    def once(batch: list[RecordRows]) -> bool:
         seen.append(ids(batch))
         return len(seen) != 2  # the second time the database is down again
 
@@ -60,7 +60,7 @@ def test_a_record_added_while_replaying_is_not_lost(tmp_path: Path) -> None:
     s.append(rows(1))
     out: list[str] = []
 
-    def write(batch: Rows) -> bool:
+    def write(batch: list[RecordRows]) -> bool:
         if not out:
             s.append(rows(2))  # what another thread does meanwhile
         out.extend(ids(batch))

@@ -13,7 +13,7 @@ from tests.support.records import at_0001, record
 
 from suffice.store import engine as opening
 from suffice.store import open_store, schema
-from suffice.store.rows import DECISION_0001, to_rows
+from suffice.store.rows import DECISION_0001, RecordRows, attempt_row, to_rows
 from suffice.store.spool import Spool
 from suffice.types import Feedback
 
@@ -86,12 +86,16 @@ def test_an_empty_database_of_0001_too(url: str) -> None:
 
 def test_records_that_an_earlier_version_spooled_are_written(tmp_path: Path) -> None:
     spool = tmp_path / "spool.jsonl"
-    row, tries = to_rows(record(7), False)
-    Spool(spool).append([(row, tries)])
+    r = record(7)
+    attempts = [attempt_row(r.decision.id, a) for a in r.attempts]
+    Spool(spool).append([RecordRows(to_rows(r, False).decision, attempts)])
     line = json.loads(spool.read_text())
     line["decision"] = line["decision"][: len(DECISION_0001)]
     spool.write_text(json.dumps(line) + "\n")
     store = open_store(f"sqlite:///{tmp_path / 's.db'}", spool=spool)
     assert store.health().lost == 0
     assert store.summary()["requests"] == 1
+    found = store.decision(r.decision.id)
+    assert found is not None
+    assert [a["outcome"] for a in found["attempts"]] == ["ok"]
     store.close()

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from suffice import features
 from suffice.store import engine as opening
-from suffice.store.rows import ATTEMPT, DECISION_0001, to_rows
+from suffice.store.rows import ATTEMPT, DECISION_0001, attempt_row, to_rows
 from suffice.types import Attempt, Decision, Objective, PlanStep, Prediction, RequestRecord, Usage
 
 
@@ -72,10 +72,14 @@ def at_0001(url: str, decisions: int, feedback: list[dict[str, Any]]) -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
         for n in range(decisions):
-            row, tries = to_rows(record(n), False)
+            r = record(n)
+            row, attempts = (
+                to_rows(r, False).decision,
+                [attempt_row(r.decision.id, a) for a in r.attempts],
+            )
             for table, names, values in (
                 ("decisions", DECISION_0001, row[: len(DECISION_0001)]),
-                *(("attempts", ATTEMPT, a) for a in tries),
+                *(("attempts", ATTEMPT, a) for a in attempts),
             ):
                 marks = ", ".join(f":{name}" for name in names)
                 connection.execute(

@@ -1,4 +1,4 @@
-"""The store: decisions, attempts, feedback, and what was learned from them."""
+"""The store: decisions, attempts, feedback, policy snapshots and what learners have learned."""
 
 from __future__ import annotations
 
@@ -22,11 +22,22 @@ def open_store(
     embed: Embed | None = None,
     shadow: Shadow | None = None,
 ) -> SqlStore:
-    """The store at `url`, brought to this version's schema. Imports SQLAlchemy, so not before.
+    """Open the store at `url` and migrate it to this version's schema.
 
-    spool: where records go while the database is down; None = beside it. embed: the ask as a point,
-    (n_dimensions,) or None, asked for each record on the writer's thread; shadow: likewise, what
-    another policy would have decided. Raises StoreError.
+    SQLAlchemy is imported here, so that programs without a store do not pay for it.
+
+    Args:
+        url: `sqlite:///path.db` or `postgresql://user@host/database`.
+        keep_prompts: Store the text of prompts.
+        spool: The file for records that the database cannot take now. None: next to the database.
+        embed: Makes the embedding of a query, on the writer's thread. None: none are stored.
+        shadow: What another policy would have decided, likewise.
+
+    Returns:
+        The store. Its writer thread runs until `close`.
+
+    Raises:
+        StoreError: The store cannot be opened.
     """
     from suffice.store.sql import SqlStore
 

@@ -17,6 +17,9 @@ from suffice.errors import StoreError
 from suffice.store import schema
 from suffice.store.protocols import Row
 
+# A table without rowid keeps at most a quarter of a page of a row in its tree; the rest goes to
+# overflow pages, which double the cost of a record. Takes effect when a database is created.
+PAGE_BYTES = 8192
 BUSY_S = 5.0  # how long a write waits for another process before the database counts as down
 _MIGRATION_ATTEMPTS = 20
 _MIGRATION_WAIT_S = 0.1
@@ -73,7 +76,7 @@ def create_engine(url: str) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def _set_pragmas(connection: sqlite3.Connection, _: object) -> None:
         cursor = connection.cursor()
-        _enable_wal(cursor)
+        _create_file(cursor)
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute(f"PRAGMA busy_timeout={int(BUSY_S * 1000)}")
         cursor.close()
@@ -90,8 +93,8 @@ def _server_engine(url: sa.URL) -> sa.Engine:
     return sa.create_engine(url, pool_pre_ping=True, connect_args=limits if psycopg else {})
 
 
-def _enable_wal(cursor: sqlite3.Cursor) -> None:
-    """Switch to a write-ahead log.
+def _create_file(cursor: sqlite3.Cursor) -> None:
+    """Set the page size of a new file, and switch to a write-ahead log.
 
     When two workers do so on a new file at the same time, each may hold the lock that the other
     waits for. SQLite then reports "locked" at once, so the statement is retried.
@@ -100,6 +103,7 @@ def _enable_wal(cursor: sqlite3.Cursor) -> None:
     cursor.execute("PRAGMA busy_timeout=50")
     while True:
         try:
+            cursor.execute(f"PRAGMA page_size={PAGE_BYTES}")
             cursor.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:

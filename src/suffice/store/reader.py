@@ -213,15 +213,25 @@ class StoreReader:
         from suffice.store import schema
 
         a, d = schema.attempts.c, schema.decisions.c
-        query = (
+        conditions = _conditions(since_s, route, audits)
+        in_rows = sa.select(
+            d.model, sa.literal("ok").label("outcome"), sa.func.count().label("n"),
+            sa.func.sum(d.cost_usd).label("usd"), sa.func.count(d.cost_usd).label("known"),
+        ).where(*conditions, d.only_attempt.is_not(None)).group_by(d.model)  # fmt: skip
+        in_table = (
             sa.select(
                 a.model, a.outcome, sa.func.count(), sa.func.sum(a.cost_usd),
                 sa.func.count(a.cost_usd),
             )
             .join_from(schema.attempts, schema.decisions, a.decision_id == d.id)
-            .where(*_conditions(since_s, route, audits))
+            .where(*conditions)
             .group_by(a.model, a.outcome)
         )  # fmt: skip
+        both = sa.union_all(in_rows, in_table).subquery().c
+        query = sa.select(
+            both.model, both.outcome, sa.func.sum(both.n), sa.func.sum(both.usd),
+            sa.func.sum(both.known),
+        ).group_by(both.model, both.outcome)  # fmt: skip
         return [
             AttemptTotals(model, outcome, int(n), float(usd or 0.0), int(known))
             for model, outcome, n, usd, known in self.connection.execute(query)

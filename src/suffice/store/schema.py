@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "0002"  # the migration that these tables are the result of
+HEAD = "0003"  # the migration that these tables are the result of
 
 metadata = MetaData()
 
@@ -57,6 +57,8 @@ decisions = Table(
     Column("error", Text),
     Column("embedding", LargeBinary),  # float16, little endian: the ask as a point
     Column("snapshot", String(64)),  # the policy snapshot that decided; null = none
+    # JSON: a single successful attempt, which then has no row in `attempts`; null = see `attempts`
+    Column("only_attempt", Text),
     # What a route has spent since a time is read from the index alone.
     Index("decisions_by_route", "route", "created_s", "cost_usd"),
     # Ids begin with the time, so the key orders by time too; without rowid it is one b-tree.

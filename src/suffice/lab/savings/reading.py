@@ -331,16 +331,6 @@ def _expect(predictions: tuple[Prediction, ...], model: str | None, route: Route
 
 
 def _attempts(connection: Any, since_s: float | None, route: str | None, found: Traffic) -> None:
-    import sqlalchemy as sa
-
-    from suffice.store import schema
-
-    a, d = schema.attempts.c, schema.decisions.c
-    cost = (sa.func.sum(a.cost_usd), sa.func.count(a.cost_usd))
-    query = sa.select(a.model, a.outcome, sa.func.count(), *cost)
-    query = query.group_by(a.model, a.outcome)
-    if since_s is not None or route is not None:
-        query = query.join_from(schema.attempts, schema.decisions, a.decision_id == d.id)
-        query = _within(query, since_s, route)
-    for model, outcome, n, usd, known in connection.execute(query):
-        found.attempts.setdefault(model, {})[outcome] = (int(n), float(usd or 0.0), int(known))
+    totals = reader.StoreReader(connection).attempts(since_s=since_s, route=route, audits=True)
+    for t in totals:
+        found.attempts.setdefault(t.model, {})[t.outcome] = (t.attempts, t.cost_usd, t.cost_known)
