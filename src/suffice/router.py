@@ -1055,8 +1055,8 @@ class Router:
         """Open store and transport and decide once, so that no client pays for the first time."""
         self.store.warm_up()
         self._budgets.restore(self.store)
+        self.transport.prepare(target.provider.base_url for target in self._targets.values())
         for name, route in self._routes.items():
-            self.transport.prepare(route.timeouts.connect_s)
             if route.policy is not None:
                 self._warm(name, route.policy)
 

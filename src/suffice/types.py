@@ -7,7 +7,7 @@ Records are `msgspec.Struct`: cheap to make on the request path and encodable as
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -480,21 +480,33 @@ class StoreHealth(msgspec.Struct, frozen=True):
 
 
 class Response(Protocol):
-    """An upstream's answer. `chunks` yields body bytes as they arrive and may be taken once."""
+    """An upstream's answer."""
 
     status: int
 
     def header(self, name: str) -> str | None: ...
-    async def read(self, limit: int | None = None) -> bytes: ...
-    def chunks(self) -> AsyncIterator[bytes]: ...
-    async def aclose(self) -> None: ...
+
+    async def read(self, limit: int | None = None) -> bytes:
+        """The body, or its first `limit` bytes. Raises UpstreamError of kind cut."""
+        ...
+
+    async def read_chunk(self) -> bytes:
+        """The bytes that arrived since the last call; empty at the end of the body.
+
+        Raises UpstreamError of kind cut if the body ends early.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Drop the connection unless the body is complete. Does not raise."""
+        ...
 
 
 class Transport(Protocol):
     """Sends one HTTP request. Raises UpstreamError of kind connect, timeout_* or cut only."""
 
-    def prepare(self, connect_s: float) -> None:
-        """Make what the first call needs now. connect_s: the connect timeout it will be made with."""
+    def prepare(self, urls: Iterable[str]) -> None:
+        """Do now what the first call to one of `urls` needs."""
         ...
 
     async def send(

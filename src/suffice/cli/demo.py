@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import typer
 
-from suffice.errors import JobError, TableError
+from suffice.errors import JobError, TableError, UpstreamError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from suffice.providers.fake import FakeUpstream
-    from suffice.types import Model
+    from suffice.types import Model, Response, Transport
 
 SEED = 7
 # Name, USD per million tokens in and out, quality prior, skill, seconds to first chunk, tokens/s.
@@ -212,17 +210,16 @@ async def _drive(
     base_url: str, workload: list[Query], failing: FakeUpstream, view: Any
 ) -> list[Outcome]:
     """Send the workload, take one provider down half-way for a while, and post feedback."""
-    import pyqwest
+    from suffice.providers.transport import HTTPTransport
 
     down_at, up_at = len(workload) // 2, len(workload) * 3 // 5
     gate = asyncio.Semaphore(_CONCURRENCY)
     outcomes: list[Outcome | None] = [None] * len(workload)
-    transport = pyqwest.HTTPTransport(follow_redirects=False, pool_max_idle_per_host=_CONCURRENCY)
-    client = pyqwest.Client(transport)
+    transport = HTTPTransport(proxies={})
 
     async def one(i: int) -> None:
         try:
-            outcome = outcomes[i] = await _ask(client, base_url, workload[i])
+            outcome = outcomes[i] = await _ask(transport, base_url, workload[i])
         finally:
             gate.release()
         if view is not None:
@@ -258,32 +255,39 @@ def last_user_text(query: Query) -> str:
     return ""
 
 
-async def _ask(client: Any, base_url: str, query: Query) -> Outcome:
+async def _ask(transport: Transport, base_url: str, query: Query) -> Outcome:
     """Send one query through the gateway, then its feedback. A failure is an outcome, too."""
-    import pyqwest
+    from suffice.types import Timeouts
 
+    timeouts = Timeouts()
     outcome = Outcome(id=query.id, kind=query.kind, query=last_user_text(query))
     started = time.perf_counter()
     try:
-        response = await client.post(
-            base_url + "/v1/chat/completions", _JSON, to_json(_request_body(query))
+        response = await transport.send(
+            base_url + "/v1/chat/completions",
+            _JSON,
+            to_json(_request_body(query)),
+            stream=False,
+            timeouts=timeouts,
         )
-        reply = msgspec.json.decode(response.content)
+        reply = msgspec.json.decode(await response.read())
         outcome.latency_s = time.perf_counter() - started
         if response.status != 200:
             outcome.error = f"{response.status}: {reply['error']['message']}"
             return outcome
-        _read_reply(outcome, response.headers, reply)
+        _read_reply(outcome, response, reply)
         if outcome.sufficient is not None:
             feedback = {
                 "decision_id": outcome.decision_id,
                 "score": float(outcome.sufficient),
                 "source": "test",
             }
-            stored = await client.post(base_url + "/v1/feedback", _JSON, to_json(feedback))
+            stored = await transport.send(
+                base_url + "/v1/feedback", _JSON, to_json(feedback), stream=False, timeouts=timeouts
+            )
             if stored.status != 200:
-                outcome.error = f"feedback: {stored.status}: {stored.text()}"
-    except (OSError, pyqwest.ReadError, pyqwest.RemoteProtocolError) as error:
+                outcome.error = f"feedback: {stored.status}: {(await stored.read()).decode()}"
+    except UpstreamError as error:
         outcome.error = str(error)
     return outcome
 
@@ -308,13 +312,16 @@ def _request_body(query: Query) -> dict[str, Any]:
     return body
 
 
-def _read_reply(outcome: Outcome, headers: Mapping[str, str], reply: dict[str, Any]) -> None:
-    outcome.model = headers["x-suffice-model"]
-    outcome.decision_id = headers["x-suffice-decision-id"]
-    outcome.reason = headers["x-suffice-reason"]
-    outcome.attempts = int(headers["x-suffice-attempts"])
-    outcome.overhead_ms = float(headers["x-suffice-overhead-ms"])
-    cost = headers["x-suffice-cost-usd"]
+def _read_reply(outcome: Outcome, response: Response, reply: dict[str, Any]) -> None:
+    def header(name: str) -> str:
+        return response.header(name) or ""
+
+    outcome.model = header("x-suffice-model")
+    outcome.decision_id = header("x-suffice-decision-id")
+    outcome.reason = header("x-suffice-reason")
+    outcome.attempts = int(header("x-suffice-attempts"))
+    outcome.overhead_ms = float(header("x-suffice-overhead-ms"))
+    cost = header("x-suffice-cost-usd")
     outcome.cost_usd = None if cost == "unknown" else float(cost)
     decision = reply["suffice"]
     outcome.difficulty = decision["difficulty"]

@@ -98,7 +98,7 @@ class UpstreamResponse:
         """
         parser = self._parser
         assert parser is not None, "not a stream"
-        async for data in self._response.chunks():
+        while data := await self._response.read_chunk():
             events = parser.feed(data)
             self.usage, self.finish_reason = parser.usage, parser.finish_reason
             if events:

@@ -1,151 +1,103 @@
-"""HTTP to upstreams over pyqwest (Rust reqwest), behind the small `types.Transport` Protocol.
+"""HTTP to upstreams: a pool of HTTP/1.1 connections behind the `types.Transport` Protocol.
 
-Chosen over pyreqwest, which costs 35 us less a request here but goes on with a call whose task was
-cancelled: a client that leaves, or a first chunk that does not come, must end the upstream call at
-once, because it is being paid for (docs/concepts/providers.md).
+The client is our own because each client we measured costs 35 us more per request or goes on with a
+cancelled call (benchmarks/latency/http_clients.py). A client that disconnects, or a first chunk
+that does not come, must end the upstream call at once, because it is being paid for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from time import monotonic
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
+from weakref import WeakKeyDictionary
 
-import pyqwest
+import msgspec
 
-from suffice.errors import UpstreamError, UpstreamKind
+from suffice.errors import UpstreamError
+from suffice.providers.connect import Connector, Origin
+from suffice.providers.http1 import Connection, Response
 from suffice.types import Timeouts
 
-# What the client raises: no connection, a peer that breaks off or breaks the protocol.
-_FAILURES = (
-    OSError,  # ConnectionError and TimeoutError are OSErrors
-    pyqwest.ReadError,
-    pyqwest.WriteError,
-    pyqwest.RemoteProtocolError,
-    pyqwest.StreamError,
-)
+_MAX_IDLE = 256  # connections kept per origin
+_MAX_IDLE_S = 60.0
+_MAX_ENDPOINTS = 4096
 
 
-def _upstream_error(error: Exception, url: str) -> UpstreamError:
-    """A failure of the client as ours."""
-    kind: UpstreamKind
-    if isinstance(error, pyqwest.ConnectTimeout):
-        kind, what = "timeout_connect", "no connection in time"
-    elif isinstance(error, TimeoutError):
-        kind, what = "timeout_total", "no answer in time"
-    elif isinstance(error, ConnectionError):
-        kind, what = "connect", "no connection"
-    else:
-        kind, what = "cut", "the connection broke"
-    host = url.split("/", 3)[2] if "://" in url else url
-    return UpstreamError(f"{host}: {what}.", kind=kind)
+class _Endpoint(msgspec.Struct, frozen=True):
+    """A URL, taken apart once."""
+
+    origin: Origin
+    head: str  # what follows the method in a request: target, version and constant headers
 
 
-async def _reported(limit_s: float = 0.5) -> None:
-    """Wait until the client's own threads have left Python, at most `limit_s`.
+class _Pool:
+    """The connections of one event loop."""
 
-    A thread that has handed over a result may still be on its way back from waking the event loop.
-    Were the interpreter to end meanwhile, CPython before 3.14 would unwind that thread through Rust
-    code, which aborts the process after all its work is done: one short command in four on a
-    loaded machine. The console script leaves by os._exit; this is for all who use us in-process.
-    """
-    end_s = time.monotonic() + limit_s
-    while time.monotonic() < end_s:
-        ours = {t.ident for t in threading.enumerate()}
-        if all(ident in ours for ident in sys._current_frames()):
-            return
-        await asyncio.sleep(0.001)
+    __slots__ = ("_connections", "_idle")
 
+    def __init__(self) -> None:
+        self._idle: dict[Origin, list[Connection]] = {}
+        self._connections: set[Connection] = set()
 
-class WholeResponse:
-    """A response whose body was read on arrival."""
+    def take(self, origin: Origin) -> Connection | None:
+        """The connection that was used last, if one is free."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.is_closed:
+                continue
+            if monotonic() - connection.idle_since_s < _MAX_IDLE_S:
+                return connection
+            connection.abort()
+        return None
 
-    __slots__ = ("_response", "status")
+    def new_connection(self, origin: Origin) -> Connection:
+        """A protocol that returns to this pool after each exchange."""
+        idle = self._idle.setdefault(origin, [])
+        connection = Connection(
+            origin.netloc, partial(self._release, idle), self._connections.discard
+        )
+        self._connections.add(connection)
+        return connection
 
-    def __init__(self, response: pyqwest.FullResponse) -> None:
-        self.status = response.status
-        self._response = response
+    @staticmethod
+    def _release(idle: list[Connection], connection: Connection) -> None:
+        if len(idle) < _MAX_IDLE:
+            connection.idle_since_s = monotonic()
+            idle.append(connection)
+        else:
+            connection.abort()
 
-    def header(self, name: str) -> str | None:
-        return self._response.headers.get(name)
-
-    async def read(self, limit: int | None = None) -> bytes:
-        data = self._response.content
-        return data if limit is None else data[:limit]
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        yield self._response.content
-
-    async def aclose(self) -> None:
-        return
-
-
-class StreamedResponse:
-    """A response whose body is read as it arrives; `aclose` drops the connection at once."""
-
-    __slots__ = ("_context", "_response", "_url", "status")
-
-    def __init__(
-        self, context: AbstractAsyncContextManager[Any], response: pyqwest.Response, url: str
-    ) -> None:
-        self.status = response.status
-        self._context: AbstractAsyncContextManager[Any] | None = context
-        self._response = response
-        self._url = url
-
-    def header(self, name: str) -> str | None:
-        return self._response.headers.get(name)
-
-    async def read(self, limit: int | None = None) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        async for chunk in self.chunks():
-            parts.append(chunk)
-            size += len(chunk)
-            if limit is not None and size >= limit:
-                break
-        data = b"".join(parts)
-        return data if limit is None else data[:limit]
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._response.content:
-                yield bytes(chunk)
-        except _FAILURES as error:
-            raise _upstream_error(error, self._url) from None
-
-    async def aclose(self) -> None:
-        context, self._context = self._context, None
-        if context is not None:
-            await context.__aexit__(None, None, None)
+    def close(self) -> None:
+        """Drop all connections."""
+        for connection in tuple(self._connections):
+            connection.abort()
+        self._idle.clear()
 
 
 class HTTPTransport:
-    """One pooled client for each connect timeout in use. Follows no redirect."""
+    """Sends requests over kept-alive connections; follows no redirect.
 
-    def __init__(self) -> None:
-        self._clients: dict[float, tuple[pyqwest.HTTPTransport, pyqwest.Client]] = {}
+    May be used from several event loops; each has its own connections.
 
-    def _client(self, connect_s: float) -> pyqwest.Client:
-        found = self._clients.get(connect_s)
-        if found is None:
-            transport = pyqwest.HTTPTransport(
-                connect_timeout=connect_s,
-                follow_redirects=False,
-                enable_otel=False,
-                tls_include_system_certs=True,
-                pool_max_idle_per_host=256,
-            )
-            found = self._clients[connect_s] = (transport, pyqwest.Client(transport))
-        return found[1]
+    Args:
+        proxies: URL of the proxy per scheme, and host patterns without one under "no", as
+            `urllib.request.getproxies_environment` returns them. Default: the environment's.
+    """
 
-    def prepare(self, connect_s: float) -> None:
-        """Make the client for this connect timeout now: reading the certificates takes 25 ms."""
-        self._client(connect_s)
+    def __init__(self, proxies: Mapping[str, str] | None = None) -> None:
+        self._connector = Connector(getproxies_environment() if proxies is None else proxies)
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        self._endpoints: dict[str, _Endpoint] = {}
+
+    def prepare(self, urls: Iterable[str]) -> None:
+        """Read the trusted certificates now (25 ms), if one of `urls` needs them."""
+        if any(url.startswith("https:") for url in urls):
+            self._connector.tls_context()
 
     async def send(
         self,
@@ -155,30 +107,103 @@ class HTTPTransport:
         *,
         stream: bool,
         timeouts: Timeouts,
-    ) -> WholeResponse | StreamedResponse:
-        client = self._client(timeouts.connect_s)
-        try:
-            if stream:
-                context = client.stream("POST", url, headers, body)
-                return StreamedResponse(context, await context.__aenter__(), url)
-            async with asyncio.timeout(timeouts.total_s):
-                return WholeResponse(await client.post(url, headers, body))
-        except _FAILURES as error:
-            raise _upstream_error(error, url) from None
+    ) -> Response:
+        """POST `body`. A response that is not streamed is complete when this returns.
 
-    async def get(
-        self, url: str, headers: Sequence[tuple[str, str]], timeout_s: float
-    ) -> WholeResponse:
-        """A GET, for discovery and health checks. Raises UpstreamError."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                return WholeResponse(await self._client(timeout_s).get(url, headers))
-        except _FAILURES as error:
-            raise _upstream_error(error, url) from None
+        Raises:
+            UpstreamError: connect, timeout_connect, timeout_total or cut.
+        """
+        return await self._exchange(
+            "POST", url, headers, body, None if stream else timeouts.total_s, timeouts.connect_s
+        )
+
+    async def get(self, url: str, headers: Sequence[tuple[str, str]], timeout_s: float) -> Response:
+        """GET, for discovery and health checks.
+
+        Raises:
+            UpstreamError: connect, timeout_connect, timeout_total or cut.
+        """
+        return await self._exchange("GET", url, headers, b"", timeout_s, timeout_s)
+
+    async def _exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        total_s: float | None,
+        connect_s: float,
+    ) -> Response:
+        """total_s: None for a stream, whose headers are then awaited without a limit."""
+        endpoint = self._endpoints.get(url) or self._endpoint(url)
+        request = _serialize(method, endpoint, headers, body)
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            pool = self._pools[loop] = _Pool()
+        end_s = None if total_s is None else loop.time() + total_s
+        connection = pool.take(endpoint.origin)
+        while True:
+            if connection is None:
+                limit_s = connect_s if end_s is None else min(connect_s, end_s - loop.time())
+                connection = await self._connector.connect(
+                    endpoint.origin, partial(pool.new_connection, endpoint.origin), limit_s
+                )
+            response = connection.send(request, stream=end_s is None)
+            timer = None if end_s is None else loop.call_at(end_s, response.expire)
+            try:
+                if timer is None:
+                    await response.wait_headers()
+                else:
+                    await response.wait_complete()
+            except UpstreamError:
+                # The peer may have closed an idle connection just as we wrote: nothing was handled.
+                if not (connection.is_reused and response.untouched and connection.is_lost):
+                    raise
+                connection = None
+            except BaseException:
+                response.abort()
+                raise
+            else:
+                return response
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    def _endpoint(self, url: str) -> _Endpoint:
+        """Take `url` apart. Raises ValueError if it is not an http(s) URL."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"not an http(s) URL: {url!r}")
+        origin = self._connector.origin(parts)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        head = (
+            f" {origin.request_prefix}{target} HTTP/1.1\r\nhost: {origin.netloc}\r\naccept: */*\r\n"
+        )
+        if any(c <= " " for c in f"{origin.netloc}{target}"):
+            raise ValueError(f"not an http(s) URL: {url!r}")
+        if len(self._endpoints) >= _MAX_ENDPOINTS:
+            self._endpoints.clear()
+        endpoint = self._endpoints[url] = _Endpoint(origin, head + origin.proxy_header)
+        return endpoint
 
     async def aclose(self) -> None:
-        clients, self._clients = self._clients, {}
-        for transport, _ in clients.values():
-            await transport.aclose()
-        if clients:
-            await _reported()
+        """Drop all connections."""
+        here = asyncio.get_running_loop()
+        for loop, pool in tuple(self._pools.items()):
+            if loop is here or not loop.is_running():
+                pool.close()
+            else:
+                loop.call_soon_threadsafe(pool.close)
+        self._pools.clear()
+
+
+def _serialize(
+    method: str, endpoint: _Endpoint, headers: Sequence[tuple[str, str]], body: bytes
+) -> bytes:
+    """A request as bytes. Raises ValueError if a header holds a line end."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+        raise ValueError("a header holds a line end")
+    head = f"{method}{endpoint.head}{lines}content-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
