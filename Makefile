@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-all lint types contracts docs bench bench-memory quality quality-page clean
+.PHONY: demo test test-slow test-all coverage lint types contracts docs bench bench-memory quality quality-page clean
 
 demo: .stamp-demo
 	$(BIN)/suffice demo
@@ -16,6 +16,13 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n au
 # The quick tests: everything that does not start whole processes.
 test: .stamp-test
 	$(PYTEST) -m "not slow"
+
+# The quick tests under coverage, with a floor per package (pyproject.toml, tool.suffice.coverage).
+coverage: .stamp-test
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python scripts/check_coverage.py
 
 test-slow: .stamp-test
 	$(PYTEST) -m slow
