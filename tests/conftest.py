@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings as hypothesis_settings
-from tests.support.common import toml
+from tests.support.common import require, toml
 
 from suffice.gateway import BackgroundServer
 from suffice.providers.fake import FakeUpstream
@@ -44,3 +47,19 @@ def config(tmp_path: Path, fake: FakeUpstream) -> Callable[..., Path]:
 def gateway(config: Callable[..., Path]) -> Iterator[BackgroundServer]:
     with BackgroundServer(config()) as server:
         yield server
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """The URL of a new, empty database on the server that SUFFICE_TEST_POSTGRES names."""
+    server = os.environ.get("SUFFICE_TEST_POSTGRES", "")
+    require("postgres", bool(server), "SUFFICE_TEST_POSTGRES is not set")
+    url = sa.make_url(server)
+    name = f"test_{uuid.uuid4().hex}"
+    engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield url.set(database=name).render_as_string(hide_password=False)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    engine.dispose()

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.support.common import require
 
 from suffice import features
 from suffice.errors import ArtifactError, StoreError, UsageError
@@ -76,20 +75,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["file", "memory", pytest.param("postgres", marks=pytest.mark.postgres)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
-    """An empty store over each engine. SUFFICE_TEST_POSTGRES is the URL of an empty database."""
+    """An empty store over each engine."""
     url = {"file": f"sqlite:///{tmp_path / 's.db'}", "memory": "sqlite://"}.get(request.param)
     if url is None:
-        url = os.environ.get("SUFFICE_TEST_POSTGRES", "")
-        require("postgres", bool(url), "SUFFICE_TEST_POSTGRES is not set")
+        url = request.getfixturevalue("postgres_url")
     opened = open_store(url, embed=lambda x: x.embedding)
     yield opened
     opened.close()
-    if request.param == "postgres":
-        engine = opening.create_engine(url)
-        with engine.begin() as connection:
-            schema.metadata.drop_all(connection)
-            connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
-        engine.dispose()
 
 
 def test_it_is_a_store(store: SqlStore) -> None:

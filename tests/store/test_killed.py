@@ -11,10 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.support.common import require
 from tests.support.records import at_0001, child, record
 
-from suffice.store import engine as opening
 from suffice.store import open_store, schema
 from suffice.store.sql import SqlStore
 
@@ -65,11 +63,12 @@ while True:
 
 
 @pytest.mark.parametrize("engine", ["file", pytest.param("postgres", marks=pytest.mark.postgres)])
-def test_killed_at_random_points_feedback_and_learning_agree(tmp_path: Path, engine: str) -> None:
+def test_killed_at_random_points_feedback_and_learning_agree(
+    request: pytest.FixtureRequest, tmp_path: Path, engine: str
+) -> None:
     url = f"sqlite:///{tmp_path / 's.db'}"
     if engine == "postgres":
-        url = os.environ.get("SUFFICE_TEST_POSTGRES", "")
-        require("postgres", bool(url), "SUFFICE_TEST_POSTGRES is not set")
+        url = request.getfixturevalue("postgres_url")
     store = open_store(url)
     for n in range(DECISIONS):
         store.append(record(n))
@@ -100,11 +99,6 @@ def test_killed_at_random_points_feedback_and_learning_agree(tmp_path: Path, eng
         _agree(store, said)
     finally:
         store.close()
-        if engine == "postgres":
-            with (emptied := opening.create_engine(url)).begin() as connection:
-                schema.metadata.drop_all(connection)
-                connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
-            emptied.dispose()
 
 
 def _agree(store: SqlStore, said: set[str]) -> None:

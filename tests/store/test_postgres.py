@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
-from tests.support.common import require
 from tests.support.records import child, record
 
 from suffice.store import engine as opening
@@ -20,16 +18,8 @@ pytestmark = pytest.mark.postgres
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    """An empty database; emptied again afterwards."""
-    found = os.environ.get("SUFFICE_TEST_POSTGRES", "")
-    require("postgres", bool(found), "SUFFICE_TEST_POSTGRES is not set")
-    yield found
-    engine = opening.create_engine(found)
-    with engine.begin() as connection:
-        schema.metadata.drop_all(connection)
-        connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
-    engine.dispose()
+def url(postgres_url: str) -> str:
+    return postgres_url
 
 
 @pytest.fixture

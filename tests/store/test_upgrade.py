@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.common import require
 from tests.support.records import at_0001, record
 
-from suffice.store import engine as opening
-from suffice.store import open_store, schema
+from suffice.store import open_store
 from suffice.store.rows import DECISION_0001, RecordRows, attempt_row, to_rows
 from suffice.store.spool import Spool
 from suffice.types import Feedback
 
 
 @pytest.fixture(params=["file", pytest.param("postgres", marks=pytest.mark.postgres)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where an empty database may be made; emptied again afterwards."""
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database."""
     if request.param == "file":
-        yield f"sqlite:///{tmp_path / 's.db'}"
-        return
-    found = os.environ.get("SUFFICE_TEST_POSTGRES", "")
-    require("postgres", bool(found), "SUFFICE_TEST_POSTGRES is not set")
-    yield found
-    engine = opening.create_engine(found)
-    with engine.begin() as connection:
-        schema.metadata.drop_all(connection)
-        connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
-    engine.dispose()
+        return f"sqlite:///{tmp_path / 's.db'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
 
 
 def test_nothing_is_lost_and_everything_goes_on(url: str) -> None:
