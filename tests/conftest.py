@@ -56,7 +56,9 @@ def postgres_url() -> Iterator[str]:
     require("postgres", bool(server), "SUFFICE_TEST_POSTGRES is not set")
     url = sa.make_url(server)
     name = f"test_{uuid.uuid4().hex}"
-    engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    engine = sa.create_engine(
+        url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
     with engine.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     yield url.set(database=name).render_as_string(hide_password=False)
