@@ -189,18 +189,27 @@ def test_the_router_in_python(config: Callable[..., Path], fake: FakeUpstream) -
         router.close()
 
 
-def test_fallbacks_have_a_price_ceiling(config: Callable[..., Path], fake: FakeUpstream) -> None:
-    routes = """
+@pytest.mark.parametrize(
+    ("ceiling", "answers"),
+    [
+        ("", "p/strong"),  # what the operator lists is used, whatever it costs
+        ("fallback_max_usd_per_query = 0.0005", "p/spare"),
+    ],
+)
+def test_a_listed_fallback_is_used_unless_it_is_above_a_configured_ceiling(
+    config: Callable[..., Path], fake: FakeUpstream, ceiling: str, answers: str
+) -> None:
+    routes = f"""
 [routes.careful]
 models = ["p/weak"]
 fallbacks = ["p/strong", "p/spare"]
+{ceiling}
 """
     models = '[models."p/spare"]\ninput_usd_per_mtok = 0.1\noutput_usd_per_mtok = 0.1\n'
     fake.set_model("weak", {"actions": [{"status": 503, "repeat": True}]})
     fake.set_model("spare", {"reply": "spare"})
     with suffice.Client(config(routes, models), max_retries=0) as client:
-        # p/strong is dearer than anything the route agreed to; p/spare is not.
-        assert client.chat.completions.create(model="careful", messages=ASK).model == "p/spare"
+        assert client.chat.completions.create(model="careful", messages=ASK).model == answers
 
 
 def test_a_session_keeps_its_model_after_a_failover(

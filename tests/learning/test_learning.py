@@ -249,21 +249,18 @@ def test_a_route_says_how_much_is_explored(tmp_path: Path) -> None:
 
 
 def test_exploring_is_paid_for_by_what_the_route_spends(made: Router) -> None:
-    from suffice.dialects.openai_request import parse_chat
-
     learning = made.start_learning(thread=False)
     learning.step(1000.0)
     route = made.resolve("auto")
     plain = made.route("hello")
     usd = plain.predictions[0].cost_usd
     assert usd is not None
-    made._spend["auto"] = usd / 1000.0
+    route.mean_cost_usd = usd / 1000.0
     poor = made.route("hello")
     assert 0.0 < 1.0 - poor.propensity < 0.1 * (1.0 - plain.propensity)
-    body = msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": "hi"}]})
     for _ in range(2000):
-        made._evaluate(parse_chat(body, {}), route, serves=True)
-    assert made._spend["auto"] == pytest.approx(usd, rel=0.1)
+        route.update_mean_cost(made.route("hi"))
+    assert route.mean_cost_usd == pytest.approx(usd, rel=0.1)
 
 
 def test_what_was_explored_can_be_drawn_again(made: Router) -> None:

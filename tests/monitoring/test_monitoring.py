@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from suffice.monitoring import reading, sampling
 from suffice.monitoring import sequential_test as watches
 from suffice.monitoring.sequential_test import SequentialTest
 from suffice.providers.fake import FakeUpstream
+from suffice.routing.selector import DecisionIds
 from suffice.types import (
     Attempt,
     Decision,
@@ -522,7 +524,7 @@ def test_an_answer_that_turns_bad_is_seen_and_the_reference_serves_in_every_work
                 assert 'suffice_watch_loss{route="safe"}' in metrics
             assert caplog.text.count("raised an alarm") == 2, "once a worker"
             # What was learned of the traffic meanwhile, or a promotion, does not end it.
-            t.router._swap("safe", None, None)
+            t.router.routes["safe"].set_policy(None, None, lambda policy: None)
             t.step()
             (raw,) = await t.ask()
             assert raw.headers["x-suffice-model"] == "p/strong"
@@ -587,7 +589,8 @@ def test_a_conversation_does_not_stay_with_a_model_after_the_alarm(
         await t.ask()
         raw = await create(model="safe", messages=chat)
         assert raw.headers["x-suffice-model"] == "p/weak"
-        t.router._rely("safe", t.router._serving("safe").certificate, "an alarm")
+        route = t.router.routes["safe"]
+        route.set_certificate(route.serving.certificate, "an alarm")
         raw = await create(model="safe", messages=chat)
         assert raw.headers["x-suffice-model"] == "p/strong"
 
@@ -597,31 +600,31 @@ def test_a_conversation_does_not_stay_with_a_model_after_the_alarm(
 def test_traffic_learned_of_meanwhile_does_not_undo_an_alarm(path: Path) -> None:
     with router(path) as r:
         route = r.routes["safe"]
-        told = r._serving("safe").certificate
-        assert told is not None
-        r._rely("safe", told, "an alarm")
-        sketch = r._sketches["safe"]
+        before = route.serving
+        assert before.certificate is not None
+        route.set_certificate(before.certificate, "an alarm")
+        alarmed = route.serving
         d = r.route(EASY, route="safe")
-        for _ in range(1000):
-            if sketch.add(d):
-                break
-        else:
-            pytest.fail("the sketch never fills")
-        sketch.add = lambda decision: True  # type: ignore[method-assign]
-        r._learn_traffic(route, d)  # of a request that began before the alarm
-        assert r._serving("safe").alarm == "an alarm"
-        r._learn_traffic(r.routes["safe"], d)  # and of one after it: the alarm is kept
-        assert r._serving("safe").alarm == "an alarm"
+        for _ in range(1000):  # requests that began before the alarm
+            route.observe(d, before)
+        assert route.serving is alarmed
+        for _ in range(1000):  # and after it
+            route.observe(d, route.serving)
+        assert route.serving.policy is not alarmed.policy
+        assert route.serving.alarm == "an alarm"
         assert r.route(EASY, route="safe").model == "p/strong"
 
 
 # Labels as they are stored, without a call of any model.
 
 
+IDS = DecisionIds(random.Random())
+
+
 def recorded(r: suffice.Router, model: str, n: int, **changed: Any) -> list[str]:
     ids = []
     for _ in range(n):
-        d = decided(r._new_id(), model, **changed)
+        d = decided(IDS.new(), model, **changed)
         usage = Usage(10, 10)
         r.store.append(
             RequestRecord(
@@ -641,7 +644,9 @@ def recorded(r: suffice.Router, model: str, n: int, **changed: Any) -> list[str]
 
 def labelled(r: suffice.Router, ids: Sequence[str], loss: float | Sequence[float]) -> None:
     losses = [loss] * len(ids) if isinstance(loss, float) else loss
-    key = sampling.label_key(certificates.load(r._certificate_file(r._specs["safe"])))
+    certificate = r.routes["safe"].serving.certificate
+    assert certificate is not None
+    key = sampling.label_key(certificate)
     r.store.feedback.append(
         [
             suffice.types.Feedback(decision_id=i, score=1.0 - x, source="audit", key=key)
@@ -653,8 +658,6 @@ def labelled(r: suffice.Router, ids: Sequence[str], loss: float | Sequence[float
 
 @pytest.mark.slow
 def test_no_drift_no_alarm_over_a_long_run(path: Path) -> None:
-    import random
-
     draw = random.Random(5)
     with router(path) as r:
         t = r.start_monitoring(thread=False)

@@ -39,7 +39,8 @@ from suffice.gateway.render import (
 
 if TYPE_CHECKING:
     from suffice.gateway.auth import Auth
-    from suffice.router import RoutedResponse, Router
+    from suffice.router import Router
+    from suffice.routing.response import RoutedResponse
 
 Scope = MutableMapping[str, Any]
 AsgiReceive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -230,7 +231,7 @@ class ChatEndpoint:
 
     async def _send_whole(self, send: AsgiSend, answer: RoutedResponse, request_id: bytes) -> None:
         body = answer.body
-        if answer.explain:
+        if answer.query.options.explain:
             fields = _decode_fields(body)
             fields["suffice"] = msgspec.Raw(to_json(answer.explanation()))
             body = to_json(fields)
@@ -306,7 +307,7 @@ class SSEWriter:
                 self._last_s = self._loop.time()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             tail = DONE
-            if answer.explain:
+            if answer.query.options.explain:
                 extra: dict[str, Any] = {"object": "chat.completion.chunk", "choices": []}
                 extra["suffice"] = answer.explanation()
                 tail = b"data: " + to_json(extra) + b"\n\n" + DONE

@@ -130,7 +130,7 @@ def create_rest(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette
         auth.check(_headers(request))
         rows = [
             {"id": name, "object": "model", "created": 0, "owned_by": "suffice"}
-            for name in router.route_names()
+            for name in router.routes
         ]
         rows += [
             {"id": m.name, "object": "model", "created": 0, "owned_by": m.provider}
@@ -142,7 +142,7 @@ def create_rest(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette
         auth.check(_headers(request))
         name = request.path_params["name"]
         target = router.resolve(name)
-        owner = target.models[0].provider if target.bypass else "suffice"
+        owner = target.models[0].provider if target.is_pinned else "suffice"
         row = {"id": name, "object": "model", "created": 0, "owned_by": owner}
         return _json(row, request)
 

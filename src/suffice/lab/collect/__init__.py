@@ -23,7 +23,7 @@ from suffice.errors import UsageError
 from suffice.lab.collect import judge as judging
 from suffice.lab.collect import sampling, scorers, write
 from suffice.lab.collect.budget import Budget, priced
-from suffice.lab.collect.calls import Asker, LabRouter, make_router
+from suffice.lab.collect.calls import Asker, make_router
 from suffice.lab.collect.forecast import Forecast, forecast
 from suffice.lab.collect.journal import VERSION, Ledger, Sampled
 from suffice.lab.collect.journal import Run as RunRecord
@@ -33,6 +33,7 @@ from suffice.lab.collect.run_state import RunState
 from suffice.lab.collect.summary import ModelSummary, Summary, fill
 from suffice.lab.predictors.base import extract_table
 from suffice.policies.priors import list_price
+from suffice.router import Router
 from suffice.types import Model
 
 __all__ = ["Declined", "Forecast", "ModelSummary", "Options", "Screen", "Summary", "collect"]
@@ -292,7 +293,7 @@ def _sample(book: RunState, o: Options) -> Sampled | None:
 async def _run(
     book: RunState,
     rows: Sequence[int],
-    router: LabRouter,
+    router: Router,
     o: Options,
     told: Forecast,
     screen: Screen,

@@ -46,16 +46,13 @@ _NEW_NAME = frozenset({"openai", "azure"})  # providers that call the limit max_
 
 
 class NullStore:
+    """A store for calls that leave no decision: labels are not traffic."""
+
     def append(self, record: object) -> None:
-        """Labels are no traffic: they leave no decision in the operator's store."""
+        """Drop the record."""
 
-
-class LabRouter(Router):
-    """A router whose calls leave nothing in the store."""
-
-    @property
-    def store(self) -> Store:
-        return cast(Store, NullStore())  # `answer` only ever appends
+    def close(self) -> None:
+        """Do nothing."""
 
 
 # ── which models ─────────────────────────────────────────────────────────────────────────────────
@@ -63,7 +60,7 @@ class LabRouter(Router):
 
 def make_router(
     path: str | None, names: Sequence[str], env: Mapping[str, str]
-) -> tuple[LabRouter, tuple[Model, ...]]:
+) -> tuple[Router, tuple[Model, ...]]:
     """A router over exactly these models, and the models in the order of `names`.
 
     Raises ConfigError for a model that is not known, with the nearest names, or that has no key.
@@ -87,7 +84,7 @@ def make_router(
                 field="--models",
                 remedy=f"Set {key}.",
             )
-    return LabRouter(resolved, env=env), tuple(usable[n] for n in full)
+    return Router(resolved, env=env, store=cast(Store, NullStore())), tuple(usable[n] for n in full)
 
 
 def _full_name(name: str, settings: config.Settings) -> str:

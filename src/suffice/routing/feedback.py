@@ -1,0 +1,82 @@
+"""Feedback from clients: validated, stored, observed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+import msgspec
+
+from suffice.errors import NotFoundError
+from suffice.feedback import validation
+from suffice.types import Feedback
+
+if TYPE_CHECKING:
+    from suffice.routing.services import Services
+    from suffice.telemetry import Telemetry
+
+
+class FeedbackResult(TypedDict, total=False):
+    """What became of one item of a batch."""
+
+    decision_id: str
+    status: str  # "stored", "not_found" or "invalid"
+    message: str  # why it was not stored
+    param: str  # the field at fault
+
+
+class FeedbackService:
+    """Takes scores of decisions."""
+
+    def __init__(self, services: Services, telemetry: Telemetry) -> None:
+        self._services = services
+        self._telemetry = telemetry
+
+    def add(self, fields: Mapping[str, object], key_id: str | None) -> Feedback:
+        """Store one score.
+
+        Args:
+            fields: decision_id, score or verdict, and optional source, comment, key, created.
+            key_id: the client's key, which may score its own decisions only; None = any.
+
+        Raises:
+            NotFoundError: there is no such decision.
+            BadRequestError: a field is missing or has the wrong type.
+            UnprocessableError: a field is out of range.
+            StoreError: the score cannot be stored now.
+        """
+        feedback = validation.checked(fields, time.time())
+        if not self._services.store.feedback.add(feedback, key_id=key_id):
+            raise NotFoundError(_unknown(feedback.decision_id), param="decision_id")
+        self._telemetry.feedback(feedback)
+        return feedback
+
+    def add_batch(
+        self, batch: Sequence[Mapping[str, object]], key_id: str | None
+    ) -> list[FeedbackResult]:
+        """Store up to 1,000 scores in one transaction; one result per item, in order."""
+        items = validation.checked_batch(batch, time.time())
+        scores = [item for item in items if isinstance(item, Feedback)]
+        stored = iter(self._services.store.feedback.add_batch(scores, key_id=key_id))
+        results: list[FeedbackResult] = []
+        for item in items:
+            if not isinstance(item, Feedback):
+                results.append(msgspec.convert(item, FeedbackResult))
+            elif next(stored):
+                self._telemetry.feedback(item)
+                results.append({"decision_id": item.decision_id, "status": "stored"})
+            else:
+                results.append(
+                    {
+                        "decision_id": item.decision_id,
+                        "status": "not_found",
+                        "message": _unknown(item.decision_id),
+                        "param": "decision_id",
+                    }
+                )
+        return results
+
+
+def _unknown(decision_id: str) -> str:
+    return f"There is no decision {decision_id!r}."

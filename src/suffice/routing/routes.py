@@ -1,0 +1,486 @@
+"""Named routes: which models each may use, and what it serves now.
+
+Everything about a route that may change while it serves is in one frozen `Serving`, which is replaced
+as a whole under a lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import nan
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from suffice import features, policies
+from suffice.artifacts import certificate as certificates
+from suffice.artifacts.certificate import Certificate
+from suffice.errors import BadRequestError, ConfigError, ModelNotFoundError
+from suffice.policies.base import Certifiable, TrafficAware, TrafficWindow
+from suffice.types import (
+    Candidate,
+    Decision,
+    Features,
+    Model,
+    Objective,
+    PlanStep,
+    Policy,
+    Prediction,
+    RetryPolicy,
+    RoutingOptions,
+    Session,
+    Timeouts,
+)
+
+if TYPE_CHECKING:
+    from suffice.catalog import Catalog
+    from suffice.config import RouteSpec
+    from suffice.learning.exploration import FrozenPosterior
+    from suffice.pool import Pool
+
+_MEAN_COST_WEIGHT = 0.01  # of a new query in a route's mean predicted cost
+_MAX_CLIENT_POOLS = 1024
+_BEST = Objective(kind="best")
+
+
+class Serving(msgspec.Struct, frozen=True):
+    """What a route serves now.
+
+    Attributes:
+        policy: decides the next request.
+        certificate: what `max_quality_loss` relies on.
+        alarm: why the certificate is not relied on now; empty = it is.
+        version: the snapshot that `policy` was loaded from; None = the configured policy.
+        adaptive: `policy` itself if it solves its objective over the route's traffic, else None.
+        traffic: the recent decisions that `adaptive` adapts to.
+    """
+
+    policy: Policy
+    certificate: Certificate | None = None
+    alarm: str = ""
+    version: str | None = None
+    adaptive: TrafficAware | None = None
+    traffic: TrafficWindow | None = None
+
+    @classmethod
+    def of(
+        cls,
+        policy: Policy,
+        certificate: Certificate | None = None,
+        alarm: str = "",
+        version: str | None = None,
+        traffic: TrafficWindow | None = None,
+    ) -> Serving:
+        """Check once what the policy can do.
+
+        Args:
+            policy: the policy as it was loaded.
+            certificate: put in force if the policy is certifiable.
+            alarm: see the class.
+            version: see the class.
+            traffic: goes on with this window; None = starts a new one.
+        """
+        if isinstance(policy, Certifiable):
+            policy = policy.with_certificate(certificate, alarm)
+        else:
+            certificate, alarm = None, ""
+        adaptive = policy if isinstance(policy, TrafficAware) else None
+        if adaptive is not None and traffic is None:
+            traffic = adaptive.traffic_window()
+        return cls(policy, certificate, alarm, version, adaptive, traffic)
+
+
+class PinnedModel:
+    """The policy of a request for one model by name: recorded, not routed."""
+
+    name = "bypass"
+    version = "bypass-1"
+
+    def decide(
+        self,
+        x: Features,
+        candidates: tuple[Candidate, ...],
+        objective: Objective,
+        session: Session | None = None,
+        *,
+        id: str = "",
+        seed: int = 0,
+        max_output_tokens: int | None = None,
+    ) -> Decision:
+        """Choose the first candidate and predict nothing."""
+        model = candidates[0].model.name
+        return Decision(
+            id=id,
+            model=model,
+            plan=(PlanStep(model),),
+            predictions=(Prediction(model, None, None, None, 1.0),),
+            reason=f"{model} was asked for by name: recorded, not routed.",
+            policy=self.name,
+            policy_version=self.version,
+            objective=objective,
+            basis="bypass",
+        )
+
+
+_PINNED = Serving(PinnedModel())
+
+
+class Route:
+    """A named pool of models with a policy and an objective.
+
+    Attributes:
+        name: what clients ask for.
+        pool: the models that the policy chooses from.
+        reachable: `pool` and `fallbacks`.
+        fallbacks: models that are tried after the plan of the policy.
+        objective: the operator's.
+        fallback_max_usd_per_query: the ceiling for a fallback's predicted cost; None = no ceiling.
+        timeouts: of every attempt.
+        retries: of every request.
+        explore_share: share of new conversations that explore; 0 = never.
+        implicit_feedback: weight of each implicit signal that is enabled.
+        is_pinned: one model that a client named instead of a route.
+        serving: what decides now. Read it once per request.
+        mean_cost_usd: mean predicted cost of a query, while the route explores.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pool: Pool,
+        serving: Serving,
+        objective: Objective,
+        *,
+        fallbacks: Pool,
+        reachable: Pool,
+        fallback_max_usd_per_query: float | None = None,
+        timeouts: Timeouts,
+        retries: RetryPolicy,
+        explore_share: float = 0.0,
+        implicit_feedback: Mapping[str, float] | None = None,
+        is_pinned: bool = False,
+    ) -> None:
+        self.name = name
+        self.pool = pool
+        self.fallbacks = fallbacks
+        self.reachable = reachable
+        self.objective = objective
+        self.fallback_max_usd_per_query = fallback_max_usd_per_query
+        self.timeouts = timeouts
+        self.retries = retries
+        self.explore_share = explore_share
+        self.implicit_feedback = implicit_feedback or {}
+        self.is_pinned = is_pinned
+        self.serving = serving
+        self.mean_cost_usd: float | None = None
+        self._configured = serving.policy
+        self._lock = threading.Lock()
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models that the policy chooses from."""
+        return self.pool.models
+
+    @property
+    def configured_policy(self) -> Policy:
+        """The policy that the configuration names."""
+        return self._configured
+
+    def objective_for(self, options: RoutingOptions) -> Objective:
+        """The client's objective if it has one, else the route's.
+
+        Raises:
+            BadRequestError: the client's objective is not valid.
+        """
+        if options.objective is None or self.is_pinned:
+            if options.sort is None or self.is_pinned:
+                return self.objective
+            return Objective(kind="cheapest" if options.sort == "price" else "fastest")
+        try:
+            objective = policies.parse_objective(options.objective)
+            if objective.kind == "usd_per_day":
+                raise ValueError("objective.usd_per_day: a budget is the route's, not a request's")
+        except ValueError as error:
+            raise BadRequestError(
+                f"{error}.", param="suffice.objective", code="invalid_value"
+            ) from None
+        return objective
+
+    # ── what changes while serving ───────────────────────────────────────────────────────────────
+
+    def set_policy(
+        self, policy: Policy | None, version: str | None, prepare: Callable[[Policy], None]
+    ) -> None:
+        """Serve another policy from the next request on, under the same certificate and alarm.
+
+        Args:
+            policy: None = the configured one.
+            version: the snapshot that it was loaded from.
+            prepare: warms the policy up before any request meets it.
+        """
+        while version != (now := self.serving).version:
+            serving = Serving.of(policy or self._configured, now.certificate, now.alarm, version)
+            prepare(serving.policy)
+            with self._lock:
+                if self.serving.certificate is now.certificate and self.serving.alarm == now.alarm:
+                    self.serving = serving
+
+    def set_certificate(self, certificate: Certificate | None, alarm: str = "") -> None:
+        """Serve under another certificate, or under an alarm, from the next request on."""
+        with self._lock:
+            now = self.serving
+            self.serving = Serving.of(now.policy, certificate, alarm, now.version, now.traffic)
+
+    def observe(self, decision: Decision, serving: Serving) -> None:
+        """Add a decision to the traffic that the policy adapts to.
+
+        Args:
+            decision: as the policy made it.
+            serving: what it was made under. If that was replaced meanwhile, the policy that
+                replaced it stays.
+        """
+        traffic, adaptive = serving.traffic, serving.adaptive
+        if traffic is None or adaptive is None or not traffic.add(decision):
+            return
+        policy = adaptive.with_traffic(traffic)
+        with self._lock:
+            now = self.serving
+            if now is serving:
+                self.serving = Serving.of(
+                    policy, now.certificate, now.alarm, now.version, now.traffic
+                )
+
+    # ── exploration ──────────────────────────────────────────────────────────────────────────────
+
+    def update_mean_cost(self, decision: Decision) -> None:
+        """Add the predicted cost of the chosen model to the mean of about the last hundred."""
+        model = decision.model
+        usd = next((p.cost_usd for p in decision.predictions if p.model == model), None)
+        if usd is not None:
+            mean = usd if self.mean_cost_usd is None else self.mean_cost_usd
+            self.mean_cost_usd = mean + _MEAN_COST_WEIGHT * (usd - mean)
+
+    def explore(self, decision: Decision, posterior: FrozenPosterior | None) -> Decision:
+        """Now and then put another model first, to learn how well it does.
+
+        Args:
+            decision: the policy's, made without randomness.
+            posterior: what is known of the models' quality; None = nothing yet.
+
+        Returns:
+            The decision with the probability of each model, and the sampled model first.
+        """
+        if posterior is None:
+            return decision
+        predictions = decision.predictions
+        quality = [p.quality for p in predictions if p.quality is not None]
+        if len(quality) < len(predictions):
+            return decision
+        names = [p.model for p in predictions]
+        objective = self.objective
+        worth = objective.value if objective.kind == "worth_usd" else None
+        sampled = posterior.sample(
+            names,
+            quality,
+            [nan if p.cost_usd is None else p.cost_usd for p in predictions],
+            names.index(decision.model),
+            seed=decision.seed,
+            quality_per_usd=1.0 / worth if worth else 0.0,
+            spend_usd=self.mean_cost_usd,
+        )
+        propensity = sampled.propensities[sampled.action]
+        if propensity == 1.0:
+            return decision
+        model = names[sampled.action]
+        explored = tuple(
+            [
+                msgspec.structs.replace(p, propensity=share)
+                for p, share in zip(predictions, sampled.propensities, strict=True)
+            ]
+        )
+        if not sampled.explored:
+            return msgspec.structs.replace(decision, predictions=explored, propensity=propensity)
+        others = [PlanStep(s.model, "failover") for s in decision.plan if s.model != model]
+        return msgspec.structs.replace(
+            decision,
+            model=model,
+            plan=(PlanStep(model, "choice"), *others),
+            predictions=explored,
+            propensity=propensity,
+            reason=f"{model}: explored (one of {propensity:.2%} of new conversations) instead of "
+            f"{decision.model}, to learn how well it does.",
+            explored=True,
+        )
+
+
+class RouteTable:
+    """All routes by name, and the models that a client may name instead."""
+
+    def __init__(self, specs: Iterable[RouteSpec], catalog: Catalog, source: str) -> None:
+        """Load the policy of each route.
+
+        Args:
+            specs: the routes of the configuration.
+            catalog: the models in use.
+            source: the file of the configuration; paths are relative to it.
+
+        Raises:
+            ConfigError: a policy is unknown or cannot be certified.
+            ArtifactError: an artifact or a certificate cannot be used.
+        """
+        self._catalog = catalog
+        self._no_models = catalog.pool(())
+        self._routes = {spec.name: self._build(spec, source) for spec in specs}
+        self._pinned: dict[str, Route] = {}
+        self._pools: dict[tuple[str, ...], Pool] = {}
+
+    def __getitem__(self, name: str) -> Route:
+        return self._routes[name]
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes.values())
+
+    @property
+    def by_name(self) -> Mapping[str, Route]:
+        """The configured routes by name."""
+        return self._routes
+
+    def get(self, name: str) -> Route | None:
+        """A configured route, or None."""
+        return self._routes.get(name)
+
+    def resolve(self, name: str) -> Route:
+        """The route of a request.
+
+        Args:
+            name: a route, `suffice/` and a route, or a model.
+
+        Raises:
+            ModelNotFoundError: neither a route nor a model; offers the nearest names.
+        """
+        route = self._routes.get(name)
+        if route is None:
+            route = self._routes.get(name.removeprefix("suffice/"))
+        if route is None:
+            route = self._pinned.get(name)
+        return self._pin(name) if route is None else route
+
+    def pool_for(self, route: Route, options: RoutingOptions) -> Pool:
+        """The models that the policy may choose from: the route's, or those the client names.
+
+        Raises:
+            ModelNotFoundError: the client names a model that is unknown.
+        """
+        names = options.models
+        if names is None:
+            return route.pool
+        pool = self._pools.get(names)
+        if pool is None:
+            models = dict.fromkeys(m for name in names for m in self._models_of(name))
+            pool = self._catalog.pool(models)
+            if len(self._pools) >= _MAX_CLIENT_POOLS:
+                self._pools.clear()
+            self._pools[names] = pool
+        return pool
+
+    def _models_of(self, name: str) -> tuple[Model, ...]:
+        try:
+            return self.resolve(name).models
+        except ModelNotFoundError as error:
+            error.param = "models"
+            raise
+
+    def _pin(self, name: str) -> Route:
+        try:
+            model = self._catalog.get(name)
+        except ModelNotFoundError:
+            raise ModelNotFoundError(name, [*self._routes, *self._catalog.names()]) from None
+        first = next(iter(self._routes.values()))
+        pool = self._catalog.pool((model,))
+        route = self._pinned[name] = Route(
+            model.name,
+            pool,
+            _PINNED,
+            _BEST,
+            fallbacks=self._no_models,
+            reachable=pool,
+            timeouts=first.timeouts,
+            retries=first.retries,
+            is_pinned=True,
+        )
+        return route
+
+    def _build(self, spec: RouteSpec, source: str) -> Route:
+        return Route(
+            spec.name,
+            self._catalog.pool(spec.models),
+            load_serving(spec, source),
+            spec.objective,
+            fallbacks=self._catalog.pool(spec.fallbacks),
+            reachable=self._catalog.pool(dict.fromkeys((*spec.models, *spec.fallbacks))),
+            fallback_max_usd_per_query=spec.fallback_max_usd_per_query,
+            timeouts=spec.timeouts,
+            retries=spec.retries,
+            explore_share=spec.explore if spec.learning == "on" else 0.0,
+            implicit_feedback=spec.implicit,
+        )
+
+
+def load_serving(spec: RouteSpec, source: str) -> Serving:
+    """The policy that a configuration names, under the route's certificate if there is one.
+
+    Args:
+        spec: the route.
+        source: the file of the configuration; paths are relative to it.
+
+    Raises:
+        ConfigError: the policy is unknown or cannot be certified.
+        ArtifactError: the artifact or the certificate cannot be used.
+    """
+    policy = load_policy(spec, source)
+    path = certificate_path(spec, source)
+    if path is None or (spec.certificate is None and not path.exists()):
+        return Serving.of(policy)
+    if not isinstance(policy, Certifiable):
+        raise ConfigError(
+            f"The policy {spec.policy!r} cannot be certified.",
+            field=f"routes.{spec.name}.certificate",
+            source=source,
+        )
+    return Serving.of(policy, certificates.load(path))
+
+
+def load_policy(spec: RouteSpec, source: str) -> Policy:
+    """The policy that a configuration names, without a certificate.
+
+    Args:
+        spec: the route.
+        source: the file of the configuration; paths are relative to it.
+
+    Raises:
+        ConfigError: the policy is unknown.
+        ArtifactError: the artifact cannot be used.
+    """
+    if policies.is_path(spec.policy):
+        return policies.load_trained(resolve_path(spec.policy, source))
+    try:
+        return policies.make(spec.policy, features.SIGNAL_NAMES)
+    except ValueError as error:
+        raise ConfigError(f"{error}.", field=f"routes.{spec.name}.policy", source=source) from None
+
+
+def certificate_path(spec: RouteSpec, source: str) -> Path | None:
+    """The file of a route's certificate, whether it exists or not; None if none is configured."""
+    if spec.certificate is not None:
+        return Path(resolve_path(spec.certificate, source))
+    if policies.is_path(spec.policy):
+        return certificates.default_path(resolve_path(spec.policy, source))
+    return None
+
+
+def resolve_path(name: str, source: str) -> str:
+    """A file that the configuration names: next to it if it exists there, else from where we are."""
+    path = Path(source).parent / name
+    return str(path if path.exists() else name)
