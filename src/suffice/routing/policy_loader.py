@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from suffice import features, policies
 from suffice.artifacts import certificate
-from suffice.config import RouteSpec
 from suffice.errors import ConfigError
 from suffice.types import Policy
+
+if TYPE_CHECKING:
+    from suffice.config import RouteSpec  # pydantic: 100 ms
 
 
 def load_policy(spec: RouteSpec, source: str) -> Policy:

@@ -9,28 +9,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import nan
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from suffice import features, policies
-from suffice.artifacts import certificate as certificates
+from suffice import policies
 from suffice.artifacts.certificate import Certificate
-from suffice.errors import BadRequestError, ConfigError, ModelNotFoundError
-from suffice.policies.base import Certifiable, TrafficAware, TrafficWindow
+from suffice.errors import BadRequestError, ModelNotFoundError
+from suffice.routing.policy_loader import load_policy
+from suffice.routing.serving import PinnedModel, Serving
 from suffice.types import (
-    Candidate,
     Decision,
-    Features,
     Model,
     Objective,
     PlanStep,
     Policy,
-    Prediction,
     RetryPolicy,
     RoutingOptions,
-    Session,
     Timeouts,
 )
 
@@ -43,87 +38,6 @@ if TYPE_CHECKING:
 _MEAN_COST_WEIGHT = 0.01  # of a new query in a route's mean predicted cost
 _MAX_CLIENT_POOLS = 1024
 _BEST = Objective(kind="best")
-
-
-class Serving(msgspec.Struct, frozen=True):
-    """What a route serves now.
-
-    Attributes:
-        policy: decides the next request.
-        certificate: what `max_quality_loss` relies on.
-        alarm: why the certificate is not relied on now; empty = it is.
-        version: the snapshot that `policy` was loaded from; None = the configured policy.
-        adaptive: `policy` itself if it solves its objective over the route's traffic, else None.
-        traffic: the recent decisions that `adaptive` adapts to.
-    """
-
-    policy: Policy
-    certificate: Certificate | None = None
-    alarm: str = ""
-    version: str | None = None
-    adaptive: TrafficAware | None = None
-    traffic: TrafficWindow | None = None
-
-    @classmethod
-    def of(
-        cls,
-        policy: Policy,
-        certificate: Certificate | None = None,
-        alarm: str = "",
-        version: str | None = None,
-        traffic: TrafficWindow | None = None,
-    ) -> Serving:
-        """Check once what the policy can do.
-
-        Args:
-            policy: the policy as it was loaded.
-            certificate: put in force if the policy is certifiable.
-            alarm: see the class.
-            version: see the class.
-            traffic: goes on with this window; None = starts a new one.
-        """
-        if isinstance(policy, Certifiable):
-            policy = policy.with_certificate(certificate, alarm)
-        else:
-            certificate, alarm = None, ""
-        adaptive = policy if isinstance(policy, TrafficAware) else None
-        if adaptive is not None and traffic is None:
-            traffic = adaptive.traffic_window()
-        return cls(policy, certificate, alarm, version, adaptive, traffic)
-
-
-class PinnedModel:
-    """The policy of a request for one model by name: recorded, not routed."""
-
-    name = "bypass"
-    version = "bypass-1"
-
-    def decide(
-        self,
-        x: Features,
-        candidates: tuple[Candidate, ...],
-        objective: Objective,
-        session: Session | None = None,
-        *,
-        id: str = "",
-        seed: int = 0,
-        max_output_tokens: int | None = None,
-    ) -> Decision:
-        """Choose the first candidate and predict nothing."""
-        model = candidates[0].model.name
-        return Decision(
-            id=id,
-            model=model,
-            plan=(PlanStep(model),),
-            predictions=(Prediction(model, None, None, None, 1.0),),
-            reason=f"{model} was asked for by name: recorded, not routed.",
-            policy=self.name,
-            policy_version=self.version,
-            objective=objective,
-            basis="bypass",
-        )
-
-
 _PINNED = Serving(PinnedModel())
 
 
@@ -416,7 +330,7 @@ class RouteTable:
         return Route(
             spec.name,
             self._catalog.pool(spec.models),
-            load_serving(spec, source),
+            Serving.configured(load_policy(spec, source)),
             spec.objective,
             fallbacks=self._catalog.pool(spec.fallbacks),
             reachable=self._catalog.pool(dict.fromkeys((*spec.models, *spec.fallbacks))),
@@ -426,61 +340,3 @@ class RouteTable:
             explore_share=spec.explore if spec.learning == "on" else 0.0,
             implicit_feedback=spec.implicit,
         )
-
-
-def load_serving(spec: RouteSpec, source: str) -> Serving:
-    """The policy that a configuration names, under the route's certificate if there is one.
-
-    Args:
-        spec: the route.
-        source: the file of the configuration; paths are relative to it.
-
-    Raises:
-        ConfigError: the policy is unknown or cannot be certified.
-        ArtifactError: the artifact or the certificate cannot be used.
-    """
-    policy = load_policy(spec, source)
-    path = certificate_path(spec, source)
-    if path is None or (spec.certificate is None and not path.exists()):
-        return Serving.of(policy)
-    if not isinstance(policy, Certifiable):
-        raise ConfigError(
-            f"The policy {spec.policy!r} cannot be certified.",
-            field=f"routes.{spec.name}.certificate",
-            source=source,
-        )
-    return Serving.of(policy, certificates.load(path))
-
-
-def load_policy(spec: RouteSpec, source: str) -> Policy:
-    """The policy that a configuration names, without a certificate.
-
-    Args:
-        spec: the route.
-        source: the file of the configuration; paths are relative to it.
-
-    Raises:
-        ConfigError: the policy is unknown.
-        ArtifactError: the artifact cannot be used.
-    """
-    if policies.is_path(spec.policy):
-        return policies.load_trained(resolve_path(spec.policy, source))
-    try:
-        return policies.make(spec.policy, features.SIGNAL_NAMES)
-    except ValueError as error:
-        raise ConfigError(f"{error}.", field=f"routes.{spec.name}.policy", source=source) from None
-
-
-def certificate_path(spec: RouteSpec, source: str) -> Path | None:
-    """The file of a route's certificate, whether it exists or not; None if none is configured."""
-    if spec.certificate is not None:
-        return Path(resolve_path(spec.certificate, source))
-    if policies.is_path(spec.policy):
-        return certificates.default_path(resolve_path(spec.policy, source))
-    return None
-
-
-def resolve_path(name: str, source: str) -> str:
-    """A file that the configuration names: next to it if it exists there, else from where we are."""
-    path = Path(source).parent / name
-    return str(path if path.exists() else name)

@@ -15,7 +15,7 @@ from suffice.artifacts.artifact import Artifact
 from suffice.artifacts.certificate import Certificate
 from suffice.budgets import UNLIMITED
 from suffice.policies.trained import TrainedPolicy
-from suffice.routing.routes import certificate_path
+from suffice.routing.policy_loader import certificate_path
 from suffice.types import (
     Decision,
     Features,
