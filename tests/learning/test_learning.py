@@ -275,7 +275,7 @@ def test_what_was_explored_can_be_drawn_again(made: Router) -> None:
         told = d.predictions
         names = [p.model for p in told]
         chosen = max(range(len(told)), key=lambda i: told[i].propensity)
-        again = belief.draw(
+        again = belief.sample(
             names,
             [p.quality or 0.0 for p in told],
             [p.cost_usd or 0.0 for p in told],

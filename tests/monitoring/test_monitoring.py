@@ -29,6 +29,7 @@ from suffice.monitoring import reading, sampling
 from suffice.monitoring import sequential_test as watches
 from suffice.monitoring.sequential_test import SequentialTest
 from suffice.providers.fake import FakeUpstream
+from suffice.routing.policy_loader import certificate_path
 from suffice.routing.selector import DecisionIds
 from suffice.types import (
     Attempt,
@@ -644,9 +645,10 @@ def recorded(r: suffice.Router, model: str, n: int, **changed: Any) -> list[str]
 
 def labelled(r: suffice.Router, ids: Sequence[str], loss: float | Sequence[float]) -> None:
     losses = [loss] * len(ids) if isinstance(loss, float) else loss
-    certificate = r.routes["safe"].serving.certificate
-    assert certificate is not None
-    key = sampling.label_key(certificate)
+    spec = next(s for s in r.route_specs() if s.name == "safe")
+    file = certificate_path(spec, r.source)
+    assert file is not None
+    key = sampling.label_key(certificates.load(file))
     r.store.feedback.append(
         [
             suffice.types.Feedback(decision_id=i, score=1.0 - x, source="audit", key=key)
