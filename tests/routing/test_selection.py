@@ -22,7 +22,7 @@ PRICES = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0, "context_tokens
 class DownTransport:
     """Every upstream answers 500."""
 
-    def prepare(self, connect_s: float) -> None: ...
+    def prepare(self, urls: Any) -> None: ...
 
     async def send(
         self, url: str, headers: Any, body: bytes, *, stream: bool, timeouts: Timeouts

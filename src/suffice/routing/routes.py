@@ -337,6 +337,6 @@ class RouteTable:
             fallback_max_usd_per_query=spec.fallback_max_usd_per_query,
             timeouts=spec.timeouts,
             retries=spec.retries,
-            explore_share=spec.explore if spec.learning == "on" else 0.0,
-            implicit_feedback=spec.implicit,
+            explore_share=spec.explore_share if spec.learning == "on" else 0.0,
+            implicit_feedback=spec.implicit_feedback,
         )

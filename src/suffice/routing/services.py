@@ -110,8 +110,9 @@ class Services:
     def warm_up(self) -> None:
         """Open store and transport and decide once per route, so that no client waits for it."""
         self.store.warm_up()
+        models, providers = self._config.models, self._config.providers
+        self.transport.prepare(providers[m.provider].base_url for m in models)
         for route in self._routes:
-            self.transport.prepare(route.timeouts.connect_s)
             self._warm_up_policy(route, route.serving.policy)
 
     def _warm_up_policy(self, route: Route, policy: Policy) -> None:
@@ -138,7 +139,7 @@ class Services:
                         spec.learning,
                         spec.models,
                         _artifact(self._routes[spec.name].configured_policy),
-                        spec.explore,
+                        spec.explore_share,
                     )
                     for spec in self._config.routes.values()
                 ],
