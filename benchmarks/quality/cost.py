@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pool import even_ranks
 from provenance import provenance, write_json
 
-from suffice.lab.data.costs import price_outcomes, read_prices
+from suffice.lab.data.costs import outcome_costs, read_prices
 from suffice.lab.data.load import load_table
 from suffice.lab.data.table import Table
 
@@ -103,7 +103,7 @@ def labelled(data: Path, count: int, models: int) -> Table:
     folder = next(f for f in ("mmlu_pro", "paretobandit_val") if (data / f).is_dir())
     table = load_table(data / folder)
     listed = data / "prices.json"
-    cost, known, _ = price_outcomes(table, read_prices(listed) if listed.exists() else None)
+    cost, known, _ = outcome_costs(table, read_prices(listed) if listed.exists() else None)
     table = replace(table, cost_usd=cost).select_models(even_ranks(table, known, models))
     rows = np.flatnonzero(table.complete)
     rng = np.random.default_rng(0)

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from provenance import provenance, write_json
 
 from suffice.lab import stats
-from suffice.lab.data.costs import Prices, price_outcomes, read_prices
+from suffice.lab.data.costs import Prices, outcome_costs, read_prices
 from suffice.lab.data.load import load_table
 from suffice.lab.data.splits import connected_groups, group_kfold
 from suffice.lab.data.table import FloatArray, Table
@@ -97,7 +97,7 @@ class World:
         self.x: Batch = extract_table(self.table)
         self.clusters = connected_groups(self.table)
         self.score, self.paid, self.rows = ground.score, ground.cost, ground.rows
-        self.cost = price_outcomes(self.table, prices)[0]
+        self.cost = outcome_costs(self.table, prices)[0]
         self.singles = ground.singles
         self.zero = frontier.hull_area(self.singles, self.singles)
         self.redraws = stats.ClusterBootstrap(self.clusters[self.rows], draws, 0)
@@ -197,7 +197,7 @@ def _costed(table: Table, prices: Prices) -> Table:
     """The table with costs at list prices, for a command that takes them from the table only."""
     from dataclasses import replace
 
-    return replace(table, cost_usd=price_outcomes(table, prices)[0])
+    return replace(table, cost_usd=outcome_costs(table, prices)[0])
 
 
 def one_case(
@@ -206,7 +206,7 @@ def one_case(
     table = load_table(folder)
     models: Sequence[str] | None
     if isinstance(case.models, int):
-        models = even_ranks(table, price_outcomes(table, prices)[1], case.models)
+        models = even_ranks(table, outcome_costs(table, prices)[1], case.models)
     else:
         models = case.models
     ground = build_eval_set(table, models, prices=prices)

@@ -157,10 +157,10 @@ def test_nan_and_mixed_scales_warn(tmp_path: Path) -> None:
         ("t.jsonl", json.dumps(ROW).encode().replace(b"What", b"Wh\xe4t"), "UTF-8"),
         ("t.csv", b"query_id,prompt,model,score\na,M\xfcnchen,m,1\n", "UTF-8"),
         ("t.csv", b"query_id,prompt,model,score\na,b,c,1,2\n", "more values than columns"),
-        ("t.parquet", b"PAR1 not really", "no Parquet file"),
+        ("t.parquet", b"PAR1 not really", "not a Parquet file"),
         ("t.pkl", b"\x80\x04.", "can run code"),
-        ("t.zip", b"PK", "not read"),
-        ("t", b"x", "not read"),
+        ("t.zip", b"PK", "not supported"),
+        ("t", b"x", "not supported"),
     ],
 )
 def test_unreadable_files_say_why(tmp_path: Path, name: str, content: bytes, said: str) -> None:

@@ -430,7 +430,7 @@ def test_corrupt_rows_are_named_skipped_and_counted(house: House) -> None:
     named = dict(found.skipped_rows)
     for n, _, said in spoiled.values():
         assert said in named[f"dec_{n:011x}"]
-    assert "no distribution" in named["dec_00000000006"]
+    assert "do not sum to 1" in named["dec_00000000006"]
     assert "score 7" in named["dec_00000000007"]
     assert set(named) == {f"dec_{n:011x}" for n in range(8)}
     assert found.decisions == before.decisions - 7

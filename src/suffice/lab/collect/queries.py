@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -18,6 +18,7 @@ from suffice.errors import StoreError, TableError, nearest
 from suffice.lab.data import load, public_formats
 from suffice.lab.data.builder import MISSING_VALUES, TableBuilder
 from suffice.lab.data.readers import Row, read_rows
+from suffice.lab.data.stored import table_from_store
 from suffice.lab.data.table import Table
 
 _EMPTY = (None, "")
@@ -169,7 +170,10 @@ def _json_of(row: Row) -> bytes:
         return msgspec.json.encode([{"role": "user", "content": row.get("prompt")}])
     # Parquet fills every field of a struct, with null where a message has none.
     return msgspec.json.encode(
-        [{k: v for k, v in m.items() if v is not None or k == "content"} for m in messages]
+        [
+            {k: v for k, v in m.items() if v is not None or k == "content"}
+            for m in cast("list[Mapping[str, object]]", messages)  # add_query has checked them
+        ]
     )
 
 
@@ -196,7 +200,7 @@ def _from_original(path: Path, columns: Sequence[str]) -> Pool:
 
 
 def _from_store(url: str) -> Pool:
-    table = public_formats.from_store(url)
+    table = table_from_store(url)
     from suffice.store import open_store
 
     try:

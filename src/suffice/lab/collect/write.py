@@ -40,7 +40,7 @@ def check_out(out: Path) -> None:
             remedy=f"Give a folder (a name without suffix), or one of {', '.join(_FILES)}.",
         )
     if not out.suffix or out.suffix.lower() == ".parquet":
-        readers.import_parquet()
+        readers.require_pyarrow()
     ours = ledger_path(out).exists()
     table = out if out.suffix else out / "queries.parquet"
     if table.exists() and not ours:
@@ -155,8 +155,9 @@ def _csv(rows: list[Row]) -> str:
 
 
 def _parquet(path: Path, rows: list[Row]) -> None:
-    pq = readers.import_parquet()
+    readers.require_pyarrow()
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     fields = [(c, pa.float64() if c in _NUMBERS else pa.string()) for c in rows[0]]
     pq.write_table(pa.Table.from_pylist(rows, pa.schema(fields)), path)

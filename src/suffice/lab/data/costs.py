@@ -1,9 +1,10 @@
-"""TODO."""
+"""What the outcomes of a table cost: its own costs, a price file, or list prices of the catalog."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -14,38 +15,61 @@ from suffice.lab.data.table import FloatArray, Table
 from suffice.names import match_model
 from suffice.types import Model
 
-TYPICAL_OUTPUT_TOKENS = 300.0  # assumed where a table knows no output tokens of a model
-
-
+TYPICAL_OUTPUT_TOKENS = 300.0  # assumed if a table has no output tokens of a model
 Prices = Mapping[str, tuple[float, float]]  # USD per million input and output tokens
 
+# Hosts of open-weight models, tried in this order if a name has no provider.
+_HOSTS = (
+    "openai", "anthropic", "google", "mistral", "deepseek", "x-ai", "cohere", "together",
+    "fireworks", "groq", "novita", "openrouter",
+)  # fmt: skip
 
-def price_outcomes(
-    table: Table, prices: Prices | None = None
-) -> tuple[FloatArray, NDArray[np.bool_], dict[str, str]]:
-    """(USD of each cell (n, k), NaN where unknown; which models have a known cost (k,); price
-    and source of each model whose cost does not come from the table)."""
+
+class OutcomeCosts(NamedTuple):
+    """Costs of the outcomes of a table."""
+
+    usd: FloatArray
+    """(n, k) USD per outcome, NaN if unknown."""
+    known: NDArray[np.bool_]
+    """(k,) models of which some cost is known."""
+    list_prices: dict[str, str]
+    """Model -> price and its source, of models whose costs are not in the table."""
+
+
+def outcome_costs(table: Table, prices: Prices | None = None) -> OutcomeCosts:
+    """Price every outcome of a table.
+
+    Models without any cost in the table are priced by their tokens: input tokens of the table or
+    estimated from the text, output tokens of the table or `TYPICAL_OUTPUT_TOKENS`.
+
+    Args:
+        table: The outcomes.
+        prices: Of the user; models that are not in it have the catalog's list prices.
+
+    Returns:
+        The costs and their sources.
+    """
     n, k = table.score.shape
-    cost = np.full((n, k), np.nan) if table.cost_usd is None else table.cost_usd.copy()
-    notes: dict[str, str] = {}
-    bare = [j for j in range(k) if np.isnan(cost[:, j]).all()]
-    typed: FloatArray | None = None
-    for j in bare:
+    usd = np.full((n, k), np.nan) if table.cost_usd is None else table.cost_usd.copy()
+    list_prices: dict[str, str] = {}
+    estimated_input: FloatArray | None = None
+    for j in np.flatnonzero(np.isnan(usd).all(axis=0)).tolist():
         name = table.models[j]
-        found = _price(name, prices)
-        if found is None:
+        price = _find_price(name, prices)
+        if price is None:
             continue
-        if typed is None:
-            typed = _input_tokens(table)
-        tokens_in = _known(table.input_tokens, j)
-        tokens_in = typed if tokens_in is None else tokens_in
-        tokens_out = _known(table.output_tokens, j)
-        if tokens_out is None:
-            tokens_out = np.full(n, TYPICAL_OUTPUT_TOKENS)
-        (usd_in, usd_out), source = found
-        cost[:, j] = (tokens_in * usd_in + tokens_out * usd_out) / 1e6
-        notes[name] = f"{usd_in:g}/{usd_out:g} ({source})"
-    return cost, np.asarray(~np.isnan(cost).all(axis=0)), notes
+        input_tokens = _known_tokens(table.input_tokens, j)
+        if input_tokens is None:
+            if estimated_input is None:
+                estimated_input = _estimate_input_tokens(table)
+            input_tokens = estimated_input
+        output_tokens = _known_tokens(table.output_tokens, j)
+        if output_tokens is None:
+            output_tokens = np.full(n, TYPICAL_OUTPUT_TOKENS)
+        (usd_in, usd_out), source = price
+        usd[:, j] = (input_tokens * usd_in + output_tokens * usd_out) / 1e6
+        list_prices[name] = f"{usd_in:g}/{usd_out:g} ({source})"
+    return OutcomeCosts(usd, np.asarray(~np.isnan(usd).all(axis=0)), list_prices)
 
 
 def has_own_costs(table: Table) -> NDArray[np.bool_]:
@@ -55,59 +79,49 @@ def has_own_costs(table: Table) -> NDArray[np.bool_]:
     return np.asarray(~np.isnan(table.cost_usd).all(axis=0))
 
 
-def _known(tokens: FloatArray | None, column: int) -> FloatArray | None:
-    """(n,) tokens of a model: as the table has them, its mean where a cell is empty; None where it
-    has none."""
+def _known_tokens(tokens: FloatArray | None, column: int) -> FloatArray | None:
+    """(n,) tokens of a model, its mean if a cell is empty; None if the table has none of it."""
     if tokens is None or np.isnan(tokens[:, column]).all():
         return None
-    t = tokens[:, column]
-    return np.asarray(np.where(np.isnan(t), np.nanmean(t), t))
+    values = tokens[:, column]
+    return np.asarray(np.where(np.isnan(values), np.nanmean(values), values))
 
 
-def _input_tokens(table: Table) -> FloatArray:
+def _estimate_input_tokens(table: Table) -> FloatArray:
     from suffice.features.signals import estimate_tokens
 
     return np.array([sum(estimate_tokens(m.text) for m in c) for c in table.messages])
 
 
-def _price(name: str, prices: Prices | None) -> tuple[tuple[float, float], str] | None:
+def _find_price(name: str, prices: Prices | None) -> tuple[tuple[float, float], str] | None:
     """((USD per million input, output tokens), source) from the user's file, then the catalog."""
     if prices is not None:
         priced = list(prices)
         column = match_model(name, priced)
         if column is not None:
             return prices[priced[column]], "--prices"
-    for model in _catalogued(name):
-        p = model.price
-        if p.input_usd_per_mtok is not None and p.output_usd_per_mtok is not None:
-            where = f"{model.provider}, {p.source}"
-            return (p.input_usd_per_mtok, p.output_usd_per_mtok), where
+    for model in _catalog_entries(name):
+        price = model.price
+        if price.input_usd_per_mtok is not None and price.output_usd_per_mtok is not None:
+            source = f"{model.provider}, {price.source}"
+            return (price.input_usd_per_mtok, price.output_usd_per_mtok), source
     return None
 
 
-# Who sells open-weight models, asked in this order where a name says no provider.
-_SELLERS = (
-    "openai", "anthropic", "google", "mistral", "deepseek", "x-ai", "cohere", "together",
-    "fireworks", "groq", "novita", "openrouter",
-)  # fmt: skip
-
-
-def _catalogued(name: str) -> Iterator[Model]:
+def _catalog_entries(name: str) -> Iterator[Model]:
+    """Catalog entries that `name` may mean, the most likely first."""
     from suffice.catalog import builtin_models, lookup
 
-    tail = name.rsplit("/", 1)[-1]
+    bare = name.rsplit("/", 1)[-1]
     for model in builtin_models():
-        if model.name == name or model.upstream.lower() == tail.lower():
+        if model.name == name or model.upstream.lower() == bare.lower():
             yield model
-    if "/" in name:
-        found = lookup(*name.split("/", 1))
-        if found is not None:
-            yield found
-    for seller in _SELLERS:
-        for asked in dict.fromkeys((name, tail)):
-            found = lookup(seller, asked)
-            if found is not None:
-                yield found
+    pairs = [(name.split("/", 1)[0], name.split("/", 1)[1])] if "/" in name else []
+    pairs += [(host, upstream) for host in _HOSTS for upstream in dict.fromkeys((name, bare))]
+    for provider, upstream in pairs:
+        entry = lookup(provider, upstream)
+        if entry is not None:
+            yield entry
 
 
 class _PriceRow(msgspec.Struct):
@@ -116,8 +130,20 @@ class _PriceRow(msgspec.Struct):
 
 
 def read_prices(path: Path) -> dict[str, tuple[float, float]]:
-    """{"model": {"input_usd_per_mtok": .., "output_usd_per_mtok": ..}} from a JSON file, also under
-    a top-level "models". Raises UsageError."""
+    """Read prices from a JSON file.
+
+    The file holds {"model": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0}}, also under a
+    top-level "models".
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        Model -> USD per million input and output tokens.
+
+    Raises:
+        UsageError: If the file cannot be read or a price is negative.
+    """
     try:
         raw = msgspec.json.decode(path.read_bytes())
         if isinstance(raw, dict) and isinstance(raw.get("models"), dict):
@@ -130,7 +156,7 @@ def read_prices(path: Path) -> dict[str, tuple[float, float]]:
             f"--prices {path}: {error}.",
             remedy='Expected {"model": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0}}.',
         ) from None
-    bad = [m for m, r in rows.items() if min(r.input_usd_per_mtok, r.output_usd_per_mtok) < 0]
-    if bad:
-        raise UsageError(f"--prices {path}: the price of {bad[0]!r} is negative.")
+    for model, row in rows.items():
+        if min(row.input_usd_per_mtok, row.output_usd_per_mtok) < 0:
+            raise UsageError(f"--prices {path}: the price of {model!r} is negative.")
     return {m: (r.input_usd_per_mtok, r.output_usd_per_mtok) for m, r in rows.items()}

@@ -1,50 +1,52 @@
-"""Recorded decisions as replay needs them, straight from the store's tables.
+"""Reads recorded decisions from a store, for replay.
 
-One row that cannot be read (a detail that is no JSON, a vector of another schema, propensities that
-are none) is named, skipped and counted; it never stops the others.
+A row that cannot be read (a detail that is not JSON, a feature vector of another schema, propensities
+that do not sum to 1) is skipped, named and counted; the others are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any
+from math import isfinite, nan
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice import features
-from suffice.store import reader
-from suffice.types import Objective, PlanStep, Prediction
+from suffice.store.reader import decode_detail, mean_score, open_reader
+from suffice.types import Objective, Prediction
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
 
 MAX_DECISIONS = 500_000  # decisions read at a time, the newest
 _SHOWN = 20  # skipped rows that are named one by one
 _SIGNALS = len(features.SIGNAL_NAMES)
-
-
-class _Detail(msgspec.Struct):
-    """What replay needs of a decision's JSON."""
-
-    predictions: tuple[Prediction, ...]
-    plan: tuple[PlanStep, ...]
-    objective: Objective
-
-
-_decode = msgspec.json.Decoder(_Detail).decode
+_COLUMNS = (
+    "created_s", "route", "chosen", "model", "policy", "policy_version", "basis", "propensity",
+    "status", "session", "cost_usd", "features", "features_schema", "embedding", "detail",
+)  # fmt: skip
 
 
 class LoggedDecision(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision as it was made. propensities: of each candidate, in the order of predictions.
-    signals: float32 (n_signals,). embedding: float32 (n_dimensions,), None = not recorded.
-    score: weighted mean of its feedback, NaN = none."""
+    """One decision as it was made.
+
+    Attributes:
+        model: Which model answered, None if none did.
+        predictions: Of each candidate, with its propensity.
+        plan: Models in the order in which they were to be called.
+        signals: float32 (n_signals,).
+        embedding: float32 (n_dimensions,), None if it was not recorded.
+        score: Weighted mean of its feedback, NaN without feedback.
+    """
 
     id: str
     created_s: float
     route: str
     chosen: str
-    model: str | None  # who answered
+    model: str | None
     status: int
     session: str | None
     cost_usd: float | None
@@ -60,21 +62,49 @@ class LoggedDecision(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class DecisionLog:
-    """rows: oldest first. skipped: (decision id, why), the first few; n_skipped: all of them.
-    left_out: why -> how many decisions that can be read but that no policy made. sources: source
-    of feedback -> decisions that have some. cut: whether there were more than `MOST`."""
+    """Decisions read from a store.
+
+    Attributes:
+        rows: Oldest first.
+        skipped: (decision id, reason) of the first rows that cannot be read.
+        n_skipped: Number of all rows that cannot be read.
+        excluded: Reason -> number of decisions that can be read but that no policy made.
+        sources: Source of feedback -> number of decisions that have some.
+        truncated: Whether the store has more than `MAX_DECISIONS`.
+    """
 
     rows: list[LoggedDecision] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     n_skipped: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)
-    cut: bool = False
+    truncated: bool = False
 
-    def skip(self, decision_id: object, why: str) -> None:
+    def skip(self, decision_id: str, reason: str) -> None:
+        """Count a row that cannot be read."""
         self.n_skipped += 1
         if len(self.skipped) < _SHOWN:
-            self.skipped.append((str(decision_id), why))
+            self.skipped.append((decision_id, reason))
+
+    def add(self, row: RowMapping, score: float | None) -> None:
+        """Add one row of the table `decisions`, or count why it is not used."""
+        if row["basis"] == "bypass":
+            self._exclude("asked for by name, so no policy decided")
+            return
+        try:
+            decision = _parse(row, score)
+            propensity = _chosen_propensity(decision)
+        except (ValueError, TypeError) as error:  # msgspec's errors are ValueErrors
+            self.skip(str(row["id"]), str(error).splitlines()[0])
+            return
+        if propensity == 0.0:
+            # The client's own order of providers, or a model in cooldown, changed the first model.
+            self._exclude("another model was put in front of the policy's choice")
+            return
+        self.rows.append(decision)
+
+    def _exclude(self, reason: str) -> None:
+        self.excluded[reason] = self.excluded.get(reason, 0) + 1
 
 
 def read_decisions(
@@ -84,159 +114,98 @@ def read_decisions(
     route: str | None = None,
     sources: frozenset[str] | None = None,
 ) -> DecisionLog:
-    """Decisions recorded since `since_s` (unix time), of one route or of all, with their feedback,
-    of some `sources` or of all. Raises StoreError."""
-    found = DecisionLog()
-    with reader.connect_readonly(url) as connection:
-        scores = _scores(connection, since_s, route, sources, found)
-        for n, row in enumerate(_rows(connection, since_s, route)):
-            if n == MAX_DECISIONS:
-                found.cut = True
-                break
-            _take(row, scores, found)
-    found.rows.reverse()
-    return found
+    """Read the newest decisions of a store with their feedback.
 
+    Args:
+        url: Of the store.
+        since_s: Only decisions since then, unix time.
+        route: Only decisions of this route.
+        sources: Only feedback of these sources.
 
-def _rows(connection: Any, since_s: float | None, route: str | None) -> Iterator[Mapping[str, Any]]:
-    """The decisions, newest first, as they lie in the table."""
-    import sqlalchemy as sa
+    Returns:
+        The decisions, oldest first, and what was left out.
 
-    from suffice.store import schema
-
-    t = schema.decisions.c
-    query = sa.select(
-        t.id, t.created_s, t.route, t.chosen, t.model, t.policy, t.policy_version, t.basis,
-        t.propensity, t.status, t.session, t.cost_usd, t.features, t.features_schema, t.embedding,
-        reader.detail_as_bytes(connection),
-    ).order_by(t.id.desc())  # fmt: skip
-    query = _within(query, since_s, route).limit(MAX_DECISIONS + 1)
-    yield from connection.execution_options(yield_per=1000).execute(query).mappings()
-
-
-def _within(query: Any, since_s: float | None, route: str | None) -> Any:
-    from suffice.store import schema
-
-    t = schema.decisions.c
-    if since_s is not None:
-        query = query.where(t.created_s >= since_s)
-    return query if route is None else query.where(t.route == route)
-
-
-def _scores(
-    connection: Any,
-    since_s: float | None,
-    route: str | None,
-    sources: frozenset[str] | None,
-    found: DecisionLog,
-) -> dict[str, float]:
-    """Decision -> weighted mean of its feedback as it stands now."""
-    import sqlalchemy as sa
-
-    from suffice.store import schema
-
-    d, f = schema.decisions.c, schema.feedback.c
-    query = (
-        sa.select(f.decision_id, f.source, f.score, f.weight)
-        .join_from(schema.feedback, schema.decisions, f.decision_id == d.id)
-        .where(f.replaced_by.is_(None))
-    )
-    total: dict[str, tuple[float, float]] = {}
-    seen: dict[str, set[str]] = {}
-    query = _within(query, since_s, route)
-    for decision_id, source, score, weight in connection.execute(query):
-        if sources is not None and source not in sources:
-            continue
-        fine = isinstance(score, float | int) and 0.0 <= score <= 1.0
-        if not fine or not isinstance(weight, float | int) or not isfinite(weight):
-            found.skip(decision_id, f"feedback of {source}: score {score!r}, weight {weight!r}")
-            continue
-        if weight <= 0:
-            continue
-        a, b = total.get(decision_id, (0.0, 0.0))
-        total[decision_id] = (a + weight * score, b + weight)
-        seen.setdefault(source, set()).add(decision_id)
-    found.sources = {source: len(ids) for source, ids in sorted(seen.items())}
-    return {i: a / b for i, (a, b) in total.items()}
-
-
-def _take(row: Mapping[str, Any], scores: Mapping[str, float], found: DecisionLog) -> None:
-    """Add one row of the table to what was found, wherever it belongs."""
-    if row["basis"] == "bypass":
-        _leave(found, "asked for by name, so no policy decided")
-        return
-    try:
-        detail = _decode(row["detail"])
-        signals = _vector(row["features"], "<f4", _SIGNALS, "feature vector")
-        if signals is None:
-            raise ValueError("no feature vector was recorded")
-        if row["features_schema"] != features.SCHEMA:
-            raise ValueError(
-                f"its feature vector is of schema {row['features_schema']!r}; this version makes "
-                f"{features.SCHEMA!r}"
-            )
-        logged = LoggedDecision(
-            id=str(row["id"]),
-            created_s=float(row["created_s"]),
-            route=str(row["route"]),
-            chosen=str(row["chosen"]),
-            model=row["model"],
-            status=int(row["status"]),
-            session=row["session"],
-            cost_usd=_usd(row["cost_usd"]),
-            predictions=detail.predictions,
-            plan=tuple(s.model for s in detail.plan),
-            objective=detail.objective,
-            policy=str(row["policy"]),
-            policy_version=str(row["policy_version"]),
-            signals=signals,
-            embedding=_vector(row["embedding"], "<f2", features.DIMENSIONS, "embedding"),
-            score=scores.get(str(row["id"]), float("nan")),
+    Raises:
+        StoreError: If the store cannot be read.
+    """
+    log = DecisionLog()
+    with open_reader(url) as store:
+        decisions = store.decisions(
+            _COLUMNS,
+            since_s=since_s,
+            route=route,
+            newest_first=True,
+            limit=MAX_DECISIONS + 1,
+            on_invalid=log.skip,
         )
-        p = _propensity(logged)
-    except (ValueError, TypeError) as error:  # msgspec's errors are ValueErrors
-        found.skip(row["id"], str(error).splitlines()[0])
-        return
-    if p == 0.0:
-        # The client's own order of providers, or a cooling model, put another in front.
-        _leave(found, "another model was put in front of the policy's choice")
-        return
-    found.rows.append(logged)
+        for n, (row, scores) in enumerate(decisions):
+            if n == MAX_DECISIONS:
+                log.truncated = True
+                break
+            used = [s for s in scores if sources is None or s.source in sources]
+            for source in {s.source for s in used if s.weight > 0.0}:
+                log.sources[source] = log.sources.get(source, 0) + 1
+            log.add(row, mean_score(used))
+    log.rows.reverse()
+    log.sources = dict(sorted(log.sources.items()))
+    return log
 
 
-def _leave(found: DecisionLog, why: str) -> None:
-    found.left_out[why] = found.left_out.get(why, 0) + 1
+def _parse(row: RowMapping, score: float | None) -> LoggedDecision:
+    """Decode a row; raises ValueError or TypeError if it cannot be read."""
+    detail = decode_detail(row["detail"])
+    signals = _vector(row["features"], "<f4", _SIGNALS, "feature vector")
+    if signals is None:
+        raise ValueError("no feature vector was recorded")
+    if row["features_schema"] != features.SCHEMA:
+        raise ValueError(
+            f"its feature vector is of schema {row['features_schema']!r}; this version makes "
+            f"{features.SCHEMA!r}"
+        )
+    cost_usd = None if row["cost_usd"] is None else float(row["cost_usd"])
+    if cost_usd is not None and not (isfinite(cost_usd) and cost_usd >= 0):
+        raise ValueError(f"its cost is {cost_usd!r}")
+    return LoggedDecision(
+        id=str(row["id"]),
+        created_s=float(row["created_s"]),
+        route=str(row["route"]),
+        chosen=str(row["chosen"]),
+        model=row["model"],
+        status=int(row["status"]),
+        session=row["session"],
+        cost_usd=cost_usd,
+        predictions=detail.predictions,
+        plan=tuple(s.model for s in detail.plan),
+        objective=detail.objective,
+        policy=str(row["policy"]),
+        policy_version=str(row["policy_version"]),
+        signals=signals,
+        embedding=_vector(row["embedding"], "<f2", features.DIMENSIONS, "embedding"),
+        score=nan if score is None else score,
+    )
 
 
-def _vector(blob: bytes | None, kind: str, n: int, what: str) -> NDArray[np.float32] | None:
+def _vector(blob: object, dtype: str, n: int, what: str) -> NDArray[np.float32] | None:
     if blob is None:
         return None
-    if not isinstance(blob, bytes) or len(blob) != n * np.dtype(kind).itemsize:
+    if not isinstance(blob, bytes) or len(blob) != n * np.dtype(dtype).itemsize:
         size = len(blob) if isinstance(blob, bytes) else type(blob).__name__
         raise ValueError(f"its {what} should hold {n} numbers, not {size} bytes")
-    v = np.frombuffer(blob, kind).astype(np.float32)
-    if not np.isfinite(v).all():
-        raise ValueError(f"its {what} holds what is no number")
-    return v
+    vector = np.frombuffer(blob, dtype).astype(np.float32)
+    if not np.isfinite(vector).all():
+        raise ValueError(f"its {what} holds values that are not numbers")
+    return vector
 
 
-def _usd(value: Any) -> float | None:
-    if value is None:
-        return None
-    usd = float(value)
-    if not isfinite(usd) or usd < 0:
-        raise ValueError(f"its cost is {value!r}")
-    return usd
-
-
-def _propensity(logged: LoggedDecision) -> float:
-    """Of the model chosen. Raises ValueError where the candidates' are no distribution."""
-    names = [p.model for p in logged.predictions]
-    if logged.chosen not in names:
-        raise ValueError(f"its choice {logged.chosen!r} is not among its candidates")
+def _chosen_propensity(decision: LoggedDecision) -> float:
+    """Propensity of the chosen model; raises ValueError if those of the candidates are invalid."""
+    names = [p.model for p in decision.predictions]
+    if decision.chosen not in names:
+        raise ValueError(f"its choice {decision.chosen!r} is not among its candidates")
     if len(set(names)) < len(names):
         raise ValueError("a candidate is recorded twice")
-    shares = [p.propensity for p in logged.predictions]
-    if not all(0.0 <= s <= 1.0 + 1e-9 for s in shares) or abs(sum(shares) - 1.0) > 1e-6:
-        raise ValueError(f"its propensities {shares} are no distribution")
-    return shares[names.index(logged.chosen)]
+    propensities = [p.propensity for p in decision.predictions]
+    in_range = all(0.0 <= p <= 1.0 + 1e-9 for p in propensities)
+    if not in_range or abs(sum(propensities) - 1.0) > 1e-6:
+        raise ValueError(f"its propensities {propensities} do not sum to 1")
+    return propensities[names.index(decision.chosen)]

@@ -1,7 +1,7 @@
-"""Tables from files: our own formats, and through `loaders` the public originals.
+"""Loads tables from files: our formats, public formats, and stores.
 
-A folder with queries.parquet and outcomes.parquet, or one long JSONL / CSV / Parquet file. Whatever
-is wrong is a TableError that names file, column, row and remedy.
+Our formats are a folder with queries.parquet and outcomes.parquet, or one long JSONL, CSV or Parquet
+file. Every fault is a `TableError` that names file, column, row and remedy.
 """
 
 from __future__ import annotations
@@ -11,36 +11,30 @@ from pathlib import Path
 import numpy as np
 
 from suffice.errors import TableError
+from suffice.lab.data import public_formats
 from suffice.lab.data.builder import TableBuilder, table_from_rows
-from suffice.lab.data.readers import (
-    missing_column_error,
-    parquet_columns,
-    read_rows,
-)
+from suffice.lab.data.readers import missing_column_error, parquet_columns, read_rows
+from suffice.lab.data.stored import table_from_store
 from suffice.lab.data.table import Table
 
 
 def load_table(path: str | Path, *, need_scores: bool = True) -> Table:
-    """A Table from a folder, a file or a store's URL.
+    """Load a table from a folder, a file or the URL of a store.
 
-    need_scores: a table without one score is refused; False where unlabelled logs will do.
-    Raises TableError.
+    Args:
+        path: Where the table is.
+        need_scores: Refuse a table without any score. False if unlabelled logs suffice.
+
+    Returns:
+        The table.
+
+    Raises:
+        TableError: If there is no such table or a value in it is wrong.
     """
-    from suffice.lab.data import public_formats
-
     if isinstance(path, str) and "://" in path:
-        table = public_formats.from_store(path)
+        table = table_from_store(path)
     else:
-        where = Path(path)
-        if not where.exists():
-            raise TableError("There is no such file or folder.", path=str(path))
-        found = public_formats.detect(where)
-        if found is not None:
-            table = found
-        elif where.is_dir():
-            table = _from_folder(where)
-        else:
-            table = table_from_rows(where.stem, read_rows(where), str(where))
+        table = _load_path(Path(path))
     if not len(table):
         raise TableError("The table holds no query.", path=str(path))
     if need_scores and not (~np.isnan(table.score)).any():
@@ -53,13 +47,24 @@ def load_table(path: str | Path, *, need_scores: bool = True) -> Table:
     return table
 
 
-def _from_folder(folder: Path) -> Table:
+def _load_path(path: Path) -> Table:
+    if not path.exists():
+        raise TableError("There is no such file or folder.", path=str(path))
+    table = public_formats.detect(path)
+    if table is not None:
+        return table
+    if path.is_dir():
+        return _load_folder(path)
+    return table_from_rows(path.stem, read_rows(path), str(path))
+
+
+def _load_folder(folder: Path) -> Table:
     queries, outcomes = folder / "queries.parquet", folder / "outcomes.parquet"
     if not queries.exists():
         raise TableError(
             "Expected queries.parquet and outcomes.parquet in this folder.",
             path=str(folder),
-            remedy="See `suffice eval --help` for the formats that are read.",
+            remedy="`suffice eval --help` lists the supported formats.",
         )
     builder = TableBuilder(folder.name, str(queries))
     for i, row in enumerate(read_rows(queries), 1):
@@ -67,9 +72,9 @@ def _from_folder(folder: Path) -> Table:
     if outcomes.exists():
         builder.path = str(outcomes)
         columns = parquet_columns(outcomes)
-        for need in ("query_id", "model", "score"):
-            if need not in columns:
-                raise missing_column_error(str(outcomes), need, columns)
+        for column in ("query_id", "model", "score"):
+            if column not in columns:
+                raise missing_column_error(str(outcomes), column, columns)
         for i, row in enumerate(read_rows(outcomes), 1):
             builder.add_outcome(row, i)
     return builder.build()

@@ -1,5 +1,4 @@
-"""Rows out of files: JSONL, JSON, CSV, TSV, Parquet; streamed where the format allows, and refused
-with the reason where they cannot be read."""
+"""Reads rows of JSONL, JSON, CSV, TSV and Parquet files, streamed if the format allows."""
 
 from __future__ import annotations
 
@@ -8,29 +7,43 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from suffice.errors import TableError, nearest
 
-# A larger text file would not fit beside its own rows in the memory of a common machine.
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+# A larger text file and its rows would not fit in the memory of a common machine.
 MAX_TEXT_BYTES = 2_000_000_000
 MAX_PARQUET_BYTES = 8_000_000_000
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a JSONL, JSON, CSV, TSV or Parquet file as mappings, streamed where the format allows."""
+    """Read the rows of a JSONL, JSON, CSV, TSV or Parquet file.
+
+    Args:
+        path: Of the file; its suffix decides the format.
+
+    Returns:
+        The rows as mappings.
+
+    Raises:
+        TableError: If the file is of another format, empty or too large. A broken row raises it when
+            it is read.
+    """
     kind = path.suffix.lower()
     reader = _READERS.get(kind)
     if reader is None:
-        hint = "Convert it to Parquet, JSONL or CSV."
+        remedy = "Convert it to Parquet, JSONL or CSV."
         if kind in (".pkl", ".pickle"):
-            hint = "A pickle can run code when it is read. " + hint
+            remedy = "A pickle can run code when it is read. " + remedy
         raise TableError(
-            f"Files of type {kind or 'none'!r} are not read.", path=str(path), remedy=hint
+            f"Files of type {kind or 'none'!r} are not supported.", path=str(path), remedy=remedy
         )
     size, limit = path.stat().st_size, MAX_PARQUET_BYTES if kind == ".parquet" else MAX_TEXT_BYTES
     if size > limit:
@@ -45,7 +58,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def first_rows(path: Path, n: int = 1) -> list[Row]:
-    """The first rows, to tell formats apart."""
+    """The first rows of a file, to detect its format."""
     return list(islice(read_rows(path), n))
 
 
@@ -115,7 +128,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     file = _open_parquet(path)
     import pyarrow as pa
 
-    # Embeddings and responses are the bulk of such files and are not ours to read.
+    # Embeddings and responses are the bulk of such files and are not needed.
     columns = [
         f.name
         for f in file.schema_arrow
@@ -129,30 +142,35 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise TableError(f"cannot be read: {error}.", path=str(path)) from None
 
 
-def _open_parquet(path: Path) -> Any:
-    pq = import_parquet()
+def _open_parquet(path: Path) -> ParquetFile:
+    require_pyarrow()
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise TableError(f"is no Parquet file: {error}.", path=str(path)) from None
+        raise TableError(f"is not a Parquet file: {error}.", path=str(path)) from None
 
 
 def parquet_columns(path: Path) -> list[str]:
+    """The names of the columns of a Parquet file."""
     return list(_open_parquet(path).schema_arrow.names)
 
 
-def import_parquet() -> Any:
-    """pyarrow.parquet, or a TableError that says what to install."""
+def require_pyarrow() -> None:
+    """Check that Parquet files can be read and written.
+
+    Raises:
+        TableError: If pyarrow is not installed.
+    """
     try:
-        import pyarrow.parquet as pq
+        import pyarrow.parquet  # noqa: F401  (only whether it is there)
     except ModuleNotFoundError:
         raise TableError(
             "Reading and writing Parquet needs pyarrow.",
             remedy="Install the extra: pip install 'suffice[lab]'.",
         ) from None
-    return pq
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -175,14 +193,12 @@ def _not_utf8(path: Path, row: int | None, error: UnicodeDecodeError) -> TableEr
 
 
 def missing_column_error(path: str, column: str, columns: Sequence[str]) -> TableError:
-    """What to say of a missing column."""
+    """The error for a missing column, with the nearest of the columns that exist."""
     close = nearest(column, columns, 1)
     hint = f" Is it {close[0]!r}?" if close else ""
+    existing = ", ".join(map(str, columns)) or "none"
     return TableError(
-        f"The column {column!r} is missing; there are: {', '.join(map(str, columns)) or 'none'}.{hint}",
+        f"The column {column!r} is missing; there are: {existing}.{hint}",
         path=path,
-        remedy=(
-            "A table has query_id, prompt or messages, model, score "
-            "(suffice eval --help says more)."
-        ),
+        remedy="A table has query_id, prompt or messages, model, score (see suffice eval --help).",
     )

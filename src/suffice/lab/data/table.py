@@ -1,7 +1,7 @@
-"""The lab's one shape of data: queries, and what models made of them.
+"""Queries and what models made of them: the one data shape of the lab.
 
-A Table is dense: one row per query, one column per model, NaN where nothing is known. Loaders
-(`lab.loading`) make it from files; everything else in the lab takes it.
+A `Table` is dense: one row per query, one column per model, NaN for unknown values. `load_table`
+makes it from files; everything else in the lab takes it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,44 @@ _NOT_WORD = re.compile(r"[\W_]+")
 _WRAPPER = re.compile(r"^[\s#*]*(?:question|q|user|human|prompt)\s*:\s*", re.IGNORECASE)
 
 FloatArray = NDArray[np.float64]
+RowIndex = Sequence[int] | NDArray[np.intp] | NDArray[np.bool_]
 _T = TypeVar("_T")
 
 
 def prompt_key(prompt: str, chars: int | None = None) -> str:
-    """What two prompts share when they are the same question: lower case, letters and digits only,
-    no 'question:' in front; of all of it, or of its first `chars` characters."""
+    """Normalise a prompt: lower case, letters and digits only, no leading "question:".
+
+    Args:
+        prompt: The text.
+        chars: Length of the key. None: the whole prompt.
+
+    Returns:
+        A key that two prompts share if they are the same question.
+    """
     return _NOT_WORD.sub("", _WRAPPER.sub("", prompt).lower())[:chars]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Outcomes of models on queries.
+    """Outcomes of models on queries. NaN means unknown everywhere.
 
-    query_ids: (n,). messages: (n,) conversations, oldest message first. models: (k,).
-    score: (n, k) in [0, 1]. cost_usd, input_tokens, output_tokens, latency_s: (n, k), or None where
-    no row of the table had it. NaN = unknown everywhere. group: (n,) what belongs together (session,
-    template, user); intervals are clustered by it; None: every query stands alone.
-    warnings: what a loader found odd, in words, to be shown to the user.
+    Attributes:
+        name: Of the file or folder.
+        query_ids: (n,).
+        messages: (n,) conversations, oldest message first.
+        models: (k,).
+        score: (n, k) in [0, 1].
+        cost_usd: (n, k), or None if no row of the table has it; so are the next three.
+        input_tokens: (n, k) or None.
+        output_tokens: (n, k) or None.
+        latency_s: (n, k) or None.
+        benchmark: (n,) where each query comes from, or None.
+        category: (n,) or None.
+        group: (n,) queries that belong together (session, template, user) share a group; intervals
+            are clustered by it. None: every query is independent.
+        sampling_weight: (n,) how many queries of the population each row represents, at least 0.
+            None: all represent the same number.
+        warnings: Peculiarities that the user must see.
     """
 
     name: str
@@ -53,6 +73,7 @@ class Table:
     benchmark: tuple[str | None, ...] | None = None
     category: tuple[str | None, ...] | None = None
     group: tuple[str, ...] | None = None
+    sampling_weight: FloatArray | None = None
     warnings: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:
@@ -75,7 +96,7 @@ class Table:
 
     @cached_property
     def clusters(self) -> NDArray[np.intp]:
-        """(n,) number of the group of each query; each query its own where there are no groups."""
+        """(n,) number of each query's group; without groups, each query has its own number."""
         if self.group is None:
             return np.arange(len(self))
         return np.unique(np.array(self.group, dtype=object).astype(str), return_inverse=True)[1]
@@ -85,43 +106,51 @@ class Table:
         """(n,) queries on which every model has a score."""
         return np.asarray(~np.isnan(self.score).any(axis=1))
 
-    def take(self, index: Sequence[int] | NDArray[np.intp] | NDArray[np.bool_]) -> Table:
+    def take(self, index: RowIndex) -> Table:
         """The same table with only these queries, in this order."""
-        at = np.asarray(index)
-        at = np.flatnonzero(at) if at.dtype == bool else at.astype(np.intp)
+        rows = np.asarray(index)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.intp)
 
-        def some(values: tuple[_T, ...]) -> tuple[_T, ...]:
-            return tuple(values[i] for i in at)
+        def items(values: tuple[_T, ...]) -> tuple[_T, ...]:
+            return tuple(values[i] for i in rows)
 
-        def part(a: FloatArray | None) -> FloatArray | None:
-            return None if a is None else a[at]
+        def part(array: FloatArray | None) -> FloatArray | None:
+            return None if array is None else array[rows]
 
         return replace(
             self,
-            query_ids=some(self.query_ids),
-            messages=some(self.messages),
-            score=self.score[at],
+            query_ids=items(self.query_ids),
+            messages=items(self.messages),
+            score=self.score[rows],
             cost_usd=part(self.cost_usd),
             input_tokens=part(self.input_tokens),
             output_tokens=part(self.output_tokens),
             latency_s=part(self.latency_s),
-            benchmark=None if self.benchmark is None else some(self.benchmark),
-            category=None if self.category is None else some(self.category),
-            group=None if self.group is None else some(self.group),
+            benchmark=None if self.benchmark is None else items(self.benchmark),
+            category=None if self.category is None else items(self.category),
+            group=None if self.group is None else items(self.group),
+            sampling_weight=part(self.sampling_weight),
         )
 
     def select_models(self, models: Sequence[str]) -> Table:
-        """The same table with only these models, in this order. Raises KeyError for an unknown."""
-        at = {m: i for i, m in enumerate(self.models)}
-        cols = [at[m] for m in models]
+        """Keep only these models, in this order.
 
-        def part(a: FloatArray | None) -> FloatArray | None:
-            return None if a is None else a[:, cols]
+        Returns:
+            The smaller table.
+
+        Raises:
+            KeyError: If the table has no such model.
+        """
+        index_of = {m: i for i, m in enumerate(self.models)}
+        columns = [index_of[m] for m in models]
+
+        def part(array: FloatArray | None) -> FloatArray | None:
+            return None if array is None else array[:, columns]
 
         return replace(
             self,
             models=tuple(models),
-            score=self.score[:, cols],
+            score=self.score[:, columns],
             cost_usd=part(self.cost_usd),
             input_tokens=part(self.input_tokens),
             output_tokens=part(self.output_tokens),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ArtifactError, TableError, UsageError
-from suffice.lab.data.costs import price_outcomes
+from suffice.lab.data.costs import outcome_costs
 from suffice.lab.data.splits import group_kfold
 from suffice.lab.data.table import FloatArray, Table
 from suffice.lab.evaluate.problem import EvalSet
@@ -91,7 +91,7 @@ class TrainingSet:
         if len(known) < len(ground.models):
             lost = [m for m, f in zip(ground.models, columns, strict=True) if f is None]
             self.notes.append(f"the table to fit on knows nothing of {', '.join(lost[:6])}")
-        usd, _, _ = price_outcomes(table.select_models(known))
+        usd, _, _ = outcome_costs(table.select_models(known))
         self.score = np.full((len(table), len(columns)), np.nan)
         self.cost: FloatArray | None = np.full_like(self.score, np.nan)
         for j, column in enumerate(columns):

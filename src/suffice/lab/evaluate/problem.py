@@ -17,7 +17,7 @@ from suffice.lab.data.costs import (
     TYPICAL_OUTPUT_TOKENS,
     Prices,
     has_own_costs,
-    price_outcomes,
+    outcome_costs,
 )
 from suffice.lab.data.table import FloatArray, Table
 from suffice.names import match_model
@@ -70,7 +70,7 @@ def build_eval_set(
             column="model",
             remedy="Add outcomes of another model on the same queries (suffice collect).",
         )
-    cost, costed, how = price_outcomes(table, prices)
+    cost, costed, how = outcome_costs(table, prices)
     keep = list(range(len(table.models)))
     if models is None:
         keep = _overlapping(table)

@@ -172,7 +172,7 @@ def run(
     decision_log = read_decisions(url, since_s=since_s, route=route, sources=sources)
     rollout = roll_out(decision_log.rows, setup, progress)
     if not rollout.decisions:
-        reasons = {**decision_log.left_out, **rollout.excluded}
+        reasons = {**decision_log.excluded, **rollout.excluded}
         parts = [f"{n} {reason}" for reason, n in reasons.items()]
         parts += [f"{decision_log.n_skipped} cannot be read"] if decision_log.n_skipped else []
         raise JobError(
@@ -231,7 +231,7 @@ def evaluate(
         sources=decision_log.sources,
         skipped=decision_log.n_skipped,
         skipped_rows=tuple(decision_log.skipped),
-        left_out={**decision_log.left_out, **rollout.excluded},
+        left_out={**decision_log.excluded, **rollout.excluded},
         verdict=decide_verdict(estimates["doubly_robust"], evidence, explored=explored > 0),
         warnings=_warnings(decision_log, rollout, _pool(setup, route)),
     )
@@ -299,7 +299,7 @@ def _labels_by_model(log: LoggedData, models: Sequence[str]) -> dict[str, dict[s
 def _warnings(decision_log: DecisionLog, rollout: Rollout, pool: Sequence[str]) -> tuple[str, ...]:
     log, models = rollout.log, rollout.models
     warnings = []
-    if decision_log.cut:
+    if decision_log.truncated:
         warnings.append(f"Only the newest {len(log)} decisions were read.")
     if estimators.labels_missing_not_at_random(log.action, log.labelled, len(models)):
         warnings.append(

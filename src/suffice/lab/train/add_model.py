@@ -13,7 +13,7 @@ from suffice.artifacts import artifact as artifacts
 from suffice.artifacts.artifact import Artifact
 from suffice.artifacts.estimators import ConstantEstimator, LinearEstimator
 from suffice.errors import ArtifactError, TableError, UsageError
-from suffice.lab.data.costs import price_outcomes
+from suffice.lab.data.costs import outcome_costs
 from suffice.lab.data.table import FloatArray, Table
 from suffice.lab.predictors import linear
 from suffice.lab.predictors.base import Batch, extract_table
@@ -88,7 +88,7 @@ def _joined(old: Artifact, table: Table, x: Batch, name: str) -> Artifact:
     own = next((m for m in table.models if match_model(m, (old.card.reference,)) == 0), None)
     beside = expected if own is None else table.score[:, table.models.index(own)]
     gap = score - np.where(np.isnan(beside), expected, beside)
-    usd, _, _ = price_outcomes(table)
+    usd, _, _ = outcome_costs(table)
     mean_usd = float(np.nanmean(usd[:, column])) if (~np.isnan(usd[:, column])).any() else np.nan
     tokens = None if table.output_tokens is None else table.output_tokens[:, column]
     # Few labels pull the gap towards none, as they pull every mean.

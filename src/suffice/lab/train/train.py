@@ -22,7 +22,7 @@ from suffice.artifacts import estimators
 from suffice.artifacts.artifact import Artifact, Card
 from suffice.errors import UsageError
 from suffice.lab import stats
-from suffice.lab.data.costs import price_outcomes
+from suffice.lab.data.costs import outcome_costs
 from suffice.lab.data.splits import connected_groups, group_kfold
 from suffice.lab.data.table import FloatArray, Table
 from suffice.lab.evaluate.frontier import area_gain
@@ -103,7 +103,7 @@ class _TrainingData:
         self.models = table.models
         self.price = ground.price
         self.unit = ground.unit
-        known, costed, _ = price_outcomes(table)
+        known, costed, _ = outcome_costs(table)
         self.cost = known if costed.all() else None
         self.complete = np.flatnonzero(table.complete)
         fill = np.broadcast_to(self.price, table.score.shape)
