@@ -1,4 +1,4 @@
-"""Pools of models: interned, so that one object stands for one selection and caches can use it as a key."""
+"""Pools of models, interned: one object per selection, so that caches can use it as a key."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _MAX_INTERNED = 4096  # clients can name any number of pools
 
 
 class Pool:
-    """Models in order. Made by `Catalog.pool` and by `subset` only, which return one object per
-    selection: a pool is compared and hashed by identity, so it is a cheap key for caches.
+    """Models in order.
+
+    `Catalog.pool` and `subset` return one object per selection. A pool is compared and hashed by
+    identity, so it is a cheap key for caches.
 
     Attributes:
         models: the models.
@@ -47,8 +49,7 @@ class Candidates(tuple[Candidate, ...]):
     """The models of a pool with what is known of their speed now.
 
     Attributes:
-        pool: where they are from. It says more than the tuple: what depends on models and prices
-            alone is computed once per pool.
+        pool: the pool. What depends on models and prices alone is computed once per pool.
     """
 
     pool: Pool

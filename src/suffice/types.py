@@ -14,6 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+FloatArray = NDArray[np.float64]
+Float32Array = NDArray[np.float32]
+
 # ── catalog ──────────────────────────────────────────────────────────────────────────────────────
 
 

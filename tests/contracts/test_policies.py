@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.trained_artifacts import KINDS, artifact
 
 from suffice import features, policies
-from suffice.policies.default import min_cost_for_quality
+from suffice.policies.default import assign_quantiles
 from suffice.policies.priors import GRID, quality_curves
 from suffice.types import Candidate, Model, Objective, Policy, Price, Session
 
@@ -206,7 +206,7 @@ def test_keep_quality_keeps_its_target(pool: list[tuple[float, float]], keep: fl
     curves = quality_curves(tuple(q for q, _ in pool))
     costs = tuple(c for _, c in pool)
     best = max(range(len(pool)), key=lambda i: pool[i][0])
-    _, chosen = min_cost_for_quality(curves, costs, keep, best)
+    _, chosen = assign_quantiles(curves, costs, keep, best)
     quality = np.mean([curves[m][g] for g, m in enumerate(chosen)])
     assert quality >= keep * np.mean(curves[best]) - 1e-9
     # No single quantile can be made cheaper within the slack that is left.
@@ -227,7 +227,7 @@ def test_the_mix_is_the_cheapest_by_brute_force() -> None:
             for pick in itertools.product(range(3), repeat=4)
             if np.mean([curves[m][g] for g, m in enumerate(pick)]) >= target - 1e-12
         )
-        _, chosen = min_cost_for_quality(curves, costs, keep, 2)
+        _, chosen = assign_quantiles(curves, costs, keep, 2)
         got = sum(costs[m] for m in chosen)
         # Four quantiles are coarse; the Lagrangian is exact up to one of them.
         assert best <= got <= best + 9.0

@@ -19,11 +19,11 @@ from suffice.artifacts.estimators import (
     ESTIMATORS,
     Arrays,
     ConstantEstimator,
-    FloatArray,
     LinearEstimator,
 )
 from suffice.artifacts.npz import hash_arrays, pack_npz, unpack_npz, write_atomically
 from suffice.errors import ArtifactError
+from suffice.types import FloatArray
 
 SCHEMA = "artifact-1"
 MAX_BYTES = 200_000_000

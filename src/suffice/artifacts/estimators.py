@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-Float32Array = NDArray[np.float32]
+from suffice.types import Float32Array, FloatArray
+
 Arrays = dict[str, NDArray[Any]]
 
 

@@ -12,8 +12,8 @@ from suffice.budgets.cost_bounds import CostBound, RequestSize, cost_bound, form
 from suffice.budgets.daily_budget import DailyBudget
 from suffice.budgets.pacer import PacingDecision
 from suffice.errors import BudgetExceededError, NoEligibleModelError
-from suffice.policies.base import SWITCH_QUALITY_GAIN
 from suffice.policies.priors import cost_usd, output_tokens
+from suffice.policies.stickiness import SWITCH_QUALITY_GAIN
 from suffice.store.protocols import DecisionLog
 from suffice.types import (
     Attempt,

@@ -254,7 +254,7 @@ def count_chunk(chunk: str) -> tuple[int, ...]:
 def question_stem_chars(message: UserMessage) -> int:
     """Characters before the first option of a multiple choice; all of them if there is none."""
     text = message.text
-    if "A" not in text:
+    if "B" not in text or "A" not in text:
         return message.chars
     for first, second in _OPTIONS:
         start = text.find(first)

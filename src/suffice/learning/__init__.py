@@ -50,7 +50,7 @@ from suffice.policies.priors import length_slope, output_tokens, quality_priors
 from suffice.policies.trained import TrainedPolicy
 from suffice.store.protocols import Store
 from suffice.store.snapshot import make_snapshot
-from suffice.types import Candidate, FeedbackEvent, Model
+from suffice.types import FeedbackEvent, Model
 
 Mode = Literal["off", "shadow", "on"]
 Float32Array = NDArray[np.float32]
@@ -138,7 +138,7 @@ class RouteLearner:
         its prior quality, falling with the length of the ask as the default policy has it."""
         f = self.facts
         s, k = len(f.mean), len(self.names)
-        quality = np.array(quality_priors(tuple(Candidate(m) for m in self.models))[0])
+        quality = np.array(quality_priors(self.models))
         weights = np.zeros((s + f.n_dimensions, k))
         labels = np.full(k, NEW_LABELS)
         gap = quality.max() - quality

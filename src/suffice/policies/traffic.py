@@ -7,25 +7,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from math import nan
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from suffice.types import Decision
-
-FloatArray = NDArray[np.float64]
-_BISECTIONS = 60  # halvings of the multiplier's interval: to about the last bit
+from suffice.types import Decision, FloatArray
 
 STEPS = 100  # a table has STEPS + 1 entries: the 0 %, 1 %, ..., 100 % quantiles
+_BISECTIONS = 60  # of the multiplier's interval: to about the last bit
+Row = TypeVar("Row")
+
+
+class _QuantilesFile(msgspec.Struct):
+    quantiles: tuple[float, ...]
 
 
 @cache
 def default_quantiles() -> tuple[float, ...]:
-    """The shipped quantiles of the default policy's score, (STEPS + 1,), ascending."""
+    """The shipped quantiles of the default policy's score, (STEPS + 1,), ascending.
+
+    Of a mixed chat workload (scripts/build_quantiles.py). A route's own traffic replaces it.
+
+    Returns:
+        The 0 %, 1 %, ..., 100 % quantiles.
+    """
     raw = files(__package__).joinpath("quantiles.json").read_bytes()
-    return tuple(msgspec.json.decode(raw)["quantiles"])
+    return msgspec.json.decode(raw, type=_QuantilesFile).quantiles
 
 
 def quantile_rank(table: Sequence[float], score: float) -> float:
@@ -41,55 +50,86 @@ def quantile_rank(table: Sequence[float], score: float) -> float:
 
 
 def quantile_table(scores: Sequence[float]) -> tuple[float, ...]:
-    """Quantiles (STEPS + 1,) of a sample, linear between order statistics."""
-    s = sorted(scores)
-    if not s:
+    """Compute the quantiles of a sample, linear between order statistics.
+
+    Returns:
+        (STEPS + 1,), ascending.
+
+    Raises:
+        ValueError: the sample is empty.
+    """
+    ordered = sorted(scores)
+    if not ordered:
         raise ValueError("scores: expected at least one")
-    out = []
-    for k in range(STEPS + 1):
-        at = k / STEPS * (len(s) - 1)
-        i = int(at)
-        j = min(i + 1, len(s) - 1)
-        out.append(s[i] + (s[j] - s[i]) * (at - i))
-    return tuple(out)
+    table = []
+    for step in range(STEPS + 1):
+        position = step / STEPS * (len(ordered) - 1)
+        i = int(position)
+        low, high = ordered[i], ordered[min(i + 1, len(ordered) - 1)]
+        table.append(low + (high - low) * (position - i))
+    return tuple(table)
 
 
-class ScoreWindow:
-    """Recent scores of one route: the shipped table counts as `prior` of them, the rest is traffic.
+class _Window(Generic[Row]):
+    """The last rows of a route's traffic: a ring of at most `size`.
 
-    Bounded: the last `keep` scores. `add` says when a fresh table is due.
+    Args:
+        size: rows to keep.
+        every: rows between two updates of the policy.
     """
 
-    def __init__(self, keep: int = 2048, prior: int = 256, every: int = 256) -> None:
-        self._keep = keep
-        self._prior = prior
+    def __init__(self, size: int, every: int) -> None:
+        self._size = size
         self._every = every
-        self._recent: list[float] = []
+        self._rows: list[Row] = []
         self._count = 0
 
-    def add(self, decision: Decision) -> bool:
-        score = decision.score
-        if score is None:
-            return False
-        recent = self._recent
-        if len(recent) < self._keep:
-            recent.append(score)
+    def _append(self, row: Row) -> bool:
+        """Keep a row. Returns whether an update of the policy is due."""
+        if len(self._rows) < self._size:
+            self._rows.append(row)
         else:
-            recent[self._count % self._keep] = score
+            self._rows[self._count % self._size] = row
         self._count += 1
         return self._count % self._every == 0
 
+    def _clear(self) -> None:
+        self._rows.clear()
+        self._count = 0
+
+
+class ScoreWindow(_Window[float]):
+    """Recent difficulty scores of one route. The shipped quantiles count as `prior` of them.
+
+    Args:
+        size: scores to keep.
+        prior: scores that the shipped quantiles count for.
+        every: scores between two updates of the policy.
+    """
+
+    def __init__(self, size: int = 2048, prior: int = 256, every: int = 256) -> None:
+        super().__init__(size, every)
+        self._prior = prior
+
+    def add(self, decision: Decision) -> bool:
+        """Record a decision. Returns whether the policy is due for `with_traffic`."""
+        return decision.score is not None and self._append(decision.score)
+
     def quantiles(self) -> tuple[float, ...]:
+        """The quantiles of the shipped scores and of those seen, (STEPS + 1,)."""
         base = default_quantiles()
         prior = [base[round(i / max(1, self._prior - 1) * STEPS)] for i in range(self._prior)]
-        return quantile_table(prior + self._recent)
+        return quantile_table(prior + self._rows)
 
 
 @dataclass(frozen=True)
 class PredictionSample:
-    """Predicted quality and cost (USD, NaN = unknown) of each model on a sample of queries.
+    """Predictions for each model on a sample of queries.
 
-    names: (k,). quality, cost: (m, k).
+    Attributes:
+        names: (k,) the models.
+        quality: (m, k) predicted.
+        cost: (m, k) predicted, USD; NaN = unknown.
     """
 
     names: tuple[str, ...]
@@ -98,112 +138,129 @@ class PredictionSample:
 
 
 class LagrangianSolution(NamedTuple):
-    """Solution of `min_cost_for_quality`: take argmax quality - low * cost a `share` of the time, else
-    argmax quality - high * cost. kept: predicted mean quality over the reference's."""
+    """The solution of `min_cost_for_quality`: a mixture of two argmax rules.
+
+    Attributes:
+        low: the rule argmax quality - low * cost, which meets the target.
+        high: the rule argmax quality - high * cost, which misses it.
+        share: the probability of the first rule.
+        kept: predicted mean quality over the reference's.
+    """
 
     low: float
     high: float
     share: float
     kept: float
 
-    def choose(self, quality: list[float], cost: list[float]) -> tuple[int, int]:
-        """Indices under both multipliers; ties go to the cheaper model."""
-        return _best(quality, cost, self.low), _best(quality, cost, self.high)
+    def choose(
+        self, quality: Sequence[float], cost: Sequence[float]
+    ) -> tuple[int, int, list[float]]:
+        """The models that both rules take, and the utilities of the first rule."""
+        utility = [q - self.low * c for q, c in zip(quality, cost, strict=True)]
+        first = second = _argmax(utility, cost)
+        if self.high != self.low:
+            second = _argmax([q - self.high * c for q, c in zip(quality, cost, strict=True)], cost)
+        return first, second, utility
 
 
-def _best(quality: list[float], cost: list[float], lam: float) -> int:
-    best, most = 0, -np.inf
-    for i, q in enumerate(quality):
-        merit = q - lam * cost[i]
-        if merit > most or (merit == most and cost[i] < cost[best]):
-            best, most = i, merit
-    return best
+def _argmax(utility: Sequence[float], cost: Sequence[float]) -> int:
+    """The index of the largest utility; the cheapest of equals."""
+    best = max(utility)
+    if utility.count(best) > 1:
+        return min((i for i, u in enumerate(utility) if u == best), key=cost.__getitem__)
+    return utility.index(best)
 
 
 def min_cost_for_quality(
     quality: FloatArray, cost: FloatArray, keep: float, reference: int
 ) -> LagrangianSolution:
-    """The cheapest policy whose mean predicted quality over a sample is at least `keep` x that of
-    column `reference`.
+    """Find the cheapest policy that keeps a share of the reference's mean predicted quality.
 
-    quality, cost: (m, k), finite. For a multiplier, argmax of quality - multiplier * cost is
-    optimal at its own quality (Everett 1963, "Generalized Lagrange multiplier method"); quality
-    falls with the multiplier in steps, so the exact solution mixes the two adjacent ones.
+    For a multiplier, argmax of quality - multiplier * cost is optimal at its own quality (Everett
+    1963, "Generalized Lagrange multiplier method"). Quality falls with the multiplier in steps, so
+    the exact solution mixes the two adjacent rules.
+
+    Args:
+        quality: (m, k), finite.
+        cost: (m, k), finite.
+        keep: the share of the reference's mean quality.
+        reference: its column.
+
+    Returns:
+        The mixture. Its two rules are the same if one of them meets the target exactly.
     """
     rows = np.arange(len(quality))
     # argmax takes the first of equals: the cheaper on average comes first.
     order = np.argsort(cost.mean(axis=0), kind="stable")
-    reference = int(np.flatnonzero(order == reference)[0])
+    quality_of_reference = float(quality[:, reference].mean())
     quality, cost = quality[:, order], cost[:, order]
-    target = keep * float(quality[:, reference].mean())
-    # A cost unit of its own keeps the multiplier's scale sane: 1 = the mean cost of the dearest.
+    target = keep * quality_of_reference
+    # In units of the most expensive model's mean cost the multiplier has a sane scale.
     unit = max(float(cost.mean(axis=0).max()), 1e-12)
 
-    def mean(lam: float) -> float:
-        pick = np.argmax(quality - (lam / unit) * cost, axis=1)
-        return float(quality[rows, pick].mean())
+    def mean_quality(multiplier: float) -> float:
+        chosen = np.argmax(quality - (multiplier / unit) * cost, axis=1)
+        return float(quality[rows, chosen].mean())
 
-    def done(low: float, high: float, share: float, kept: float) -> LagrangianSolution:
-        scale = max(float(quality[:, reference].mean()), 1e-12)
+    def solution(low: float, high: float, share: float, kept: float) -> LagrangianSolution:
+        scale = max(quality_of_reference, 1e-12)
         return LagrangianSolution(low / unit, high / unit, share, kept / scale)
 
     low, high = 0.0, 1e9
-    at_low, at_high = mean(low), mean(high)
+    at_low, at_high = mean_quality(low), mean_quality(high)
     if at_high >= target:
-        return done(high, high, 1.0, at_high)
-    if at_low <= target:  # only where the reference is not the best of every query
-        return done(0.0, 0.0, 1.0, at_low)
+        return solution(high, high, 1.0, at_high)
+    if at_low <= target:  # only if the reference is not the best of every query
+        return solution(0.0, 0.0, 1.0, at_low)
     for _ in range(_BISECTIONS):
-        # By halves of the logarithm once both ends are positive: the answer may be tiny.
-        mid = (high * max(low, 1e-9)) ** 0.5
-        at = mean(mid)
-        if at >= target:
-            low, at_low = mid, at
+        # Halves of the logarithm once both ends are positive: the multiplier may be tiny.
+        middle = (high * max(low, 1e-9)) ** 0.5
+        at_middle = mean_quality(middle)
+        if at_middle >= target:
+            low, at_low = middle, at_middle
         else:
-            high, at_high = mid, at
+            high, at_high = middle, at_middle
         if high - low <= 1e-11 * high:
             break
     share = (target - at_high) / (at_low - at_high) if at_low > at_high else 1.0
-    return done(low, high, min(1.0, max(0.0, share)), target)
+    return solution(low, high, min(1.0, max(0.0, share)), target)
 
 
-class PredictionWindow:
-    """Recent predictions of one route: the last `keep` decisions over its whole pool. `add` says
-    when a fresh picture is due. Decisions over part of the pool say nothing about the rest."""
+class PredictionWindow(_Window[tuple[tuple[float, ...], tuple[float, ...]]]):
+    """Recent predictions of one route over its whole pool.
 
-    def __init__(self, keep: int = 1024, every: int = 256) -> None:
+    Decisions over part of the pool are left out: they do not show the other models.
+
+    Args:
+        size: decisions to keep.
+        every: decisions between two updates of the policy.
+    """
+
+    def __init__(self, size: int = 1024, every: int = 256) -> None:
+        super().__init__(size, every)
         self.names: tuple[str, ...] = ()
-        self._keep = keep
-        self._every = every
-        self._recent: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
-        self._count = 0
 
     def add(self, decision: Decision) -> bool:
+        """Record a decision. Returns whether the policy is due for `with_traffic`."""
         names = tuple([p.model for p in decision.predictions])
         if names != self.names:
             if len(names) < len(self.names):
                 return False
             self.names = names
-            self._recent.clear()
-            self._count = 0
+            self._clear()
         quality, cost = [], []
         for p in decision.predictions:
             if p.quality is None:
                 return False
             quality.append(p.quality)
-            cost.append(np.nan if p.cost_usd is None else p.cost_usd)
-        row = (tuple(quality), tuple(cost))
-        if len(self._recent) < self._keep:
-            self._recent.append(row)
-        else:
-            self._recent[self._count % self._keep] = row
-        self._count += 1
-        return self._count % self._every == 0
+            cost.append(nan if p.cost_usd is None else p.cost_usd)
+        return self._append((tuple(quality), tuple(cost)))
 
     def sample(self) -> PredictionSample:
-        """What was seen, (m, k)."""
+        """The predictions seen, (m, k)."""
+        shape = (-1, len(self.names))
         return PredictionSample(
             self.names,
-            np.array([q for q, _ in self._recent]).reshape(-1, len(self.names)),
-            np.array([c for _, c in self._recent]).reshape(-1, len(self.names)),
+            np.array([quality for quality, _ in self._rows]).reshape(shape),
+            np.array([cost for _, cost in self._rows]).reshape(shape),
         )

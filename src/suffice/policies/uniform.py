@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import msgspec
 
@@ -12,17 +11,7 @@ from suffice.types import Candidate, Decision, Features, Objective, PlanStep, Se
 
 
 class RandomPolicy(DefaultPolicy):
-    """Uniform over the candidates; the draw comes from `seed` alone."""
-
-    name = "random"
-
-    def __init__(
-        self, signal_names: Sequence[str], quantiles: Sequence[float] | None = None
-    ) -> None:
-        super().__init__(signal_names, quantiles, None)
-
-    def with_quantiles(self, quantiles: Sequence[float]) -> RandomPolicy:
-        return RandomPolicy(self.signal_names, quantiles)
+    """Uniform over the candidates; the draw depends on `seed` alone."""
 
     def decide(
         self,
@@ -35,6 +24,7 @@ class RandomPolicy(DefaultPolicy):
         seed: int = 0,
         max_output_tokens: int | None = None,
     ) -> Decision:
+        """Shuffle the candidates. A conversation does not keep its model."""
         base = super().decide(
             x, candidates, objective, None, id=id, seed=seed, max_output_tokens=max_output_tokens
         )
