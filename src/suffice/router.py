@@ -1,4 +1,4 @@
-"""The router: builds the packages from a configuration and leads a query through them.
+"""The router: leads a query from its route to its record.
 
     Query -> Route -> Selection -> attempts -> RoutedResponse -> RequestRecord -> observers
 
@@ -7,39 +7,33 @@ Read `Router.answer` first.
 
 from __future__ import annotations
 
+import functools
 import os
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
-from suffice import budgets, execution, features, telemetry
-from suffice.catalog import Catalog
-from suffice.errors import ConfigError
+from suffice import features
 from suffice.routing import response as responses
+from suffice.routing import wiring
 from suffice.routing.fallbacks import fallback_cost_check
-from suffice.routing.feedback import FeedbackResult, FeedbackService
-from suffice.routing.recorder import ImplicitFeedback, Recorder
+from suffice.routing.feedback import FeedbackDetails, FeedbackResult
 from suffice.routing.response import RoutedResponse
-from suffice.routing.routes import Route, RouteTable
-from suffice.routing.selector import Selector
-from suffice.routing.services import Services
-from suffice.routing.sessions import SessionStore
-from suffice.routing.shadow import ShadowDecider
-from suffice.routing.upstreams import Upstreams
-from suffice.types import Attempt, Decision, Feedback, Model, Query, Transport
+from suffice.routing.routes import Route
+from suffice.routing.wiring import EXAMPLE_POOL
+from suffice.types import Decision, Feedback, Model, Query, Transport
 
 if TYPE_CHECKING:
-    from suffice.config import ResolvedConfig, RouteSpec, Settings
+    from suffice.config import ResolvedConfig, Settings
     from suffice.learning import LearningWorker
     from suffice.monitoring import CertificateMonitor
     from suffice.store.protocols import Store
 
-EXAMPLE_POOL = "an example pool (no config, no keys)"
+__all__ = ["EXAMPLE_POOL", "Router"]
 
 
 class Router:
@@ -48,6 +42,16 @@ class Router:
     Build it with `Router.from_config(path)` or `Router(settings)`. No server is needed: `route` calls
     nothing, `answer` carries a query out, `feedback` scores a decision afterwards. Close it with
     `close()` or `await aclose()`, which flush the store.
+
+    Attributes:
+        config: the resolved configuration.
+        routes: the configured routes by name.
+        budgets: the money limits of all routes.
+        warnings: what the configuration leaves out, for people.
+        api_keys: of clients; empty = everybody on this host may call.
+        source: the file of the configuration, or a description of where it came from.
+        host, port, workers: where the gateway listens, and with how many processes.
+        max_body_bytes: the largest request body.
     """
 
     def __init__(
@@ -74,70 +78,26 @@ class Router:
             ConfigError: a setting is wrong.
             ArtifactError: a trained policy or a certificate cannot be used.
         """
-        from suffice import config as configs
-
         env = os.environ if env is None else env
-        if isinstance(settings, configs.ResolvedConfig):
-            config = settings
-        else:
-            config = configs.resolve(settings, env)
+        config = wiring.resolve_config(settings, env)
         server = config.settings.server
+        parts = wiring.build_parts(config, env, seed, clock, transport, store)
+        self.routes: Mapping[str, Route] = parts.routes.by_name
+        self.budgets = parts.budgets
         self.warnings: tuple[str, ...] = config.warnings
         self.api_keys: tuple[str, ...] = config.api_keys
+        self.source = str(config.settings.source)
         self.host, self.port, self.workers = server.host, server.port, server.workers
         self.max_body_bytes = server.max_body_bytes
-        self._config = config
-        self._random = random.Random(os.urandom(16) if seed is None else seed)
-        self._catalog = Catalog(config.models)
-        self._routes = RouteTable(config.routes.values(), self._catalog, config.settings.source)
-        self._breaker = execution.CircuitBreaker(execution.CircuitBreakerSettings(), time.monotonic)
-        self._engine = execution.Engine(self._breaker, execution.LatencyTracker(time.monotonic))
-        self._metrics = telemetry.Metrics()
-        self._telemetry = telemetry.Telemetry([self._metrics])
-        shadow = ShadowDecider(config.routes.values(), self._catalog, self._engine.latency)
-        self._services = Services(
-            config,
-            self._routes,
-            self._catalog,
-            self._engine,
-            self._telemetry,
-            self._metrics,
-            shadow,
-            transport=transport,
-            store=store,
-        )
-        self._upstreams = Upstreams(
-            config.models, config.providers, lambda: self._services.transport
-        )
-        self._budgets = budgets.Budgets(
-            {name: spec.objective for name, spec in config.routes.items()},
-            self._upstreams.model,
-            clock,
-            ledger=env.get(budgets.LEDGER_ENV),
-            source=config.settings.source,
-        )
-        sessions = SessionStore()
-        self._selector = Selector(
-            self._routes,
-            self._catalog,
-            self._breaker,
-            self._engine.latency,
-            sessions,
-            self._budgets,
-            self._random,
-            posterior=self._services.posterior,
-            store=lambda: self._services.store,
-        )
-        self._feedback = FeedbackService(self._services, self._telemetry)
-        self._recorder = Recorder(
-            (
-                lambda response, record: sessions.observe(record),
-                lambda response, record: self._services.store.append(record),
-                lambda response, record: self._telemetry.emit(record),
-                ImplicitFeedback(self._routes, self._services, self._telemetry).observe,
-                self._services.submit_for_audit,
-            ),
-            keep_prompts=config.settings.store.keep_prompts,
+        self.config = config
+        self._parts = parts
+        self._routes, self._selector = parts.routes, parts.selector
+        self._upstreams, self._services = parts.upstreams, parts.services
+        self._record = parts.recorder.finish
+        self._run_plan = functools.partial(
+            parts.engine.run,
+            cost_of=self._upstreams.cost_of,
+            has_larger_window=self._upstreams.has_larger_window,
         )
 
     @classmethod
@@ -150,30 +110,10 @@ class Router:
         port: int | None = None,
         store_url: str | None = None,
     ) -> Router:
-        """Build a router from a file.
-
-        Args:
-            path: a suffice.toml; None = ./suffice.toml, else what the environment offers.
-            env: the environment; None = the process's own.
-            host: overrides the file.
-            port: overrides the file.
-            store_url: overrides the file.
-
-        Raises:
-            ConfigError: a setting is wrong.
-        """
-        from suffice import config as configs
-
+        """Build a router from a file; None = ./suffice.toml, else what the environment offers."""
         env = os.environ if env is None else env
-        settings = configs.load_settings(path, env)
-        server = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
-        update: dict[str, object] = {"server": settings.server.model_copy(update=server)}
-        if store_url is not None:
-            update["store"] = settings.store.model_copy(update={"url": store_url})
-        settings = settings.model_copy(update=update)
-        router = cls(configs.resolve(settings, env), env=env)
-        configs.check_bind(router.host, router.api_keys, settings.server.api_keys_env)
-        return router
+        config = wiring.load_config(path, env, host=host, port=port, store_url=store_url)
+        return cls(config, env=env)
 
     @classmethod
     def for_dry_run(
@@ -181,30 +121,12 @@ class Router:
     ) -> Router:
         """Build a router that decides but needs no keys, since it calls nothing.
 
-        Args:
-            path: a suffice.toml. With None, no ./suffice.toml and nothing in the environment, the
-                router decides over an example pool of catalog models.
-            env: the environment; None = the process's own.
-
-        Raises:
-            ConfigError: a setting is wrong.
+        Without any configuration it decides over an example pool.
         """
-        from suffice import config as configs
-
         env = os.environ if env is None else env
-        try:
-            settings = configs.load_settings(path, env)
-        except ConfigError:
-            if path is not None or Path(configs.DEFAULT_FILE).exists():
-                raise
-            names = ("openai/gpt-6-luna", "openai/gpt-6.1-terra", "openai/gpt-6.1-sol")
-            route = configs.RouteSettings(models=names, objective={"keep_quality": 0.95})
-            settings = configs.Settings(routes={"auto": route}, source=EXAMPLE_POOL)
-        return cls(configs.resolve(settings, env, need_keys=False), env=env)
+        return cls(wiring.load_config_for_dry_run(path, env), env=env)
 
     for_explaining = for_dry_run  # the former name, kept for one release
-
-    # ── a request ────────────────────────────────────────────────────────────────────────────────
 
     async def answer(self, query: Query, started: float | None = None) -> RoutedResponse:
         """Route one query, call models until one answers, and record what happened.
@@ -215,28 +137,22 @@ class Router:
         started = perf_counter() if started is None else started
         route = self._routes.resolve(query.model)
         selection = self._selector.select(query, route, commit=True)
-        upstreams, x = self._upstreams, selection.features
-        attempts: list[Attempt] = []
-        check = fallback_cost_check(route, selection.decision, x, query, upstreams.model)
+        response = RoutedResponse(query, selection, started, self._record)
+        check = fallback_cost_check(route, selection, query, self._upstreams.model)
         async with selection.reservation as reservation:
-            decision = reservation.reserve_first(selection.decision, attempts, check)
-            response = RoutedResponse(
-                query, x, decision, attempts, reservation, started, self._recorder.finish
-            )
-            response.audit_sample = self._services.sample_for_audit(decision, x, query)
+            decision = response.reserve(check)
+            response.audit_sample = self._services.sample_for_audit(response)
             with response:
-                response.reply = await self._engine.run(
+                response.reply = await self._run_plan(
                     decision.plan,
-                    upstreams.caller(query, reservation),
+                    self._upstreams.caller(query, reservation),
                     stream=query.stream,
                     timeouts=route.timeouts,
                     retries=route.retries,
-                    cost_of=upstreams.cost_of,
                     seed=decision.seed,
-                    input_tokens=x.input_tokens,
-                    has_larger_window=upstreams.has_larger_window,
+                    input_tokens=selection.features.input_tokens,
                     guard=reservation.attempt_guard(check),
-                    attempts=attempts,
+                    attempts=response.attempts,
                 )
             response.complete()
         return response
@@ -265,37 +181,30 @@ class Router:
             route: a route's name or a model's.
             objective: instead of the route's, in any form that the configuration takes.
             models: choose among these instead of the route's.
-            tools: as in a chat completion.
-            response_format: as in a chat completion.
-            max_tokens: the longest answer.
+            tools, response_format, max_tokens: as in a chat completion.
             session: the conversation that the query belongs to.
 
-        Raises:
-            BadRequestError: an argument is not valid.
-            ModelNotFoundError: the route or a model is unknown.
-            NoEligibleModelError: no model can take the query.
+        Raises BadRequestError, ModelNotFoundError or NoEligibleModelError.
         """
         from suffice.dialects.openai_request import parse_chat
 
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        own = {"objective": objective, "models": models, "session": session}
+        options = {"objective": objective, "models": models, "session": session}
         body = {
             "model": route,
             "messages": messages,
             "tools": tools,
             "response_format": response_format,
             "max_tokens": max_tokens,
-            "suffice": {k: v for k, v in own.items() if v is not None},
+            "suffice": {k: v for k, v in options.items() if v is not None} or None,
         }
-        given = {k: v for k, v in body.items() if v is not None}
-        return self.decide(parse_chat(msgspec.json.encode(given), {}))
+        fields = {k: v for k, v in body.items() if v is not None}
+        return self.decide(parse_chat(msgspec.json.encode(fields), {}))
 
-    def explain(self, decision: Decision) -> dict[str, Any]:
+    def explain(self, decision: Decision) -> dict[str, object]:
         """A decision as plain data, ready for JSON."""
         return responses.explain(decision)
-
-    # ── afterwards ───────────────────────────────────────────────────────────────────────────────
 
     def decision(self, decision_id: str) -> dict[str, Any] | None:
         """A recorded decision with its attempts and feedback, or None."""
@@ -310,76 +219,21 @@ class Router:
         decision_id: str,
         score: float | None = None,
         *,
-        verdict: str | None = None,
-        source: str = "user",
-        comment: str | None = None,
-        key: str | None = None,
-        created_s: float | str | None = None,
         key_id: str | None = None,
+        **details: Unpack[FeedbackDetails],
     ) -> Feedback:
-        """Score a decision. The same (decision, source, key) again replaces the score.
+        """Score a decision in [0, 1]. The same (decision, source, key) again replaces the score.
 
-        Args:
-            decision_id: what is scored.
-            score: in [0, 1].
-            verdict: "good" (1) or "bad" (0) instead of a score.
-            source: who scores.
-            comment: any text.
-            key: tells scores of one source apart.
-            created_s: when it was scored, unix time or ISO 8601; None = now.
-            key_id: the client's key, which may score its own decisions only; None = any.
-
-        Raises:
-            BadRequestError: a field is missing or has the wrong type.
-            UnprocessableError: a field is out of range.
-            NotFoundError: there is no such decision.
-            StoreError: the score cannot be stored now.
+        `key_id` is the client's key, which may score its own decisions only; None = any. Raises
+        BadRequestError, UnprocessableError, NotFoundError or StoreError.
         """
-        fields = {
-            "decision_id": decision_id,
-            "score": score,
-            "verdict": verdict,
-            "source": source,
-            "comment": comment,
-            "key": key,
-            "created": created_s,
-        }
-        return self._feedback.add(fields, key_id)
+        return self._parts.feedback.add(decision_id, score, details, key_id)
 
     def feedback_batch(
-        self, batch: Sequence[Mapping[str, Any]], *, key_id: str | None = None
+        self, batch: Sequence[Mapping[str, object]], *, key_id: str | None = None
     ) -> list[FeedbackResult]:
-        """`feedback` for up to 1,000 decisions at once; one result per item, in order.
-
-        Args:
-            batch: each item has decision_id, score or verdict, and optional source, comment, key,
-                created.
-            key_id: as in `feedback`.
-
-        Raises:
-            UnprocessableError: the batch is empty or too long.
-            StoreError: nothing can be stored now.
-        """
-        return self._feedback.add_batch(batch, key_id)
-
-    # ── state ────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def routes(self) -> Mapping[str, Route]:
-        """Routes by name."""
-        return self._routes.by_name
-
-    @property
-    def version(self) -> str:
-        """The version of the package."""
-        from importlib.metadata import version
-
-        return version("suffice")
-
-    @property
-    def source(self) -> str:
-        """Where the settings came from: the path of a file, or a description."""
-        return str(self._config.settings.source)
+        """`feedback` for up to 1,000 decisions at once; one result per item, in order."""
+        return self._parts.feedback.add_batch(batch, key_id)
 
     @property
     def store(self) -> Store:
@@ -391,80 +245,43 @@ class Router:
         """What sends the upstream requests; made at its first use."""
         return self._services.transport
 
-    @property
-    def budgets(self) -> budgets.Budgets:
-        """The money limits of all routes."""
-        return self._budgets
-
     def resolve(self, name: str) -> Route:
         """A route by name, or one model as a pinned route. Raises ModelNotFoundError."""
         return self._routes.resolve(name)
 
-    def route_specs(self) -> tuple[RouteSpec, ...]:
-        """The routes as the configuration gives them, every name in them resolved."""
-        return tuple(self._config.routes.values())
-
     def models(self) -> tuple[Model, ...]:
         """The catalog in use."""
-        return self._catalog.models()
+        return self._parts.catalog.models()
 
-    def ready(self) -> dict[str, Any]:
-        """The state of the process, as `/readyz` shows it.
-
-        Its `status` is "unready" if every model of every route is cooling down, "degraded" if the
-        store is down and records are spooled, else "ok".
-        """
-        health = self.store.health()
-        cooling_down = self._breaker.open_models()
-        learning, monitor = self._services.learning, self._services.monitor
-        callable_ = any(
-            name not in cooling_down for r in self._routes for name in r.reachable.names
-        )
-        return {
-            "status": "unready" if not callable_ else "ok" if health.ok else "degraded",
-            "store": msgspec.to_builtins(health),
-            "cooling_down": cooling_down,
-            "learning": {} if learning is None else dict(learning.problems),
-            "watch": {} if monitor is None else monitor.state(),
-            "budgets": self._budgets.totals(),
-            "warnings": list(self.warnings),
-        }
+    def ready(self) -> dict[str, object]:
+        """The state of the process, as `/readyz` shows it; its `status` is ok, degraded or unready."""
+        return {**self._services.state(), "budgets": self.budgets.totals()}
 
     def metrics(self) -> bytes:
         """Prometheus text."""
-        return self._metrics.render()
-
-    # ── start and end ────────────────────────────────────────────────────────────────────────────
+        return self._parts.metrics.render()
 
     def warm_up(self) -> None:
         """Open store and transport and decide once, so that no client waits for it."""
         self._services.warm_up()
-        self._budgets.restore(self.store)
+        self.budgets.restore(self.store)
 
     def start_learning(self, *, thread: bool = True) -> LearningWorker:
-        """Start the learning worker of this process.
-
-        Args:
-            thread: False = no thread; the caller calls `step`.
-        """
+        """Start learning in this process. Without a thread the caller calls `step`."""
         return self._services.start_learning(thread=thread)
 
     def start_monitoring(self, *, thread: bool = True) -> CertificateMonitor | None:
-        """Start the certificate monitor of this process; None if no route is monitored.
-
-        Args:
-            thread: False = no thread; the caller calls `step`.
-        """
+        """Start monitoring certificates; None if no route is monitored. See `start_learning`."""
         return self._services.start_monitoring(
-            self._upstreams, self._selector.new_id, self._random.getrandbits(32), thread=thread
+            self._upstreams, self._selector.new_id, self._selector.new_seed(), thread=thread
         )
 
     def close(self) -> None:
         """Flush and close the store. The upstream connections need `aclose`."""
         self._services.close()
-        self._budgets.close()
+        self.budgets.close()
 
     async def aclose(self) -> None:
         """Close the upstream connections, then flush and close the store."""
         await self._services.aclose()
-        self._budgets.close()
+        self.budgets.close()

@@ -645,8 +645,7 @@ def recorded(r: suffice.Router, model: str, n: int, **changed: Any) -> list[str]
 
 def labelled(r: suffice.Router, ids: Sequence[str], loss: float | Sequence[float]) -> None:
     losses = [loss] * len(ids) if isinstance(loss, float) else loss
-    spec = next(s for s in r.route_specs() if s.name == "safe")
-    file = certificate_path(spec, r.source)
+    file = certificate_path(r.config.routes["safe"], r.source)
     assert file is not None
     key = sampling.label_key(certificates.load(file))
     r.store.feedback.append(

@@ -72,7 +72,7 @@ def examine(config: Path | None, timeout_s: float) -> list[Check]:
     for warning in resolved.warnings:
         checks.append(Check("note", None, warning))
     try:
-        policies = {s.policy for s in Router(resolved, env=env).route_specs()}
+        policies = {s.policy for s in Router(resolved, env=env).config.routes.values()}
         checks.append(Check("policies", True, ", ".join(sorted(policies))))
     except (ArtifactError, ConfigError) as error:
         checks.append(Check("policies", False, str(error)))

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from suffice import __version__
 from suffice.dialects.openai_request import decode, parse_chat
 from suffice.errors import (
     MethodNotAllowedError,
@@ -199,7 +200,7 @@ def create_rest(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette
 
     async def home(request: Request) -> Response:
         paths = sorted(r.path for r in routes)
-        return _json({"service": "suffice", "version": router.version, "paths": paths}, request)
+        return _json({"service": "suffice", "version": __version__, "paths": paths}, request)
 
     async def chat_other_method(request: Request) -> Response:
         raise HTTPException(405, headers={"Allow": "POST"})

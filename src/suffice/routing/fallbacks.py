@@ -6,19 +6,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from suffice.policies.priors import cost_usd, output_tokens
-from suffice.types import Decision, Features, Model, PlanStep, Query
+from suffice.types import Model, PlanStep, Query
 
 if TYPE_CHECKING:
     from suffice.budgets.reservation import StepCheck
     from suffice.routing.routes import Route
+    from suffice.routing.selector import Selection
 
 _UNKNOWN_DIFFICULTY = 0.5
 
 
 def fallback_cost_check(
     route: Route,
-    decision: Decision,
-    x: Features,
+    selection: Selection,
     query: Query,
     model_of: Callable[[str], Model],
 ) -> StepCheck | None:
@@ -26,8 +26,7 @@ def fallback_cost_check(
 
     Args:
         route: of the query.
-        decision: its difficulty predicts the length of the answer, as the policies do.
-        x: the query as numbers.
+        selection: its difficulty predicts the length of the answer, as in the policies.
         query: its own limit bounds the answer.
         model_of: a model by its name.
 
@@ -39,7 +38,9 @@ def fallback_cost_check(
     if ceiling_usd is None or not route.fallbacks:
         return None
     limit_usd = ceiling_usd
-    difficulty = _UNKNOWN_DIFFICULTY if decision.difficulty is None else decision.difficulty
+    difficulty, x = selection.decision.difficulty, selection.features
+    if difficulty is None:
+        difficulty = _UNKNOWN_DIFFICULTY
     tokens = output_tokens(difficulty, query.max_output_tokens)
 
     def check(step: PlanStep) -> str | None:

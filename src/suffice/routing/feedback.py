@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from suffice.telemetry import Telemetry
 
 
+class FeedbackDetails(TypedDict, total=False):
+    """What may be said of a score."""
+
+    verdict: str | None  # "good" (1) or "bad" (0) instead of a score
+    source: str  # who scores; "user" if left out
+    comment: str | None
+    key: str | None  # tells scores of one source apart
+    created_s: float | str | None  # when it was scored, unix time or ISO 8601; None = now
+
+
 class FeedbackResult(TypedDict, total=False):
     """What became of one item of a batch."""
 
@@ -33,11 +43,19 @@ class FeedbackService:
         self._services = services
         self._telemetry = telemetry
 
-    def add(self, fields: Mapping[str, object], key_id: str | None) -> Feedback:
+    def add(
+        self,
+        decision_id: str,
+        score: float | None,
+        details: FeedbackDetails,
+        key_id: str | None,
+    ) -> Feedback:
         """Store one score.
 
         Args:
-            fields: decision_id, score or verdict, and optional source, comment, key, created.
+            decision_id: what is scored.
+            score: in [0, 1]; None if `details` has a verdict.
+            details: more about the score.
             key_id: the client's key, which may score its own decisions only; None = any.
 
         Raises:
@@ -46,6 +64,8 @@ class FeedbackService:
             UnprocessableError: a field is out of range.
             StoreError: the score cannot be stored now.
         """
+        fields = {"decision_id": decision_id, "score": score, **details}
+        fields["created"] = fields.pop("created_s", None)
         feedback = validation.checked(fields, time.time())
         if not self._services.store.feedback.add(feedback, key_id=key_id):
             raise NotFoundError(_unknown(feedback.decision_id), param="decision_id")

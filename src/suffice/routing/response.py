@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -16,9 +16,10 @@ from suffice.execution.attempt import CLIENT_DISCONNECTED
 from suffice.types import Attempt, Decision, Features, Query, Usage
 
 if TYPE_CHECKING:
-    from suffice.budgets import AnyReservation
+    from suffice.budgets.reservation import StepCheck
     from suffice.execution import Reply
     from suffice.monitoring import AuditSample
+    from suffice.routing.selector import Selection
 
 CLIENT_CLOSED_REQUEST = 499
 _STATUS_OF_KIND = {"rate_limit": 429, "overloaded": 503, "bad_request": 400}
@@ -57,24 +58,35 @@ class RoutedResponse:
     def __init__(
         self,
         query: Query,
-        features: Features,
-        decision: Decision,
-        attempts: list[Attempt],
-        reservation: AnyReservation,
+        selection: Selection,
         started: float,
         on_finish: Callable[[RoutedResponse, int, str | None], None],
     ) -> None:
         self.query = query
-        self.features = features
-        self.decision = decision
-        self.attempts = attempts
+        self.features = selection.features
+        self.decision = selection.decision
+        self.attempts: list[Attempt] = []
         self.audit_sample: AuditSample | None = None
         self.started = started
-        self.overhead_ms = (perf_counter() - started) * 1e3
+        self.overhead_ms = 0.0
         self.reply: Reply | None = None
-        self._reservation = reservation
+        self._reservation = selection.reservation
         self._on_finish = on_finish
         self._finished = False
+
+    def reserve(self, check: StepCheck | None) -> Decision:
+        """Reserve the money for the first attempt.
+
+        Args:
+            check: a further condition for a step.
+
+        Returns:
+            The decision that is carried out. It begins with another step than the selection's if
+            another worker took the money meanwhile.
+        """
+        self.decision = self._reservation.reserve_first(self.decision, self.attempts, check)
+        self.overhead_ms = (perf_counter() - self.started) * 1e3
+        return self.decision
 
     # ── what was answered ────────────────────────────────────────────────────────────────────────
 
@@ -115,7 +127,7 @@ class RoutedResponse:
         model = self.answered.model
         return next((p.cost_usd for p in self.decision.predictions if p.model == model), None)
 
-    def explanation(self) -> dict[str, Any]:
+    def explanation(self) -> dict[str, object]:
         """The decision as plain data, with the signals that mattered."""
         return explain(explained(self.decision, self.features))
 
@@ -197,6 +209,6 @@ def explained(decision: Decision, features: Features) -> Decision:
     return msgspec.structs.replace(decision, features=feature_extraction.explain(features))
 
 
-def explain(decision: Decision) -> dict[str, Any]:
+def explain(decision: Decision) -> dict[str, object]:
     """A decision as plain data, ready for JSON."""
     return {"object": "decision", **msgspec.to_builtins(decision)}

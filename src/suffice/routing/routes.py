@@ -186,11 +186,9 @@ class Route:
         Returns:
             The decision with the probability of each model, and the sampled model first.
         """
-        if posterior is None:
-            return decision
         predictions = decision.predictions
         quality = [p.quality for p in predictions if p.quality is not None]
-        if len(quality) < len(predictions):
+        if posterior is None or len(quality) < len(predictions):
             return decision
         names = [p.model for p in predictions]
         objective = self.objective

@@ -27,7 +27,7 @@ from suffice.types import (
 if TYPE_CHECKING:
     from suffice.budgets import AnyReservation, Budgets
     from suffice.catalog import Catalog
-    from suffice.execution import CircuitBreaker, LatencyTracker
+    from suffice.execution import Engine
     from suffice.learning.exploration import FrozenPosterior
     from suffice.pool import Pool
     from suffice.routing.routes import Route, RouteTable
@@ -73,8 +73,7 @@ class Selector:
         self,
         routes: RouteTable,
         catalog: Catalog,
-        breaker: CircuitBreaker,
-        latency: LatencyTracker,
+        engine: Engine,
         sessions: SessionStore,
         budgets: Budgets,
         random: random.Random,
@@ -87,8 +86,7 @@ class Selector:
         Args:
             routes: where clients may name models.
             catalog: which models can take a query.
-            breaker: which models are left alone now.
-            latency: how fast models have been lately.
+            engine: knows which models cool down and how fast models are.
             sessions: the conversations under way.
             budgets: the money limits of all routes.
             random: of seeds and ids.
@@ -97,8 +95,8 @@ class Selector:
         """
         self._routes = routes
         self._catalog = catalog
-        self._breaker = breaker
-        self._latency = latency
+        self._breaker = engine.breaker
+        self._latency = engine.latency
         self._sessions = sessions
         self._budgets = budgets
         self._random = random
@@ -111,6 +109,10 @@ class Selector:
         """The id of a new decision."""
         return self._ids.new()
 
+    def new_seed(self) -> int:
+        """A seed of 32 bits."""
+        return self._random.getrandbits(32)
+
     def select(self, query: Query, route: Route, *, commit: bool = False) -> Selection:
         """Choose the models that are tried for a query, and their order.
 
@@ -119,10 +121,7 @@ class Selector:
             route: of the query.
             commit: the selection will be carried out, so budgets and exploration count it.
 
-        Raises:
-            NoEligibleModelError: no model can take the query.
-            BudgetExceededError: the route's budget covers no model now.
-            BadRequestError: the client's objective is not valid.
+        Raises NoEligibleModelError, BudgetExceededError or BadRequestError.
         """
         x = feature_extraction.extract(query.messages, extra_tokens=schema_tokens(query.fields))
         options = query.options

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,12 +18,10 @@ from suffice.budgets import UNLIMITED
 from suffice.policies.trained import TrainedPolicy
 from suffice.routing.policy_loader import certificate_path
 from suffice.types import (
-    Decision,
     Features,
     Feedback,
     Message,
     Policy,
-    Query,
     RequestRecord,
     Transport,
 )
@@ -212,11 +211,11 @@ class Services:
             self.monitor.start()
         return self.monitor
 
-    def sample_for_audit(
-        self, decision: Decision, x: Features, query: Query
-    ) -> monitoring.AuditSample | None:
+    def sample_for_audit(self, response: RoutedResponse) -> monitoring.AuditSample | None:
         """What collects the answer for an audit, if the decision is among the audited share."""
-        return None if self.monitor is None else self.monitor.sample(decision, x, query)
+        if self.monitor is None:
+            return None
+        return self.monitor.sample(response.decision, response.features, response.query)
 
     def submit_for_audit(self, response: RoutedResponse, record: RequestRecord) -> None:
         """Hand a recorded answer to the audits, if its decision is among the audited share."""
@@ -240,6 +239,25 @@ class Services:
 
     def _set_certificate(self, route: str, certificate: Certificate | None, alarm: str) -> None:
         self._routes[route].set_certificate(certificate, alarm)
+
+    def state(self) -> dict[str, object]:
+        """The state of the process, as `/readyz` shows it.
+
+        Its `status` is "unready" if every model of every route is cooling down, "degraded" if the
+        store is down and records are spooled, else "ok".
+        """
+        health = self.store.health()
+        cooling_down = self._engine.breaker.open_models()
+        reachable = {name for route in self._routes for name in route.reachable.names}
+        status = "ok" if health.ok else "degraded"
+        return {
+            "status": status if reachable - cooling_down.keys() else "unready",
+            "store": msgspec.to_builtins(health),
+            "cooling_down": cooling_down,
+            "learning": {} if self.learning is None else dict(self.learning.problems),
+            "watch": {} if self.monitor is None else self.monitor.state(),
+            "warnings": list(self._config.warnings),
+        }
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────
 

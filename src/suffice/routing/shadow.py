@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from suffice.types import Policy, RequestRecord, Session
 
@@ -24,7 +24,7 @@ class ShadowDecider:
         self._catalog = catalog
         self._latency = latency
 
-    def decide(self, record: RequestRecord) -> dict[str, Any] | None:
+    def decide(self, record: RequestRecord) -> dict[str, object] | None:
         """The shadow's choice for a recorded request; None if the route has no shadow policy."""
         decision, x = record.decision, record.features
         policy = self.policies.get(decision.route)
