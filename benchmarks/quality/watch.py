@@ -127,7 +127,7 @@ def invented() -> list[Source]:
 
 
 def first_alarm(losses: FloatArray, max_loss: float) -> int | None:
-    w = sequential_test.begin(max_loss, ALPHA)
+    w = sequential_test.start(max_loss, ALPHA)
     for x in losses.tolist():
         w = w.update(x)
         if w.alarm_at is not None:

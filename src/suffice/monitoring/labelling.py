@@ -1,7 +1,7 @@
-"""The calls of an audit: the reference model asked what the client asked, and the judge's verdicts.
+"""The calls of an audit: the reference model's answer to the client's query, and the judge's verdicts.
 
-Each call is recorded as a decision of the route `audit:<name>`, whatever becomes of it, so that it
-stands in spend, metrics and reports as the cost of auditing, and the day's cap can be read there.
+Each call is recorded as a decision of the route `audit:<name>`, so that it counts in spend, metrics and
+reports as the cost of auditing, and the daily cap can be checked against the store.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import msgspec
 
 from suffice import judging
 from suffice.errors import AllAttemptsFailedError
-from suffice.execution import Caller, Engine, Reply, sum_cost_usd
+from suffice.execution import Caller, Engine, Reply
 from suffice.execution.attempt import CostOf
+from suffice.model_client import ModelCall, ModelClient
 from suffice.monitoring import reading
+from suffice.store.protocols import AUDIT_ROUTE_PREFIX
 from suffice.types import (
     Attempt,
     Decision,
@@ -33,234 +35,216 @@ from suffice.types import (
     RetryPolicy,
     Spend,
     Timeouts,
-    Usage,
 )
 
 if TYPE_CHECKING:
     from suffice.config import AuditSpec  # pydantic: 100 ms
 
-SOURCE = "audit"  # of the feedback; clients may not use it
-ROUTE = "audit:"  # before a route's name: the route that the calls of its audits are recorded under
+AUDIT_SOURCE = "audit"  # of the feedback; clients must not use it
 JUDGE_TOKENS = 1024  # as `suffice collect` gives its judge
 _RETRIES = RetryPolicy(per_model=1, max_attempts=2, backoff_base_s=1.0, max_wait_s=10.0)
-_TOTAL_S = 120.0  # for one call
-_NEW_NAME = frozenset({"openai", "azure"})  # providers that call the limit max_completion_tokens
-# Failures after which the upstream may charge for the prompt all the same.
-_MAY_CHARGE = frozenset(
-    {"timeout_first_chunk", "timeout_idle", "timeout_total", "cut", "malformed", "content_filter"}
-)
+_TOTAL_S = 120.0  # for one call with its retries
 
 Outcome = Literal[
-    "labelled",  # a judge compared, or the verdict was plain
+    "labelled",  # the judge compared, or the score was trivial
     "reference",  # the reference had served: loss 0
-    "thinned",  # the reference had served, and too few of the paid audits bring a label
+    "subsampled",  # the reference had served, and too few of the paid audits bring a label
     "unreadable",  # the judge's verdict, or an answer, cannot be read
-    "failed",  # a call failed, or the reference said nothing
-    "unanswered",  # the decided model did not answer, or the client left
-    "unfit",  # pictures, recordings, a very long prompt, a client's own order
-    "capped",  # the day's money is spent
-    "full",  # too many wait
-    "store",  # what was spent today could not be read
-    "unpriced",  # the price of the reference is unknown, so the cap could not be kept
+    "failed",  # a call failed, or the reference's answer is empty
+    "unanswered",  # the decided model did not answer, or the client disconnected
+    "ineligible",  # media, a very long prompt, or the client's own order
+    "capped",  # the daily budget of audits is spent
+    "queue_full",  # too many audits wait
+    "store",  # today's spend could not be read
+    "unknown_price",  # the reference has no price, so the cap could not be kept
 ]
 
 
 class MonitorDependencies(NamedTuple):
-    """What audits need of the router. spend(route, since_s) blocks and may raise StoreError; the
-    rest neither blocks nor raises."""
+    """What audits need of the router. None of it raises, except `spend`."""
 
     engine: Engine
     caller: Callable[[Query], Caller]
     cost_of: CostOf
     spend: Callable[[str, float], Spend]
+    """(route, since_s): blocks, and may raise StoreError."""
     record: Callable[[RequestRecord], None]
     label: Callable[[Feedback], None]
-    counted: Callable[[str, str], None]  # route, outcome
+    counted: Callable[[str, str], None]
+    """(route, outcome): counts an audit."""
     new_id: Callable[[], str]
 
 
 class AuditedRoute(NamedTuple):
-    """A route that is audited."""
+    """A route whose decisions are audited."""
 
     name: str
     spec: AuditSpec
     timeouts: Timeouts
 
 
-class AuditFailed(Exception):
-    """An audit that brings no label; its outcome, and why in words."""
+class AuditFailed(Exception):  # noqa: N818  # an outcome of an audit, not a fault
+    """An audit that brings no label, with the reason in words."""
 
-    def __init__(self, outcome: Outcome, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, outcome: Outcome, reason: str) -> None:
+        super().__init__(reason)
         self.outcome = outcome
 
 
-class RequestRejected(AuditFailed):
-    """The upstream found fault with the request."""
+class AuditCall(NamedTuple):
+    """What a call of an audit is made for."""
+
+    route: AuditedRoute
+    decision_id: str
+    """Of the audited decision."""
+    role: str
+    """Of the model that is called, for the record."""
 
 
-class _Manners(NamedTuple):
-    """How a judge wants its parameters, learned from what it refuses."""
+class JudgeClient:
+    """Makes the calls of audits.
 
-    limit: str
-    cold: bool = True  # temperature 0
-
-    def after(self, refusal: str) -> _Manners | None:
-        """Another way to ask; None where there is none."""
-        said = refusal.lower()
-        if "max_completion_tokens" in said and self.limit == "max_tokens":
-            return self._replace(limit="max_completion_tokens")
-        if "temperature" in said and self.cold:
-            return self._replace(cold=False)
-        return None
-
-
-class Asker:
-    """Makes calls for audits."""
+    Args:
+        dependencies: What audits need of the router.
+        rng: Seeds the jitter of retries.
+        clock: Returns unix seconds.
+    """
 
     def __init__(
         self,
-        calls: MonitorDependencies,
-        draw: random.Random,
+        dependencies: MonitorDependencies,
+        rng: random.Random,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._calls = calls
-        self._random = draw
+        self._dependencies = dependencies
+        self._rng = rng
         self._clock = clock
-        self._manners: dict[str, _Manners] = {}
+        self._client = ModelClient(
+            dependencies.engine, dependencies.caller, dependencies.cost_of, retries=_RETRIES
+        )
 
-    async def reference(self, route: AuditedRoute, of: str, model: str, query: Query) -> str:
-        """The reference model's answer to a client's query. Raises Unusable."""
-        left = ("stream", "stream_options", "n")  # it is asked once, and whole
-        fields = {k: v for k, v in query.fields.items() if k not in left}
-        plain = msgspec.structs.replace(query, fields=fields, stream=False, headers=())
-        return await self._ask(route, of, model, plain, "reference")
+    async def reference_answer(self, purpose: AuditCall, model: str, query: Query) -> str:
+        """Ask the reference model what the client asked.
+
+        Args:
+            purpose: What the call is made for.
+            model: The reference model.
+            query: The client's query.
+
+        Returns:
+            The text of the answer.
+
+        Raises:
+            AuditFailed: There is no answer, or none that can be read.
+        """
+        dropped = ("stream", "stream_options", "n")  # one whole answer is enough
+        fields = {k: v for k, v in query.fields.items() if k not in dropped}
+        whole = msgspec.structs.replace(query, fields=fields, stream=False, headers=())
+        try:
+            return await self._complete(purpose, model, whole)
+        except AllAttemptsFailedError as error:
+            raise AuditFailed("failed", str(error)) from None
 
     async def verdict(
-        self,
-        route: AuditedRoute,
-        of: str,
-        judge: Model,
-        asked: Sequence[Message],
-        a: str,
-        b: str,
-        role: str,
+        self, purpose: AuditCall, judge: Model, messages: Sequence[Message], a: str, b: str
     ) -> judging.Verdict:
-        """The judge's word on two answers. Raises Unusable."""
-        chat = judging.compare(asked, a, b)
-        limit = "max_completion_tokens" if judge.provider in _NEW_NAME else "max_tokens"
-        while True:
-            manners = self._manners.setdefault(judge.name, _Manners(limit))
-            query = _judge_query(judge, chat, manners)
-            try:
-                said = await self._ask(route, of, judge.name, query, role)
-            except RequestRejected as refused:
-                if self._manners[judge.name] == manners:  # else another audit has learned it
-                    other = manners.after(str(refused))
-                    if other is None:
-                        raise
-                    self._manners[judge.name] = other
-                continue
-            verdict = judging.read_verdict(said)
-            if verdict is None:
-                shown = said.strip()[-80:]
-                raise AuditFailed("unreadable", f"{judge.name} gave no verdict (it ends {shown!r})")
-            return verdict
+        """Ask the judge for a verdict on two answers.
 
-    async def _ask(self, route: AuditedRoute, of: str, model: str, query: Query, role: str) -> str:
-        decision = _aside(self._calls.new_id(), route.name, model, role, of)
-        tokens = sum(len(m.text) for m in query.messages) // 4
-        own = route.timeouts
-        tried: list[Attempt] = []
+        Args:
+            purpose: What the call is made for.
+            judge: The judge.
+            messages: The conversation that was answered.
+            a: The answer shown as A.
+            b: The answer shown as B.
+
+        Returns:
+            The verdict.
+
+        Raises:
+            AuditFailed: There is no verdict, or none that can be read.
+        """
+        chat = judging.compare(messages, a, b)
+        call = ModelCall(
+            judge,
+            msgspec.json.encode(chat),
+            tuple([Message(m["role"], m["content"]) for m in chat]),
+            JUDGE_TOKENS,
+        )
+        try:
+            text = await self._client.ask(
+                call, lambda query: self._complete(purpose, judge.name, query)
+            )
+        except AllAttemptsFailedError as error:
+            raise AuditFailed("failed", str(error)) from None
+        verdict = judging.read_verdict(text)
+        if verdict is None:
+            end = text.strip()[-80:]
+            raise AuditFailed("unreadable", f"{judge.name} gave no verdict (it ends {end!r})")
+        return verdict
+
+    async def _complete(self, purpose: AuditCall, model: str, query: Query) -> str:
+        """Make a call and record it. Raises AllAttemptsFailedError, or AuditFailed if unreadable."""
+        timeouts = purpose.route.timeouts
+        input_tokens = sum(len(m.text) for m in query.messages) // 4
+        attempts: list[Attempt] = []
         reply: Reply | None = None
         status, error = 499, "the gateway stopped"
         started = perf_counter()
         try:
-            reply = await self._calls.engine.run(
-                decision.plan,
-                self._calls.caller(query),
-                stream=False,
+            reply = await self._client.complete(
+                model,
+                query,
                 timeouts=msgspec.structs.replace(
-                    own, total_s=min(own.total_s, _TOTAL_S), first_reply_s=None
+                    timeouts, total_s=min(timeouts.total_s, _TOTAL_S), first_reply_s=None
                 ),
-                retries=_RETRIES,
-                cost_of=self._calls.cost_of,
-                seed=self._random.getrandbits(32),
-                input_tokens=tokens,
-                attempts=tried,
+                attempts=attempts,
+                input_tokens=input_tokens,
+                seed=self._rng.getrandbits(32),
             )
             status, error = 200, ""
         except AllAttemptsFailedError as failed:
             status, error = 502, str(failed)
-            kind = RequestRejected if failed.last.kind == "bad_request" else AuditFailed
-            raise kind("failed", error) from None
+            raise
         finally:
-            text = None if reply is None else reading.whole(reply.body)
-            usage, cost_usd = self._priced(model, reply, tried, tokens, len(text or "") // 4)
-            self._calls.record(
+            text = None if reply is None else reading.text_of_completion(reply.body)
+            usage, cost_usd = self._client.estimate_cost(
+                model,
+                reply,
+                attempts,
+                input_tokens=input_tokens,
+                output_tokens=len(text or "") // 4,
+            )
+            self._dependencies.record(
                 RequestRecord(
-                    decision=decision,
-                    attempts=tuple(tried),
+                    decision=_internal_decision(self._dependencies.new_id(), purpose, model),
+                    attempts=tuple(attempts),
                     created_s=self._clock(),
-                    request_id=f"{SOURCE}-{of}",
+                    request_id=f"{AUDIT_SOURCE}-{purpose.decision_id}",
                     status=status,
                     model=None if reply is None else reply.model,
                     usage=usage,
                     cost_usd=cost_usd,
                     latency_s=perf_counter() - started,
                     error=error or None,
-                    metadata={"audit_of": of, "as": role},
+                    metadata={"audit_of": purpose.decision_id, "as": purpose.role},
                 )
             )
         if text is None:
             raise AuditFailed("unreadable", f"the answer of {model} cannot be read")
         return text
 
-    def _priced(
-        self, model: str, reply: Reply | None, tried: list[Attempt], sent: int, said: int
-    ) -> tuple[Usage | None, float | None]:
-        """(usage, USD) of a call with its retries, so that a cap can rely on it: what the upstream
-        did not count is estimated, and a call that broke off is taken to cost its prompt."""
-        broken = sum(a.outcome in _MAY_CHARGE for a in tried)
-        prompt = self._calls.cost_of(model, Usage(sent, 0))
-        usd = sum_cost_usd([a for a in tried if a.outcome != "ok"])
-        usage = None
-        if reply is not None:
-            usage = reply.usage or Usage(sent, said, estimated=True)
-            last = self._calls.cost_of(model, usage)
-            usd = None if usd is None or last is None else usd + last
-        return usage, None if usd is None or prompt is None else usd + broken * prompt
 
-
-def _judge_query(judge: Model, chat: judging.Chat, manners: _Manners) -> Query:
-    tokens = min(JUDGE_TOKENS, judge.max_output_tokens or JUDGE_TOKENS)
-    fields = {
-        "model": msgspec.Raw(b'""'),
-        "messages": msgspec.Raw(msgspec.json.encode(chat)),
-        manners.limit: msgspec.Raw(b"%d" % tokens),
-    }
-    if manners.cold:
-        fields["temperature"] = msgspec.Raw(b"0")
-    return Query(
-        dialect="openai",
-        model=judge.name,
-        messages=tuple([Message(m["role"], m["content"]) for m in chat]),
-        fields=fields,
-        max_output_tokens=tokens,
-    )
-
-
-def _aside(decision_id: str, route: str, model: str, role: str, of: str) -> Decision:
+def _internal_decision(decision_id: str, purpose: AuditCall, model: str) -> Decision:
     """The decision that a call of an audit is recorded as."""
     return Decision(
         id=decision_id,
         model=model,
         plan=(PlanStep(model),),
         predictions=(Prediction(model, None, None, None, 1.0),),
-        reason=f"{model} was asked by the audit of {of} ({role}).",
-        policy=SOURCE,
+        reason=f"{model} was called by the audit of {purpose.decision_id} ({purpose.role}).",
+        policy=AUDIT_SOURCE,
         policy_version="audit-1",
         objective=Objective(kind="best"),
         basis="bypass",
-        route=ROUTE + route,
+        route=AUDIT_ROUTE_PREFIX + purpose.route.name,
     )

@@ -42,7 +42,7 @@ _BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FORM = ("tools", "functions", "response_format")
 
 
-def request(query: Query) -> tuple[Message, ...]:
+def judged_messages(query: Query) -> tuple[Message, ...]:
     """The conversation as a judge gets it: its texts, then the tools and the format asked for."""
     form = [
         Message(name, bytes(query.fields[name]).decode("utf-8", "replace"))
@@ -52,7 +52,7 @@ def request(query: Query) -> tuple[Message, ...]:
     return (*query.messages, *form)
 
 
-def whole(body: bytes) -> str | None:
+def text_of_completion(body: bytes) -> str | None:
     """The first answer of a chat completion; None where this is none."""
     try:
         choices = _decode(body).choices
@@ -62,10 +62,10 @@ def whole(body: bytes) -> str | None:
     if said is None:
         return None
     calls = [(c.function.name or "", c.function.arguments or "") for c in _calls(said)]
-    return _told(_text(said), calls)
+    return _join_text(_text(said), calls)
 
 
-def streamed(events: Sequence[bytes]) -> str | None:
+def text_of_stream(events: Sequence[bytes]) -> str | None:
     """The first answer of a stream, from its events as they were passed on; None where one of them
     cannot be read."""
     text: list[str] = []
@@ -91,7 +91,7 @@ def streamed(events: Sequence[bytes]) -> str | None:
                     name + (call.function.name or ""),
                     given + (call.function.arguments or ""),
                 )
-    return _told("".join(text), [calls[i] for i in sorted(calls)])
+    return _join_text("".join(text), [calls[i] for i in sorted(calls)])
 
 
 def _calls(said: _Said) -> list[Any]:
@@ -105,5 +105,5 @@ def _text(said: _Said) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _told(text: str, calls: Sequence[tuple[str, str]]) -> str:
+def _join_text(text: str, calls: Sequence[tuple[str, str]]) -> str:
     return "\n".join([text] * bool(text) + [f"[calls {name}({given})]" for name, given in calls])

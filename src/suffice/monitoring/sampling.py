@@ -1,12 +1,12 @@
-"""Audits: of a sampled share of certified decisions, what they lost against the reference model.
+"""Audits a sample of certified decisions: what each lost against the reference model.
 
-    decision made    -> drawn by its id, whoever it chose, before anything is known of the answer
+    decision made    -> sampled by its id alone, before anything is known of the answer
     answer delivered -> the reference served: loss 0, at no cost
-                        cheap served: the reference is asked the same, a judge compares both ways
+                        a cheaper model served: the reference gets the same query, a judge compares
     loss             -> feedback of source "audit" on the decision: score 1 - loss
 
-Nothing here is on a request's path: it begins when the client has its answer, in tasks of its own,
-at most a few at once. What waits is bounded; what does not fit is dropped and counted.
+No audit is on the path of a request. It begins once the client has its answer, in a separate task, a few
+at a time. The queue is bounded; what does not fit is dropped and counted.
 """
 
 from __future__ import annotations
@@ -24,32 +24,33 @@ from suffice.artifacts.certificate import Certificate
 from suffice.errors import StoreError
 from suffice.monitoring import reading
 from suffice.monitoring.labelling import (
+    AUDIT_SOURCE,
     JUDGE_TOKENS,
-    ROUTE,
-    SOURCE,
-    Asker,
+    AuditCall,
     AuditedRoute,
     AuditFailed,
+    JudgeClient,
     MonitorDependencies,
     Outcome,
 )
+from suffice.store.protocols import AUDIT_ROUTE_PREFIX
 from suffice.types import Decision, Features, Feedback, Model, Query, RequestRecord, Usage
 
 DAY_S = 86400.0
-AT_ONCE = 4
-WAITING = 64
-LONGEST_TOKENS = 32_000  # of a query; a longer one is not audited, whoever served it
-_LONGEST_STREAM = 1 << 20  # bytes of a stream that are kept for the judge
-_ANSWER_TOKENS = 700  # taken for the reference's answer where the policy predicted no cost
-_AFTER_S = 0.05  # so that the answer is on its way before anything of the audit runs
-_AGAIN_S = 0.1
-_MEMORY = 0.05  # how fast the share of paid audits that bring a label follows the last ones
+MAX_CONCURRENT = 4
+MAX_QUEUED = 64
+MAX_QUERY_TOKENS = 32_000  # a longer query is not audited, whichever model answered it
+_MAX_STREAM_BYTES = 1 << 20  # of a stream that is kept for the judge
+_ANSWER_TOKENS = 700  # assumed for the reference's answer if the policy predicted no cost
+_DELAY_S = 0.05  # so that the answer is on its way before the audit starts
+_BUDGET_RETRY_S = 0.1
+_YIELD_WEIGHT = 0.05  # of an audit in the moving share of paid audits that bring a label
 
-_log = logging.getLogger("suffice.audit")
+_log = logging.getLogger("suffice.monitoring")
 
 
 class AuditSample:
-    """A decision that was drawn. A stream's events are kept for it as they pass."""
+    """A sampled decision. It keeps the events of a stream as they pass."""
 
     __slots__ = ("_bytes", "certificate", "decision", "events", "query", "reference", "tokens")
 
@@ -64,269 +65,301 @@ class AuditSample:
         self.decision = decision
         self.query = query
         self.certificate = certificate
-        self.reference = reference  # as it is served here
-        self.tokens = tokens
-        # Nobody compares what the reference itself said.
+        self.reference = reference  # the reference model's name on this route
+        self.tokens = tokens  # of the query
+        # The reference's own answer is not compared with anything.
         keep = query.stream and decision.model != reference
         self.events: list[bytes] | None = [] if keep else None
         self._bytes = 0
 
     def append_event(self, raw: bytes) -> None:
-        """An event of the stream has been passed on."""
+        """Keep an event that was passed on to the client."""
         if self.events is not None:
             self._bytes += len(raw)
-            if self._bytes > _LONGEST_STREAM:
+            if self._bytes > _MAX_STREAM_BYTES:
                 self.events = None
             else:
                 self.events.append(raw)
 
 
 class _Job(NamedTuple):
-    drawn: AuditSample
+    sample: AuditSample
     body: bytes
 
-    def answer(self) -> str | None:
-        events = self.drawn.events
-        if not self.drawn.query.stream:
-            return reading.whole(self.body)
-        return None if events is None else reading.streamed(events)
+    def answer_text(self) -> str | None:
+        events = self.sample.events
+        if not self.sample.query.stream:
+            return reading.text_of_completion(self.body)
+        return None if events is None else reading.text_of_stream(events)
 
 
-def is_sampled(decision_id: str, share: float) -> bool:
-    """Whether a decision is among the audited share: by the 64 random bits that its id ends with,
-    which have nothing to do with query or choice, so that anybody can check the draw later."""
-    return int(decision_id[-16:], 16) < share * 2.0**64
+def is_sampled(decision_id: str, rate: float) -> bool:
+    """Whether a decision is among the audited share.
+
+    The 64 random bits at the end of the id decide. They do not depend on query or choice, so the sample
+    can be verified later.
+    """
+    return int(decision_id[-16:], 16) < rate * 2.0**64
 
 
 def label_key(certificate: Certificate) -> str:
-    """The key of the feedback by which a watch knows labels of its own certificate."""
+    """The key of the feedback that belongs to this certificate."""
     return certificate.digest[:16]
 
 
 class AuditSampler:
-    """The audits of one process. Belongs to one event loop; `aclose` ends what is under way."""
+    """The audits of one process. Belongs to one event loop; `aclose` ends what is under way.
+
+    Args:
+        routes: The audited routes.
+        certificate: Returns the certificate that a route is served under.
+        dependencies: What audits need of the router.
+        seed: Seeds the subsampling of free labels and the jitter of retries.
+        delay_s: Pause before an audit starts.
+        clock: Returns unix seconds.
+    """
 
     def __init__(
         self,
         routes: Mapping[str, AuditedRoute],
         certificate: Callable[[str], Certificate | None],
-        calls: MonitorDependencies,
+        dependencies: MonitorDependencies,
         *,
         seed: int,
-        after_s: float = _AFTER_S,
+        delay_s: float = _DELAY_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._routes = {
             n: r for n, r in routes.items() if r.spec.sample_rate > 0.0 and r.spec.judge is not None
         }
         self._certificate = certificate
-        self._calls = calls
-        self._after_s = after_s
+        self._dependencies = dependencies
+        self._delay_s = delay_s
         self._clock = clock
-        self._random = random.Random(seed)
-        self._asker = Asker(calls, self._random, clock)
-        self._waiting: deque[_Job] = deque()
+        self._rng = random.Random(seed)
+        self._judge = JudgeClient(dependencies, self._rng, clock)
+        self._queue: deque[_Job] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._held_usd: dict[str, float] = dict.fromkeys(self._routes, 0.0)
-        self._capped: dict[str, tuple[float, str]] = {}  # route -> the day it is, and why
-        self._brings: dict[str, float] = {}  # route -> share of paid audits that bring a label
-        self._told: set[str] = set()
+        self._reserved_usd: dict[str, float] = dict.fromkeys(self._routes, 0.0)
+        self._capped: dict[str, tuple[float, str]] = {}  # route -> day and reason
+        self._label_yield: dict[str, float] = {}  # route -> share of paid audits that bring a label
+        self._warned: set[str] = set()
         self._closed = False
         self.outcomes: dict[str, Counter[str]] = {n: Counter() for n in self._routes}
 
-    # ── from the request's path: cheap, and never raises ─────────────────────────────────────────
+    # ── called on the path of a request: cheap, and never raises ─────────────────────────────────
 
     def sample(self, decision: Decision, x: Features, query: Query) -> AuditSample | None:
-        """The decision, where it is one to audit. Nothing here looks at which model was chosen."""
+        """The decision if it is to be audited. Does not depend on which model was chosen."""
         route = self._routes.get(decision.route)
         if route is None or decision.basis != "certified":
             return None
         if self._closed or not is_sampled(decision.id, route.spec.sample_rate):
             return None
-        told = self._certificate(route.name)
+        certificate = self._certificate(route.name)
         names = [p.model for p in decision.predictions]
-        reference = None if told is None else told.find_reference(names)
-        if told is None or reference is None:
+        index = None if certificate is None else certificate.find_reference(names)
+        if certificate is None or index is None:
             return None
-        outcome = self._not_now(route, decision, x, query, names[reference])
+        outcome = self._skip_outcome(route, decision, x, query, names[index])
         if outcome is not None:
             self._count(route.name, outcome)
             return None
-        return AuditSample(decision, query, told, names[reference], x.input_tokens)
+        return AuditSample(decision, query, certificate, names[index], x.input_tokens)
 
-    def _not_now(
+    def _skip_outcome(
         self, route: AuditedRoute, decision: Decision, x: Features, query: Query, reference: str
     ) -> Outcome | None:
+        """Why a sampled decision is not audited."""
         if (
             decision.explored
             or query.dialect != "openai"
             or query.options.order
-            or x.input_tokens > LONGEST_TOKENS
+            or x.input_tokens > MAX_QUERY_TOKENS
             or any(m.images or m.audio for m in query.messages)
         ):
-            return "unfit"
-        if self.waits(route.name) is not None:
+            return "ineligible"
+        if self.pause_reason(route.name) is not None:
             return "capped"
-        if len(self._waiting) >= WAITING:
-            return "full"
-        if self._calls.cost_of(reference, Usage(1, 1)) is None:
-            return "unpriced"
+        if len(self._queue) >= MAX_QUEUED:
+            return "queue_full"
+        if self._dependencies.cost_of(reference, Usage(1, 1)) is None:
+            return "unknown_price"
         return None
 
-    def submit(self, drawn: AuditSample, record: RequestRecord, body: bytes) -> None:
-        """The answer to a drawn decision has been recorded. body: of a whole reply. Call it from the
-        event loop."""
-        name = drawn.decision.route
-        if record.status != 200 or record.model != drawn.decision.model:
+    def submit(self, sample: AuditSample, record: RequestRecord, body: bytes) -> None:
+        """Take over a sampled decision whose answer was recorded. Call it from the event loop.
+
+        Args:
+            sample: The decision.
+            record: Its record.
+            body: The body of a whole reply; empty for a stream.
+        """
+        name = sample.decision.route
+        if record.status != 200 or record.model != sample.decision.model:
             self._count(name, "unanswered")
-        elif record.model == drawn.reference:
-            # Where paid audits fail, as many free labels must go, or the loss would look smaller.
-            if self._random.random() < self._brings.get(name, 1.0):
-                self._label(drawn, 0.0, "the reference served")
+        elif record.model == sample.reference:
+            # If paid audits fail, as many free labels are dropped, or the loss would look smaller.
+            if self._rng.random() < self._label_yield.get(name, 1.0):
+                self._label(sample, 0.0, "the reference served")
                 self._count(name, "reference")
             else:
-                self._count(name, "thinned")
-        elif self._closed or len(self._waiting) >= WAITING:
-            self._count(name, "full")
-            self._brought(name, 0.0)
+                self._count(name, "subsampled")
+        elif self._closed or len(self._queue) >= MAX_QUEUED:
+            self._count(name, "queue_full")
+            self._update_yield(name, 0.0)
         else:
-            self._waiting.append(_Job(drawn, body))
-            self._next()
+            self._queue.append(_Job(sample, body))
+            self._start_next()
 
-    def waits(self, route: str) -> str | None:
-        """Why nothing is audited now, in words."""
-        found = self._capped.get(route)
-        if found is None or self._clock() // DAY_S > found[0]:
+    def pause_reason(self, route: str) -> str | None:
+        """Why a route is not audited now."""
+        capped = self._capped.get(route)
+        if capped is None or self._clock() // DAY_S > capped[0]:
             return None
-        return found[1]
+        return capped[1]
 
     @property
-    def waiting(self) -> int:
-        return len(self._waiting) + len(self._tasks)
+    def pending(self) -> int:
+        """Audits that are under way or wait."""
+        return len(self._queue) + len(self._tasks)
 
-    # ── in tasks of their own ────────────────────────────────────────────────────────────────────
+    # ── in separate tasks ────────────────────────────────────────────────────────────────────────
 
-    def _next(self) -> None:
+    def _start_next(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting and len(self._tasks) < AT_ONCE and not self._closed:
-            task = loop.create_task(self._run(self._waiting.popleft()))
+        while self._queue and len(self._tasks) < MAX_CONCURRENT and not self._closed:
+            task = loop.create_task(self._run(self._queue.popleft()))
             self._tasks.add(task)
-            task.add_done_callback(self._done)
+            task.add_done_callback(self._on_done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            _log.error("an audit broke off", exc_info=task.exception())
+            _log.error("an audit failed", exc_info=task.exception())
         if not self._closed:
-            self._next()
+            self._start_next()
 
     async def aclose(self) -> None:
-        """End audits under way and drop those that wait: they are as if never drawn."""
+        """Cancel audits under way and drop the queue, as if they had not been sampled."""
         self._closed = True
-        self._waiting.clear()
+        self._queue.clear()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, job: _Job) -> None:
-        name = job.drawn.decision.route
-        await asyncio.sleep(self._after_s)
+        name = job.sample.decision.route
+        await asyncio.sleep(self._delay_s)
         try:
-            found = await self._paid(job, self._routes[name])
-        except AuditFailed as why:
-            self._count(name, why.outcome)
-            if why.outcome != "capped":
-                self._brought(name, 0.0)
-                self._tell(name, why)
+            result = await self._score_with_judge(job, self._routes[name])
+        except AuditFailed as failure:
+            self._count(name, failure.outcome)
+            if failure.outcome != "capped":
+                self._update_yield(name, 0.0)
+                self._warn_once(name, failure)
             return
-        loss = 1.0 - (found.score or 0.0)
-        self._label(job.drawn, loss, "verdicts: " + (", ".join(found.verdicts) or "plain"))
+        loss = 1.0 - (result.score or 0.0)
+        self._label(job.sample, loss, "verdicts: " + (", ".join(result.verdicts) or "plain"))
         self._count(name, "labelled")
-        self._brought(name, 1.0)
+        self._update_yield(name, 1.0)
 
-    def _brought(self, name: str, label: float) -> None:
-        before = self._brings.get(name, 1.0)
-        self._brings[name] = before + (label - before) * _MEMORY
+    def _update_yield(self, name: str, label: float) -> None:
+        before = self._label_yield.get(name, 1.0)
+        self._label_yield[name] = before + (label - before) * _YIELD_WEIGHT
 
-    def _tell(self, name: str, why: AuditFailed) -> None:
-        """Each kind of failure of a route is said once; all are counted."""
-        if f"{name}/{why.outcome}" not in self._told:
-            self._told.add(f"{name}/{why.outcome}")
-            _log.warning("route %s: an audit brought no label: %s", name, why)
+    def _warn_once(self, name: str, failure: AuditFailed) -> None:
+        """Log each kind of failure once per route. All are counted."""
+        kind = f"{name}/{failure.outcome}"
+        if kind not in self._warned:
+            self._warned.add(kind)
+            _log.warning("route %s: an audit brought no label: %s", name, failure)
 
-    async def _paid(self, job: _Job, route: AuditedRoute) -> judging.PairwiseScore:
-        """The loss of a cheap answer, as a score of the judge's kind. Raises Unusable."""
-        drawn = job.drawn
-        judge = route.spec.judge
-        assert judge is not None
-        answer = job.answer()
-        if answer is None:
+    async def _score_with_judge(self, job: _Job, route: AuditedRoute) -> judging.PairwiseScore:
+        """Compare a cheaper model's answer with the reference's. Raises AuditFailed."""
+        sample, judge = job.sample, route.spec.judge
+        answer = job.answer_text()
+        if answer is None or judge is None:
             raise AuditFailed("unreadable", "the answer cannot be read, or is too long to keep")
-        usd = self._expected_usd(drawn, judge, answer)
+        usd = self._expected_usd(sample, judge, answer)
         if usd is None:
-            raise AuditFailed("unpriced", f"the price of {drawn.reference} is unknown")
-        await self._afford(route, usd)
+            raise AuditFailed("unknown_price", f"the price of {sample.reference} is unknown")
+        await self._reserve_budget(route, usd)
         try:
-            ask, of = self._asker, drawn.decision.id
-            other = await ask.reference(route, of, drawn.reference, drawn.query)
-            known = judging.trivial_score(answer, other)
-            if known is None:
-                asked = reading.request(drawn.query)
-                as_a = await ask.verdict(route, of, judge, asked, answer, other, "judge, A")
-                as_b = await ask.verdict(route, of, judge, asked, other, answer, "judge, B")
-                known = judging.score_verdicts(as_a, as_b)
+            score = await self._compare(sample, judge, answer, route)
         finally:
-            self._held_usd[route.name] -= usd
-        if known.score is None:
-            raise AuditFailed("failed", known.reason or "nothing can be said")
-        return known
+            self._reserved_usd[route.name] -= usd
+        if score.score is None:
+            raise AuditFailed("failed", score.reason or "the score is unknown")
+        return score
 
-    async def _afford(self, route: AuditedRoute, usd: float) -> None:
-        """Hold `usd` of the day's money, once it is there. Raises Unusable where it will not be."""
+    async def _compare(
+        self, sample: AuditSample, judge: Model, answer: str, route: AuditedRoute
+    ) -> judging.PairwiseScore:
+        purpose = AuditCall(route, sample.decision.id, "reference")
+        other = await self._judge.reference_answer(purpose, sample.reference, sample.query)
+        score = judging.trivial_score(answer, other)
+        if score is not None:
+            return score
+        messages = reading.judged_messages(sample.query)
+        as_a = await self._judge.verdict(
+            purpose._replace(role="judge, A"), judge, messages, answer, other
+        )
+        as_b = await self._judge.verdict(
+            purpose._replace(role="judge, B"), judge, messages, other, answer
+        )
+        return judging.score_verdicts(as_a, as_b)
+
+    async def _reserve_budget(self, route: AuditedRoute, usd: float) -> None:
+        """Reserve `usd` of the daily budget as soon as it is free. Raises AuditFailed if it is spent."""
         cap = route.spec.max_usd_per_day
-        while self.waits(route.name) is None:
+        while self.pause_reason(route.name) is None:
             day = self._clock() // DAY_S
             try:
-                spent = await asyncio.to_thread(self._calls.spend, ROUTE + route.name, day * DAY_S)
+                spent = await asyncio.to_thread(
+                    self._dependencies.spend, AUDIT_ROUTE_PREFIX + route.name, day * DAY_S
+                )
             except StoreError as error:
                 raise AuditFailed("store", str(error)) from None
             if spent.usd + usd > cap:
-                why = f"max_usd_per_day = {cap:g} of its audits is reached (${spent.usd:.4f} spent)"
-                self._capped[route.name] = (day, why)
-                _log.info("route %s: %s: it goes on after midnight UTC", route.name, why)
+                reason = (
+                    f"max_usd_per_day = {cap:g} of its audits is reached (${spent.usd:.4f} spent)"
+                )
+                self._capped[route.name] = (day, reason)
+                _log.info("route %s: %s: audits continue after midnight UTC", route.name, reason)
                 break
-            if spent.usd + self._held_usd[route.name] + usd <= cap:
-                self._held_usd[route.name] += usd
+            if spent.usd + self._reserved_usd[route.name] + usd <= cap:
+                self._reserved_usd[route.name] += usd
                 return
-            await asyncio.sleep(_AGAIN_S)  # what others hold is mostly more than they will need
-        raise AuditFailed("capped", "the day's money is spent")
+            await asyncio.sleep(_BUDGET_RETRY_S)  # others mostly reserve more than they spend
+        raise AuditFailed("capped", "the daily budget of audits is spent")
 
-    def _expected_usd(self, drawn: AuditSample, judge: Model, answer: str) -> float | None:
-        """Of the reference's answer as it was predicted, and of two verdicts at their longest."""
-        told = {p.model: p.cost_usd for p in drawn.decision.predictions}
-        reference = told.get(drawn.reference)
+    def _expected_usd(self, sample: AuditSample, judge: Model, answer: str) -> float | None:
+        """The predicted cost of the reference's answer, and of two verdicts at their longest."""
+        cost_of = self._dependencies.cost_of
+        predictions = {p.model: p.cost_usd for p in sample.decision.predictions}
+        reference = predictions.get(sample.reference)
         if reference is None:
-            usage = Usage(drawn.tokens, _ANSWER_TOKENS)
-            reference = self._calls.cost_of(drawn.reference, usage)
-        read = drawn.tokens + len(answer) // 4 + _ANSWER_TOKENS + len(judging.PAIR_PROMPT) // 4
-        verdict = self._calls.cost_of(judge.name, Usage(read, JUDGE_TOKENS))
+            reference = cost_of(sample.reference, Usage(sample.tokens, _ANSWER_TOKENS))
+        prompt = sample.tokens + len(answer) // 4 + _ANSWER_TOKENS + len(judging.PAIR_PROMPT) // 4
+        verdict = cost_of(judge.name, Usage(prompt, JUDGE_TOKENS))
         return None if reference is None or verdict is None else reference + 2.0 * verdict
 
-    # ── what comes of it ─────────────────────────────────────────────────────────────────────────
+    # ── results ──────────────────────────────────────────────────────────────────────────────────
 
-    def _label(self, drawn: AuditSample, loss: float, why: str) -> None:
-        self._calls.label(
+    def _label(self, sample: AuditSample, loss: float, comment: str) -> None:
+        self._dependencies.label(
             Feedback(
-                decision_id=drawn.decision.id,
+                decision_id=sample.decision.id,
                 score=1.0 - loss,
-                source=SOURCE,
-                comment=why,
+                source=AUDIT_SOURCE,
+                comment=comment,
                 created_s=self._clock(),
-                key=label_key(drawn.certificate),
+                key=label_key(sample.certificate),
             )
         )
 
     def _count(self, route: str, outcome: Outcome) -> None:
         self.outcomes[route][outcome] += 1
-        self._calls.counted(route, outcome)
+        self._dependencies.counted(route, outcome)

@@ -30,7 +30,7 @@ from suffice.lab.savings.traffic import (
     Source,
     Traffic,
 )
-from suffice.monitoring import ROUTE as AUDITS
+from suffice.store.protocols import AUDIT_ROUTE_PREFIX as AUDITS
 from suffice.store import reader
 from suffice.types import Prediction
 
