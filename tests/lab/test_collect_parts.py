@@ -271,12 +271,12 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from suffice.errors import JobError
-from suffice.lab.collecting.ledger import Intent, Ledger
+from suffice.lab.collect.journal import CallStarted, Ledger
 resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150))  # as a full disk: the second line is cut
 ledger = Ledger(Path(sys.argv[1])).open()
-ledger.note(Intent("a", "p/m", 2.0, 1.0))
+ledger.note(CallStarted("a", "p/m", 2.0, 1.0))
 try:
-    ledger.note(Intent("b" * 100, "p/m", 2.0, 1.0))
+    ledger.note(CallStarted("b" * 100, "p/m", 2.0, 1.0))
 except JobError as error:
     print(error)
 """

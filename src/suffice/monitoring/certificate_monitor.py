@@ -1,4 +1,4 @@
-"""The monitor of one process: the audits, the tests they feed, and their state for people and Prometheus."""
+"""The monitor of one process: the audits, the tests they feed, and the state that is shown of them."""
 
 from __future__ import annotations
 

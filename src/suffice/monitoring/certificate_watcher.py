@@ -234,7 +234,7 @@ class CertificateWatcher:
             saved = msgspec.json.decode(raw, type=_SavedWatch)
             test = SequentialTest.from_dict(saved.watch)
         except (msgspec.DecodeError, ValueError) as error:
-            _log.error(  # noqa: TRY400  # the error says it all
+            _log.error(  # the error says it all
                 "route %s: its watch cannot be read and starts again: %s", route, error
             )
             return None

@@ -83,7 +83,7 @@ class AuditedRoute(NamedTuple):
     timeouts: Timeouts
 
 
-class AuditFailed(Exception):  # noqa: N818  # an outcome of an audit, not a fault
+class AuditFailed(Exception):  # an outcome of an audit, not a fault
     """An audit that brings no label, with the reason in words."""
 
     def __init__(self, outcome: Outcome, reason: str) -> None:

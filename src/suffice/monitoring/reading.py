@@ -1,9 +1,8 @@
-"""What was asked and what was answered, as the texts that a judge compares. OpenAI's shape."""
+"""The texts that a judge compares: what was asked and what was answered, in OpenAI's shape."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -15,21 +14,25 @@ class _Function(msgspec.Struct):
     arguments: str | None = None
 
 
-class _Call(msgspec.Struct):
+class _ToolCall(msgspec.Struct):
     index: int = 0
     function: _Function | None = None
 
 
-class _Said(msgspec.Struct):
-    content: Any = None
+class _Part(msgspec.Struct):
+    text: str | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | list[_Part] | None = None
     refusal: str | None = None
-    tool_calls: list[_Call] | None = None
+    tool_calls: list[_ToolCall] | None = None
 
 
 class _Choice(msgspec.Struct):
     index: int = 0
-    message: _Said | None = None
-    delta: _Said | None = None
+    message: _Message | None = None
+    delta: _Message | None = None
 
 
 class _Body(msgspec.Struct):
@@ -37,8 +40,8 @@ class _Body(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Body).decode
-_BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-# What the client asks of the form of an answer stands in these, not in its messages.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# Fields, apart from the messages, in which the client asks for the form of an answer.
 _FORM = ("tools", "functions", "response_format")
 
 
@@ -52,58 +55,71 @@ def judged_messages(query: Query) -> tuple[Message, ...]:
     return (*query.messages, *form)
 
 
-def text_of_completion(body: bytes) -> str | None:
-    """The first answer of a chat completion; None where this is none."""
+def text_of_completion(body: bytes, *, tool_calls: bool = True) -> str | None:
+    """The first answer of a chat completion.
+
+    Args:
+        body: The body of the reply.
+        tool_calls: Whether tool calls are written out after the text.
+
+    Returns:
+        `None` if the body is not a chat completion.
+    """
     try:
         choices = _decode(body).choices
-    except _BROKEN:
+    except _UNREADABLE:
         return None
-    said = choices[0].message if choices else None
-    if said is None:
+    message = choices[0].message if choices else None
+    if message is None:
         return None
-    calls = [(c.function.name or "", c.function.arguments or "") for c in _calls(said)]
-    return _join_text(_text(said), calls)
+    calls = [(f.name or "", f.arguments or "") for _, f in _functions(message)]
+    return _join_text(_text(message), calls if tool_calls else ())
 
 
-def text_of_stream(events: Sequence[bytes]) -> str | None:
-    """The first answer of a stream, from its events as they were passed on; None where one of them
-    cannot be read."""
+def text_of_stream(events: Iterable[bytes]) -> str | None:
+    """The first answer of a stream.
+
+    Args:
+        events: The server-sent events, as they were passed on.
+
+    Returns:
+        `None` if an event cannot be read.
+    """
     text: list[str] = []
     calls: dict[int, tuple[str, str]] = {}
     for line in b"".join(events).split(b"\n"):
-        if not line.startswith(b"data:"):
-            continue
-        data = line[5:].strip()
+        data = line[5:].strip() if line.startswith(b"data:") else b"[DONE]"
         if data == b"[DONE]":
             continue
         try:
             choices = _decode(data).choices
-        except _BROKEN:
+        except _UNREADABLE:
             return None
         for choice in choices or ():
             if choice.index != 0 or choice.delta is None:
                 continue
             text.append(_text(choice.delta))
-            for call in _calls(choice.delta):
-                name, given = calls.get(call.index, ("", ""))
-                assert call.function is not None
-                calls[call.index] = (
-                    name + (call.function.name or ""),
-                    given + (call.function.arguments or ""),
+            for index, function in _functions(choice.delta):
+                name, arguments = calls.get(index, ("", ""))
+                calls[index] = (
+                    name + (function.name or ""),
+                    arguments + (function.arguments or ""),
                 )
     return _join_text("".join(text), [calls[i] for i in sorted(calls)])
 
 
-def _calls(said: _Said) -> list[Any]:
-    return [c for c in said.tool_calls or () if c.function is not None]
+def _functions(message: _Message) -> list[tuple[int, _Function]]:
+    calls = message.tool_calls or ()
+    return [(call.index, call.function) for call in calls if call.function is not None]
 
 
-def _text(said: _Said) -> str:
-    content = said.content if said.content is not None else said.refusal
+def _text(message: _Message) -> str:
+    content = message.content
     if isinstance(content, list):
-        return "".join(str(p.get("text") or "") for p in content if isinstance(p, dict))
-    return content if isinstance(content, str) else ""
+        return "".join(part.text or "" for part in content)
+    return content or message.refusal or ""
 
 
 def _join_text(text: str, calls: Sequence[tuple[str, str]]) -> str:
-    return "\n".join([text] * bool(text) + [f"[calls {name}({given})]" for name, given in calls])
+    lines = [text] if text else []
+    return "\n".join([*lines, *(f"[calls {name}({arguments})]" for name, arguments in calls)])

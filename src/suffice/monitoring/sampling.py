@@ -102,6 +102,11 @@ def is_sampled(decision_id: str, rate: float) -> bool:
     return int(decision_id[-16:], 16) < rate * 2.0**64
 
 
+def unix_time_s() -> float:
+    """Unix seconds."""
+    return time.time()
+
+
 def label_key(certificate: Certificate) -> str:
     """The key of the feedback that belongs to this certificate."""
     return certificate.digest[:16]
@@ -127,7 +132,7 @@ class AuditSampler:
         *,
         seed: int,
         delay_s: float = _DELAY_S,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_time_s,
     ) -> None:
         self._routes = {
             n: r for n, r in routes.items() if r.spec.sample_rate > 0.0 and r.spec.judge is not None

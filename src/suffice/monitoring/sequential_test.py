@@ -153,9 +153,7 @@ def start(max_loss: float, false_alarm: float = 0.05) -> SequentialTest:
     for name, value in (("max_loss", max_loss), ("false_alarm", false_alarm)):
         if not 0.0 < value < 1.0:
             raise ValueError(f"{name}: expected above 0 and below 1, got {value!r}")
-    return SequentialTest(
-        max_loss=max_loss, false_alarm=false_alarm, wealth=(0.0,) * len(_GROWTH)
-    )
+    return SequentialTest(max_loss=max_loss, false_alarm=false_alarm, wealth=(0.0,) * len(_GROWTH))
 
 
 def _reserve(labels: int) -> float:

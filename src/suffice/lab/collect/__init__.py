@@ -23,7 +23,7 @@ from suffice.errors import UsageError
 from suffice.lab.collect import judge as judging
 from suffice.lab.collect import sampling, scorers, write
 from suffice.lab.collect.budget import Budget, priced
-from suffice.lab.collect.calls import Asker, make_router
+from suffice.lab.collect.calls import Asker, ModelConnection, connect
 from suffice.lab.collect.forecast import Forecast, forecast
 from suffice.lab.collect.journal import VERSION, Ledger, Sampled
 from suffice.lab.collect.journal import Run as RunRecord
@@ -33,7 +33,6 @@ from suffice.lab.collect.run_state import RunState
 from suffice.lab.collect.summary import ModelSummary, Summary, fill
 from suffice.lab.predictors.base import extract_table
 from suffice.policies.priors import list_price
-from suffice.router import Router
 from suffice.types import Model
 
 __all__ = ["Declined", "Forecast", "ModelSummary", "Options", "Screen", "Summary", "collect"]
@@ -93,7 +92,7 @@ def collect(options: Options, screen: Screen, env: Mapping[str, str]) -> Summary
     write.check_out(options.out)
     pool, scorer = _pool(options)
     names = (*options.models, *((options.judge,) if options.judge else ()))
-    router, resolved = make_router(options.config, names, env)
+    connection, resolved = connect(options.config, names, env)
     models = _distinct(resolved[: len(options.models)])
     judge = resolved[len(options.models)] if options.judge else None
     reference = _reference(options, models) if judge else None
@@ -132,7 +131,7 @@ def collect(options: Options, screen: Screen, env: Mapping[str, str]) -> Summary
             raise Aborted
         _begin(book, options, sample)
         before_usd = ledger.charged_usd
-        run, asker = asyncio.run(_run(book, rows, router, options, told, screen))
+        run, asker = asyncio.run(_run(book, rows, connection, options, told, screen))
         summary.stopped = run.stopped
         summary.run_usd = ledger.charged_usd - before_usd
         asked = [i for i in rows if book.asked(i)]
@@ -293,14 +292,14 @@ def _sample(book: RunState, o: Options) -> Sampled | None:
 async def _run(
     book: RunState,
     rows: Sequence[int],
-    router: Router,
+    connection: ModelConnection,
     o: Options,
     told: Forecast,
     screen: Screen,
 ) -> tuple[Run, Asker]:
     ledger = book.ledger
     budget = Budget(o.max_usd, lambda: ledger.charged_usd)
-    asker = Asker(router, ledger, budget, o.concurrency, asyncio.Event(), seed=o.seed)
+    asker = Asker(connection, ledger, budget, o.concurrency, asyncio.Event(), seed=o.seed)
     run = Run(
         book, rows, asker, budget, lambda n: screen.step(n, ledger.charged_usd), screen.say, o.seed
     )
@@ -309,5 +308,5 @@ async def _run(
         await run.all()
     finally:
         screen.end()
-        await router.aclose()
+        await connection.aclose()
     return run, asker

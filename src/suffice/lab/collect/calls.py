@@ -1,7 +1,7 @@
-"""Calls of models for the lab: through the router, one model at a time, paid for once.
+"""Calls of models for the lab: one model at a time, paid for once.
 
-`Router` brings dialects, transport, deadlines, breakers and prices; execution's `FailoverFlow` says what is
-worth a retry. What is added here is patience of a bulk job, a cap on money, and the ledger.
+`ModelClient` makes the calls; `FailoverFlow` decides what is worth a retry. This module adds the
+patience of a bulk job, a cap on money, and the journal.
 """
 
 from __future__ import annotations
@@ -10,60 +10,91 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
-import msgspec
-
-from suffice import catalog, config
-from suffice.errors import (
-    AllAttemptsFailedError,
-    ConfigError,
-    NoEligibleModelError,
-    UpstreamError,
-    nearest,
-)
+from suffice import catalog, config, features
+from suffice.budgets import UNLIMITED
+from suffice.catalog import Catalog
+from suffice.errors import AllAttemptsFailedError, ConfigError, UpstreamError, nearest
+from suffice.execution import CircuitBreaker, CircuitBreakerSettings, Engine, LatencyTracker, Reply
 from suffice.execution.retry import Call, Exhausted, FailoverFlow, Wait
 from suffice.lab.collect.budget import Budget, Hold, worst_usd
 from suffice.lab.collect.journal import Answer, CallStarted, Failed, Ledger
+from suffice.model_client import MAY_CHARGE, ModelCall, ModelClient
+from suffice.monitoring import reading
 from suffice.providers import PROVIDERS
-from suffice.router import Router
-from suffice.store.protocols import Store
-from suffice.types import Message, Model, PlanStep, Query, RetryPolicy
+from suffice.providers.transport import HTTPTransport
+from suffice.routing.upstreams import Upstreams
+from suffice.types import Attempt, Message, Model, PlanStep, Query, RetryPolicy, Timeouts
 
 # A bulk job has time: it waits out a rate limit that an interactive request would not.
-PATIENT = RetryPolicy(per_model=3, max_attempts=4, backoff_base_s=1.0, max_wait_s=60.0)
+BATCH_RETRIES = RetryPolicy(per_model=3, max_attempts=4, backoff_base_s=1.0, max_wait_s=60.0)
+_NO_RETRIES = RetryPolicy(per_model=0, max_attempts=1)  # of the client: this module retries
 _TOTAL_S = 1800.0  # for one call with all its retries
-GIVE_UP_AFTER = 8  # failed calls of a model in a row
+GIVE_UP_AFTER = 8  # consecutive failed calls of a model
 # Failures that every further call of the model would repeat.
-_HOPELESS = frozenset({"auth", "not_found"})
+_FATAL_KINDS = frozenset({"auth", "not_found"})
 _NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-# Failures after which the upstream may charge all the same.
-_MAY_CHARGE = frozenset(
-    {"timeout_first_chunk", "timeout_idle", "timeout_total", "cut", "malformed", "content_filter"}
-)
-_PICTURE_BYTES = 40_000  # a token bound for a picture or recording, which is sent by its address
-_NEW_NAME = frozenset({"openai", "azure"})  # providers that call the limit max_completion_tokens
-
-
-class NullStore:
-    """A store for calls that leave no decision: labels are not traffic."""
-
-    def append(self, record: object) -> None:
-        """Drop the record."""
-
-    def close(self) -> None:
-        """Do nothing."""
+_MEDIA_BYTES = 40_000  # a token bound for an image or audio part, which is sent by its address
 
 
 # ── which models ─────────────────────────────────────────────────────────────────────────────────
 
 
-def make_router(
-    path: str | None, names: Sequence[str], env: Mapping[str, str]
-) -> tuple[Router, tuple[Model, ...]]:
-    """A router over exactly these models, and the models in the order of `names`.
+class ModelConnection:
+    """The models of one run. The transport opens at the first call; close it with `aclose`."""
 
-    Raises ConfigError for a model that is not known, with the nearest names, or that has no key.
+    def __init__(self, resolved: config.ResolvedConfig, timeouts: Timeouts) -> None:
+        self.timeouts = timeouts
+        self._transport: HTTPTransport | None = None
+        self._catalog = Catalog(resolved.models)
+        upstreams = Upstreams(resolved.models, resolved.providers, self._open)
+        engine = Engine(
+            CircuitBreaker(CircuitBreakerSettings(), time.monotonic),
+            LatencyTracker(time.monotonic),
+        )
+        self.client = ModelClient(
+            engine,
+            lambda query: upstreams.caller(query, UNLIMITED),
+            upstreams.cost_of,
+            retries=_NO_RETRIES,
+        )
+
+    def _open(self) -> HTTPTransport:
+        if self._transport is None:
+            self._transport = HTTPTransport()
+        return self._transport
+
+    def exclusion_reason(self, call: ModelCall) -> str | None:
+        """Why the model cannot take this call at all."""
+        eligible, excluded = self._catalog.eligible(
+            self._catalog.pool((call.model,)),
+            required_capabilities=call.required_capabilities,
+            input_tokens=features.extract(call.canonical).input_tokens,
+            max_output_tokens=call.output_limit,
+        )
+        return None if eligible.models else "; ".join(e.reason for e in excluded)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._transport is not None:
+            await self._transport.aclose()
+
+
+def connect(
+    path: str | None, names: Sequence[str], env: Mapping[str, str]
+) -> tuple[ModelConnection, tuple[Model, ...]]:
+    """Connect to models by name.
+
+    Args:
+        path: The config file.
+        names: The models' names.
+        env: The environment, which holds the keys.
+
+    Returns:
+        The connection, and the models in the order of `names`.
+
+    Raises:
+        ConfigError: A model is unknown, with the nearest names, or has no key.
     """
     settings = config.load_settings(path, env)
     full = [_full_name(name, settings) for name in names]
@@ -71,10 +102,8 @@ def make_router(
     route = config.RouteSettings(
         models=tuple(dict.fromkeys(full)),
         timeouts=first.timeouts if first else config.TimeoutSettings(),
-        retries=config.RetrySettings(per_model=0, max_attempts=1),  # retries are this file's
     )
-    own = settings.model_copy(update={"routes": {"collect": route}})
-    resolved = config.resolve(own, env)
+    resolved = config.resolve(settings.model_copy(update={"routes": {"collect": route}}), env)
     usable = {m.name: m for m in resolved.models}
     for name in full:
         if name not in usable:
@@ -84,7 +113,8 @@ def make_router(
                 field="--models",
                 remedy=f"Set {key}.",
             )
-    return Router(resolved, env=env, store=cast(Store, NullStore())), tuple(usable[n] for n in full)
+    connection = ModelConnection(resolved, resolved.routes["collect"].timeouts)
+    return connection, tuple(usable[n] for n in full)
 
 
 def _full_name(name: str, settings: config.Settings) -> str:
@@ -116,88 +146,113 @@ def _full_name(name: str, settings: config.Settings) -> str:
 
 @dataclass(frozen=True)
 class Ask:
-    """One call to make. messages: JSON as it is sent; canonical: the same for the router.
-    read: what a judge's reply says, where it is one."""
+    """One call to make, and what it is for."""
 
     key: str
     query_id: str
     model: Model
     messages: bytes
+    """JSON, as it is sent."""
     canonical: tuple[Message, ...]
+    """The same messages in our own form."""
     needs: frozenset[str]
     temperature: float | None
     max_output_tokens: int
     purpose: str = "answer"
     read: Callable[[str], object] | None = None
+    """Reads a judge's reply."""
 
     @property
-    def limit_tokens(self) -> int:
-        return min(self.max_output_tokens, self.model.max_output_tokens or self.max_output_tokens)
+    def call(self) -> ModelCall:
+        """The call as the client makes it."""
+        return ModelCall(
+            self.model,
+            self.messages,
+            self.canonical,
+            self.max_output_tokens,
+            self.temperature,
+            self.needs,
+        )
 
     @property
     def worst_usd(self) -> float:
-        marks = (b'"type":"image_url"', b'"type":"input_audio"')
-        media = sum(self.messages.count(mark) for mark in marks)
-        size = len(self.messages) + media * _PICTURE_BYTES
-        return worst_usd(self.model, size, len(self.canonical), self.limit_tokens)
+        """The most that one attempt can cost."""
+        markers = (b'"type":"image_url"', b'"type":"input_audio"')
+        media = sum(self.messages.count(marker) for marker in markers)
+        size = len(self.messages) + media * _MEDIA_BYTES
+        return worst_usd(self.model, size, len(self.canonical), self.call.output_limit)
 
 
 @dataclass
 class CallStats:
-    """Of one model in one run. first: the first failure's words."""
+    """The calls of one model in one run."""
 
     answered: int = 0
     failed: int = 0
     first: str | None = None
-    in_a_row: int = 0
+    """The message of the first failure."""
+    consecutive_failures: int = 0
     given_up: str | None = None
-
-
-@dataclass
-class _Manners:
-    """How a model wants its parameters, learned from what it refuses."""
-
-    limit: str
-    temperature: bool = True
+    """Why the model is not called any more."""
 
 
 @dataclass
 class Asker:
-    """Makes calls: at most `concurrency` at once, never one that the ledger has an answer to, never
-    beyond the budget. `stop`: calls that have not begun do not begin."""
+    """Makes calls, each answered and paid for once.
 
-    router: Router
+    At most `concurrency` run at once, none that the journal has an answer to, none beyond the budget. Once
+    `stop` is set, no further call begins.
+    """
+
+    connection: ModelConnection
     ledger: Ledger
     budget: Budget
     concurrency: int
     stop: asyncio.Event
-    retries: RetryPolicy = PATIENT
+    retries: RetryPolicy = BATCH_RETRIES
     seed: int = 0
     tallies: dict[str, CallStats] = field(default_factory=dict)
-    capped: int = 0  # calls that the cap did not cover although their query had begun
-    _manners: dict[str, _Manners] = field(default_factory=dict)
+    capped: int = 0
+    """Calls that the cap did not cover although their query had begun."""
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Make what `concurrency` asks for."""
         self._slots = asyncio.Semaphore(self.concurrency)
 
     def tally(self, model: str) -> CallStats:
+        """The statistics of a model."""
         return self.tallies.setdefault(model, CallStats())
 
     async def ask(self, ask: Ask, hold: Hold) -> Answer | None:
-        """The answer, from the ledger or from the model; None where there is none, which the tally
-        explains. Raises JobError where the ledger cannot be written."""
-        async with self._locks.setdefault(
-            ask.key, asyncio.Lock()
-        ):  # the same query twice in a table
-            found = self.ledger.answers.get(ask.key)
-            if found is not None:
-                return found
+        """Get an answer from the journal or from the model.
+
+        Args:
+            ask: The call.
+            hold: The money that was reserved for its query.
+
+        Returns:
+            The answer; `None` if there is none, which the tally explains.
+
+        Raises:
+            JobError: The journal cannot be written.
+        """
+        # The same query may be in a table twice.
+        async with self._locks.setdefault(ask.key, asyncio.Lock()):
+            known = self.ledger.answers.get(ask.key)
+            if known is not None:
+                return known
             if self.tally(ask.model.name).given_up is not None:
                 return None
-            return await self._tried(ask, hold)
+            reason = self.connection.exclusion_reason(ask.call)
+            if reason is not None:
+                message = f"{ask.model.name} cannot take this query: {reason}."
+                await self._close(ask, "no_candidate", message, 0.0)
+                self._count_failure(ask.model.name, message)
+                return None
+            return await self._with_retries(ask, hold)
 
-    async def _tried(self, ask: Ask, hold: Hold) -> Answer | None:
+    async def _with_retries(self, ask: Ask, hold: Hold) -> Answer | None:
         flow = FailoverFlow(
             (PlanStep(ask.model.name),), self.retries, total_s=_TOTAL_S, seed=self.seed
         )
@@ -207,52 +262,47 @@ class Asker:
             if isinstance(action, Call):
                 if self.stop.is_set():
                     return None
-                worst = ask.worst_usd
-                if not hold.take(worst):
+                max_usd = ask.worst_usd
+                if not hold.take(max_usd):
                     self.capped += 1
                     return None
                 try:
-                    return await self._once(ask, worst)
+                    return await self._attempt(ask, max_usd)
                 except UpstreamError as error:
                     flow.record_failure(error, time.monotonic() - began_s)
-                except NoEligibleModelError as error:
-                    await self._close(ask, "no_candidate", str(error), 0.0)
-                    self._count(ask.model.name, str(error))
-                    return None
                 finally:
-                    await hold.settle(worst)
+                    await hold.settle(max_usd)
             elif isinstance(action, Wait):
                 if await _stopped_within(self.stop, action.seconds):
                     return None
                 flow.record_wait(time.monotonic() - began_s)
             else:
-                assert isinstance(action, Exhausted)
-                self._gave_up(ask.model.name, action.error)
+                self._give_up(ask.model.name, action)
                 return None
 
-    async def _once(self, ask: Ask, worst: float) -> Answer:
-        """One attempt. Raises UpstreamError, or NoCandidate where the query does not fit."""
+    async def _attempt(self, ask: Ask, max_usd: float) -> Answer:
+        """Make one attempt. Raises UpstreamError."""
         async with self._slots:
-            self.ledger.note(CallStarted(ask.key, ask.model.name, worst, time.time()))
+            self.ledger.note(CallStarted(ask.key, ask.model.name, max_usd, time.time()))
             try:
-                answer = await self._sent(ask)
+                reply = await self.connection.client.ask(ask.call, self._send)
             except AllAttemptsFailedError as error:
                 last = error.last
-                # What it may have cost is spent, whatever a retry brings.
-                charged = worst if last.kind in _MAY_CHARGE else 0.0
+                # What it may have cost is spent, even if a retry succeeds.
+                charged = max_usd if last.kind in MAY_CHARGE else 0.0
                 await self._close(ask, last.kind, last.message, charged)
                 raise last from None
-        text = _text_of(answer.body)
+        text = reading.text_of_completion(reply.body, tool_calls=False) or ""
         verdict = None if ask.read is None else ask.read(text)
         record = Answer(
             key=ask.key,
             model=ask.model.name,
             text=text,
-            charged_usd=_charged(ask, answer.cost_usd, text, worst),
-            cost_usd=answer.cost_usd,
-            usage=answer.usage,
-            latency_s=answer.attempts[-1].latency_s,
-            finish_reason=answer.attempts[-1].finish_reason,
+            charged_usd=_charged_usd(ask, reply.cost_usd, text, max_usd),
+            cost_usd=reply.cost_usd,
+            usage=reply.usage,
+            latency_s=reply.attempts[-1].latency_s,
+            finish_reason=reply.attempts[-1].finish_reason,
             at_s=time.time(),
             query_id=ask.query_id,
             purpose=ask.purpose,
@@ -261,52 +311,33 @@ class Asker:
         await self.ledger.keep(record)
         tally = self.tally(ask.model.name)
         tally.answered += 1
-        tally.in_a_row = 0
+        tally.consecutive_failures = 0
         return record
 
-    async def _sent(self, ask: Ask) -> Any:
-        """The router's Answer, with a parameter that the model refuses left out or renamed."""
-        name = ask.model.name
-        new = ask.model.provider in _NEW_NAME
-        manners = self._manners.setdefault(
-            name, _Manners("max_completion_tokens" if new else "max_tokens")
+    async def _send(self, query: Query) -> Reply:
+        attempts: list[Attempt] = []
+        return await self.connection.client.complete(
+            query.model, query, timeouts=self.connection.timeouts, attempts=attempts
         )
-        while True:
-            limit, warm = manners.limit, manners.temperature
-            try:
-                return await self.router.answer(_query(ask, limit, warm))
-            except AllAttemptsFailedError as error:
-                if error.last.kind != "bad_request":
-                    raise
-                said = f"{error.last.message} {error.last.param}".lower()
-                if "max_completion_tokens" in said and limit == "max_tokens":
-                    manners.limit = "max_completion_tokens"
-                elif "temperature" in said and warm and ask.temperature is not None:
-                    manners.temperature = False
-                else:
-                    raise
 
-    def untempered(self) -> list[str]:
-        """Models that refused the temperature and were asked at their own."""
-        return [name for name, m in self._manners.items() if not m.temperature]
-
-    def _gave_up(self, name: str, error: UpstreamError) -> None:
-        self._count(name, error.message)
+    def _give_up(self, name: str, exhausted: Exhausted) -> None:
+        error = exhausted.error
+        self._count_failure(name, error.message)
         tally = self.tally(name)
-        hopeless = error.kind in _HOPELESS or error.code in _NO_MONEY
-        if hopeless or tally.in_a_row >= GIVE_UP_AFTER:
+        fatal = error.kind in _FATAL_KINDS or error.code in _NO_MONEY
+        if fatal or tally.consecutive_failures >= GIVE_UP_AFTER:
             tally.given_up = error.message
 
-    def _count(self, name: str, message: str) -> None:
+    def _count_failure(self, name: str, message: str) -> None:
         tally = self.tally(name)
         tally.failed += 1
-        tally.in_a_row += 1
+        tally.consecutive_failures += 1
         tally.first = tally.first or message
 
-    async def _close(self, ask: Ask, why: str, message: str, charged_usd: float) -> None:
-        """The end of an attempt that brought no answer."""
+    async def _close(self, ask: Ask, reason: str, message: str, charged_usd: float) -> None:
+        """Record the end of an attempt that brought no answer."""
         record = Failed(
-            ask.key, ask.model.name, why, message, charged_usd, time.time(), ask.query_id
+            ask.key, ask.model.name, reason, message, charged_usd, time.time(), ask.query_id
         )
         if charged_usd:
             await self.ledger.keep(record)
@@ -323,58 +354,14 @@ async def _stopped_within(stop: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-def _query(ask: Ask, limit: str, warm: bool) -> Query:
-    raw = msgspec.Raw
-    fields = {
-        "model": raw(b'""'),
-        "messages": raw(ask.messages),
-        limit: raw(b"%d" % ask.limit_tokens),
-    }
-    if warm and ask.temperature is not None:
-        fields["temperature"] = raw(msgspec.json.encode(ask.temperature))
-    return Query(
-        dialect="openai",
-        model=ask.model.name,
-        messages=ask.canonical,
-        fields=fields,
-        required_capabilities=ask.needs,
-        max_output_tokens=ask.limit_tokens,
-    )
+def _charged_usd(ask: Ask, cost_usd: float | None, text: str, max_usd: float) -> float:
+    """What an answer counts against the cap.
 
-
-def _charged(ask: Ask, cost_usd: float | None, text: str, worst: float) -> float:
-    """What the cap counts for an answer: its cost; where the upstream did not say how many tokens
-    it was, what its bytes can come to at most."""
+    It is the cost, or the most that its bytes can cost if the upstream counted no tokens.
+    """
     if cost_usd is not None:
         return cost_usd
-    if not worst:
+    if not max_usd:
         return 0.0  # an unknown price, which the operator allowed
     size = len(text.encode("utf-8", "surrogatepass"))
-    return min(worst, worst_usd(ask.model, len(ask.messages), len(ask.canonical), size))
-
-
-class _Message(msgspec.Struct, frozen=True):
-    content: Any = None
-    refusal: Any = None
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    message: _Message = _Message()
-
-
-class _Reply(msgspec.Struct, frozen=True):
-    choices: list[_Choice] = []
-
-
-_decode_reply = msgspec.json.Decoder(_Reply).decode
-
-
-def _text_of(body: bytes) -> str:
-    """The text of a chat completion's first choice; '' where it holds none."""
-    choices = _decode_reply(body).choices
-    if not choices:
-        return ""
-    content = choices[0].message.content or choices[0].message.refusal or ""
-    if isinstance(content, list):
-        return "".join(str(p.get("text") or "") for p in content if isinstance(p, dict))
-    return str(content)
+    return min(max_usd, worst_usd(ask.model, len(ask.messages), len(ask.canonical), size))

@@ -136,5 +136,5 @@ def _warn(s: Summary, book: RunState, asked: Sequence[int], asker: Asker) -> Non
         s.warnings.append(
             f"answers cut short at --max-output-tokens {book.max_output_tokens}: {', '.join(cut)}"
         )
-    for name in asker.untempered():
+    for name in asker.connection.client.ignored_temperature():
         s.warnings.append(f"{name} takes no temperature and was asked at its own")

@@ -30,8 +30,8 @@ from suffice.lab.savings.traffic import (
     Source,
     Traffic,
 )
-from suffice.store.protocols import AUDIT_ROUTE_PREFIX as AUDITS
 from suffice.store import reader
+from suffice.store.protocols import AUDIT_ROUTE_PREFIX as AUDITS
 from suffice.types import Prediction
 
 LEAST_USD = 1e-9  # a smaller prediction is that of a free model
