@@ -66,7 +66,7 @@ class FeedbackService:
         """
         fields = {"decision_id": decision_id, "score": score, **details}
         fields["created"] = fields.pop("created_s", None)
-        feedback = validation.checked(fields, time.time())
+        feedback = validation.validate_feedback(fields, time.time())
         if not self._services.store.feedback.add(feedback, key_id=key_id):
             raise NotFoundError(_unknown(feedback.decision_id), param="decision_id")
         self._telemetry.feedback(feedback)
@@ -76,7 +76,7 @@ class FeedbackService:
         self, batch: Sequence[Mapping[str, object]], key_id: str | None
     ) -> list[FeedbackResult]:
         """Store up to 1,000 scores in one transaction; one result per item, in order."""
-        items = validation.checked_batch(batch, time.time())
+        items = validation.validate_batch(batch, time.time())
         scores = [item for item in items if isinstance(item, Feedback)]
         stored = iter(self._services.store.feedback.add_batch(scores, key_id=key_id))
         results: list[FeedbackResult] = []

@@ -26,7 +26,10 @@ _MIGRATION_WAIT_S = 0.1
 
 
 def open_engine(url: str) -> sa.Engine:
-    """An engine over a database of this version's schema.
+    """Open a database and migrate it.
+
+    Returns:
+        An engine over a database of this version's schema.
 
     Raises:
         StoreError: The URL is invalid, the driver is missing, the database cannot be opened, or a
@@ -97,7 +100,10 @@ def _create_file(cursor: sqlite3.Cursor) -> None:
     """Set the page size of a new file, and switch to a write-ahead log.
 
     When two workers do so on a new file at the same time, each may hold the lock that the other
-    waits for. SQLite then reports "locked" at once, so the statement is retried.
+    waits for. SQLite then reports "locked" at once, so the statements are retried.
+
+    Raises:
+        sqlite3.OperationalError: The file is locked for too long, or cannot be written.
     """
     deadline_s = time.monotonic() + BUSY_S
     cursor.execute("PRAGMA busy_timeout=50")
@@ -114,7 +120,10 @@ def _create_file(cursor: sqlite3.Cursor) -> None:
 
 
 def database_file(url: str) -> Path | None:
-    """The file of an SQLite database. None for an in-memory database and for a server.
+    """The file of an SQLite database.
+
+    Returns:
+        None for an in-memory database and for a server.
 
     Raises:
         sqlalchemy.exc.ArgumentError: The URL is invalid.
@@ -232,7 +241,8 @@ class Database:
             with self.engine.connect() as connection:
                 return [dict(r) for r in connection.execute(query).mappings()]
         except SQLAlchemyError as error:
-            raise read_error(self.url, error) from None
+            message, remedy = read_problem(self.url, error)
+            raise StoreError(message, remedy=remedy) from None
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
@@ -250,6 +260,12 @@ class Database:
 
         Args:
             action: What the store cannot do if it fails, for the error's message.
+
+        Yields:
+            The connection of the transaction.
+
+        Raises:
+            StoreError: The database is down, or refused a statement.
         """
         try:
             with self.begin() as connection:
@@ -261,11 +277,9 @@ class Database:
             ) from None
 
 
-def read_error(url: str, error: Exception) -> StoreError:
-    """The error of a failed read."""
-    return StoreError(
-        f"The store cannot be read: {driver_message(error)}.", remedy=f"Check {redact_url(url)}."
-    )
+def read_problem(url: str, error: Exception) -> tuple[str, str]:
+    """Message and remedy of a failed read."""
+    return f"The store cannot be read: {driver_message(error)}.", f"Check {redact_url(url)}."
 
 
 def next_sequence(connection: sa.Connection, name: str, n: int = 1) -> int:
@@ -273,6 +287,9 @@ def next_sequence(connection: sa.Connection, name: str, n: int = 1) -> int:
 
     The counter's row stays locked until the transaction ends. So no two transactions get the same
     number, and rows become visible in the order of their numbers.
+
+    Returns:
+        The last of the `n` new numbers.
     """
     counters = schema.counters
     connection.execute(

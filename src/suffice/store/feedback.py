@@ -186,6 +186,9 @@ class SqlFeedback:
 
         Numbers become visible in their order. So a reader that continues from the last `seq` it
         got misses no change and gets none twice. A row that cannot be read is logged and skipped.
+
+        Returns:
+            The changes, fewer than `limit` only if there are no more.
         """
         query = (
             sa.select(

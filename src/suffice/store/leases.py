@@ -70,11 +70,14 @@ class SqlLearnerStates:
         self._database = database
 
     def load(self, name: str, keys: Collection[str] | None = None) -> LearnerState:
-        """The state saved last, empty with cursor 0 if there is none.
+        """The state saved last; empty, with cursor 0, if there is none.
 
         Args:
             name: Of the learner; for the learner of a route, the route's name.
             keys: The parts to read, since some are a megabyte. None: all.
+
+        Returns:
+            The state, with the cursor that it belongs to.
         """
         of_learner = _s.c.route == _c.c.route
         wanted = of_learner if keys is None else sa.and_(of_learner, _s.c.name.in_(keys))

@@ -284,14 +284,17 @@ def require_store(url: str) -> None:
 
 @contextmanager
 def open_reader(url: str) -> Iterator[StoreReader]:
-    """The reader of an existing store.
+    """Open an existing store for reading.
+
+    Yields:
+        The reader.
 
     Raises:
         StoreError: There is no store, or it cannot be read.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
-    from suffice.store.engine import open_engine, read_error
+    from suffice.store.engine import open_engine, read_problem
 
     require_store(url)
     engine = open_engine(url)
@@ -299,7 +302,8 @@ def open_reader(url: str) -> Iterator[StoreReader]:
         with engine.connect() as connection:
             yield StoreReader(connection)
     except SQLAlchemyError as error:
-        raise read_error(url, error) from None
+        message, remedy = read_problem(url, error)
+        raise StoreError(message, remedy=remedy) from None
     finally:
         engine.dispose()
 
@@ -315,6 +319,9 @@ def detail_as_bytes(connection: sa.Connection) -> sa.ColumnElement[Any]:
     """The column `decisions.detail` as bytes.
 
     SQLite fails the whole query at a text that is not valid UTF-8; as bytes only its row fails.
+
+    Returns:
+        A column named `detail`; text on PostgreSQL, which stores valid UTF-8 only.
     """
     import sqlalchemy as sa
 
@@ -328,11 +335,14 @@ def detail_as_bytes(connection: sa.Connection) -> sa.ColumnElement[Any]:
 
 @contextmanager
 def open_registry(url: str, *, create: bool = False) -> Iterator[PolicyRegistry]:
-    """The policy registry of a store.
+    """Open the policy registry of a store.
 
     Args:
         url: Of the store.
         create: Create the database if there is none.
+
+    Yields:
+        The registry.
 
     Raises:
         StoreError: There is no store, or it cannot be opened.

@@ -49,6 +49,9 @@ class SqlRegistry:
     def get(self, version: str) -> PolicySnapshot:
         """The snapshot of that version.
 
+        Returns:
+            The snapshot, with content that matches its digest.
+
         Raises:
             ArtifactError: It does not exist, or it was changed in the database.
         """
@@ -146,6 +149,9 @@ class SqlRegistry:
     def rollback(self, route: str, *, by: str, now_s: float) -> Promotion:
         """Undo the route's last promotion that is not undone yet.
 
+        Returns:
+            The new entry of the route's history.
+
         Raises:
             UsageError: The route serves its configured policy.
         """
@@ -177,6 +183,9 @@ class SqlRegistry:
         """A number that rises with every promotion and rollback.
 
         It is one row, so that every worker can read it every second.
+
+        Returns:
+            0 if no route was ever promoted.
         """
         rows = self._database.rows(sa.select(_c.c.value).where(_c.c.name == "generation"))
         return int(rows[0]["value"])

@@ -133,6 +133,9 @@ def to_rows(
         embed: Makes the embedding of the query. None: store none.
         shadow: What another policy would have decided, to be stored with the decision.
 
+    Returns:
+        The decision's row, and a row per attempt unless the only attempt is in the decision's row.
+
     Raises:
         TypeError: The record's metadata cannot be JSON.
         ValueError: Likewise.
@@ -284,6 +287,9 @@ def attempts_of(row: Row, attempt_rows: list[Row]) -> list[Row]:
     Args:
         row: The decision's row.
         attempt_rows: Its rows of the table `attempts`; empty if the only attempt is in `row`.
+
+    Returns:
+        One dictionary per attempt, with the columns of the table `attempts`.
     """
     if row["only_attempt"] is not None:
         only = _decode_only_attempt(row["only_attempt"])
@@ -311,6 +317,9 @@ def to_dict(row: Row) -> Row:
 
     Args:
         row: By column. `attempts` stays the number of attempts.
+
+    Returns:
+        A new dictionary.
     """
     shown = dict(row)
     blob = shown.pop("features")

@@ -32,7 +32,7 @@ decisions = Table(
     Column("request_id", String(128), nullable=False),
     Column("route", String(128), nullable=False),
     Column("chosen", String(256), nullable=False),  # plan[0]
-    Column("model", String(256)),  # who answered; null = nobody
+    Column("model", String(256)),  # the model that answered; null = none
     Column("policy", String(64), nullable=False),
     Column("policy_version", String(64), nullable=False),
     Column("basis", String(16), nullable=False),
@@ -55,7 +55,7 @@ decisions = Table(
     Column("detail", Text, nullable=False),  # JSON: the rest of the decision
     Column("prompt", Text),  # JSON of the messages, only with keep_prompts
     Column("error", Text),
-    Column("embedding", LargeBinary),  # float16, little endian: the ask as a point
+    Column("embedding", LargeBinary),  # float16, little endian: the embedding of the query
     Column("snapshot", String(64)),  # the policy snapshot that decided; null = none
     # JSON: a single successful attempt, which then has no row in `attempts`; null = see `attempts`
     Column("only_attempt", Text),
@@ -93,7 +93,7 @@ counters = Table(
     Column("value", _Big, nullable=False),
 )
 
-# One row a change of a score, never altered but for `replaced_by`: a learner reads each once.
+# One row per change of a score. Only `replaced_by` is ever updated: a learner reads each row once.
 feedback = Table(
     "feedback",
     metadata,
@@ -107,8 +107,8 @@ feedback = Table(
     Column("kind", String(16), nullable=False),
     Column("comment", Text),
     Column("created_s", Float, nullable=False),
-    Column("previous_seq", _Big),  # the change that this one replaces
-    Column("replaced_by", _Big),  # null = this is what counts now
+    Column("previous_seq", _Big),  # the row that this one replaces
+    Column("replaced_by", _Big),  # null = the score counts now
     Index(
         "feedback_current",
         "decision_id",

@@ -153,6 +153,9 @@ def open_spool(base: Path) -> Spool:
     The file's name contains the process id, so that workers do not share a file. Files of processes
     that are gone are adopted.
 
+    Returns:
+        The spool, with the records that it found.
+
     Raises:
         OSError: A file cannot be read.
     """
@@ -164,6 +167,9 @@ def _adopt_orphans(path: Path, base: str) -> list[Path]:
     """Rename the files of processes that are gone to names of this process.
 
     A rename is atomic: a file is never lost, and one of several processes gets it.
+
+    Returns:
+        The new names.
     """
     pid = str(os.getpid())
     adopted = []

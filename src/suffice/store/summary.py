@@ -14,8 +14,9 @@ _d, _a, _f = schema.decisions, schema.attempts, schema.feedback
 def summarize(database: Database, since_s: float) -> Row:
     """Totals over the requests of clients from `since_s` (unix time) on, without calls of audits.
 
-    `cost_usd` leaves out the `cost_unknown` requests whose cost is unknown. It is None if none is
-    known.
+    Returns:
+        Totals by name. `cost_usd` leaves out the `cost_unknown` requests whose cost is unknown; it
+        is None if none is known. `models`, `errors` and `feedback` hold further totals.
     """
     requests = sa.and_(_d.c.created_s >= since_s, _d.c.route.not_like(AUDIT_ROUTE_PREFIX + "%"))
     total = database.rows(

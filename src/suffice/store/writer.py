@@ -176,10 +176,13 @@ class RecordWriter:
         _log.error("record %s cannot be stored: %s", decision_id, driver_message(error))
 
     def _try_write(self, rows: list[RecordRows]) -> bool:
-        """Write rows. Returns False if the database is down.
+        """Write rows.
 
-        Records that it will never take are sanitized or dropped one by one, so that one of them
-        does not block the others.
+        Records that the database will never take are sanitized or dropped one by one, so that one
+        of them does not block the others.
+
+        Returns:
+            False if the database is down.
         """
         try:
             self._write(rows)

@@ -12,6 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Create the tables."""
     op.create_table(
         "decisions",
         sa.Column("id", sa.String(64), primary_key=True),

@@ -15,6 +15,7 @@ _Big = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
+    """Create the tables of learning, and turn feedback into a log of changes."""
     op.add_column("decisions", sa.Column("embedding", sa.LargeBinary))
     op.add_column("decisions", sa.Column("snapshot", sa.String(64)))
     op.create_index("decisions_by_route", "decisions", ["route", "created_s", "cost_usd"])
@@ -34,8 +35,10 @@ def _counters() -> None:
 
 
 def _feedback() -> None:
-    """From one row a score, changed in place, to one row a change. SQLite cannot drop a constraint,
-    so the table is made anew and what is there copied over."""
+    """Replace one row per score, changed in place, by one row per change.
+
+    SQLite cannot drop a constraint, so the rows are copied to a new table.
+    """
     op.create_table(
         "feedback_2",
         sa.Column("seq", _Big, primary_key=True, autoincrement=False),
