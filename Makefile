@@ -76,13 +76,13 @@ bench-memory: .stamp-test
 # The proof on real tables takes an hour or two. Each runner says with --help what it takes;
 # paretobandit, obp and litellm are compared only where their options name them.
 QUALITY := benchmarks/quality
-RUNNERS := routellm pool certificates robustness online offpolicy pacing watch savings cost
+RUNNERS := routellm pool certificates robustness online offpolicy pacing drift_detection savings training_cost
 DATA ?=
 
 quality: .stamp-test
 	@test -d "$(DATA)" || { echo "Give the folder that holds the tables: make quality DATA=folder" >&2; exit 2; }
 	set -e; for r in $(RUNNERS); do $(BIN)/python $(QUALITY)/$$r.py --data "$(DATA)" --out $(QUALITY)/results; done
-	$(BIN)/python $(QUALITY)/loop.py --out $(QUALITY)/results
+	$(BIN)/python $(QUALITY)/end_to_end/run.py --out $(QUALITY)/results
 	$(BIN)/python benchmarks/latency/decision.py --data "$(DATA)"
 	$(BIN)/python $(QUALITY)/page.py
 

@@ -5,7 +5,7 @@
 One thread, wall clock around `features.extract` and `policy.decide`, prompts of 170 to 230 tokens.
 *Never seen*: a fresh chunk cache, each prompt once. *Warm*: the same prompts again. The shared
 machine preempts at will, so every figure is that of the best of the rounds, and the machine's load
-stands beside it. `--litellm`: an interpreter with the package litellm, whose local complexity scorer
+is reported with it. `--litellm`: an interpreter with the package litellm, whose local complexity scorer
 is timed on the same prompts. Writes decision.json here.
 """
 
@@ -157,9 +157,9 @@ def main() -> None:
             [given.litellm, "-c", LITELLM, str(given.rounds)],
             input=json.dumps(texts), capture_output=True, text=True, check=True, cwd="/",
         )  # fmt: skip
-        told = json.loads(ran.stdout.splitlines()[-1])
-        versions["litellm"] = told["version"]
-        out["LiteLLM's local complexity scorer, the same prompts, warm"] = best(told["us"])
+        scorer = json.loads(ran.stdout.splitlines()[-1])
+        versions["litellm"] = scorer["version"]
+        out["LiteLLM's local complexity scorer, the same prompts, warm"] = best(scorer["us"])
     result = {
         "date": dt.date.today().isoformat(),
         "machine": f"{os.cpu_count()} shared virtual cores, {platform.machine()}, "

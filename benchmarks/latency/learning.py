@@ -9,7 +9,7 @@ the worst there is, as a day later there is a refit in ten minutes. Then none is
 learning costs the requests themselves. The gateways are asked in turn, each for a short
 round, in an order that changes, so that what else the machine does falls on all of them alike. The
 figure is the time before the first upstream call, `x-suffice-overhead-ms`, of all rounds together.
-One core each is not to be had everywhere: the machine's load stands beside the figures. Loopback
+One core each is not to be had everywhere: the load of the machine is reported with the figures. Loopback
 only, bounded. Writes learning.json here.
 """
 
@@ -31,11 +31,12 @@ import numpy as np
 from suffice.gateway import BackgroundServer
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "quality" / "end_to_end"))
 sys.path.insert(0, str(HERE.parent / "quality"))
 
-import loop_drive  # noqa: E402  lies beside the benchmarks of quality
-import loop_world  # noqa: E402
-from provenance import provenance, write_json  # noqa: E402
+import simulation  # noqa: E402
+import traffic  # noqa: E402
+from runner import provenance, write_json  # noqa: E402
 
 MODES = ("off", "shadow", "on")
 AT_ONCE = 4
@@ -64,7 +65,7 @@ async def played(
             out.append(float(head["x-suffice-overhead-ms"]))
             if not scored:
                 return
-            good = world.good(r, loop_world.MODELS.index(head["x-suffice-model"]))
+            good = world.good(r, simulation.MODELS.index(head["x-suffice-model"]))
             label = {"decision_id": head["x-suffice-decision-id"], "score": float(good)}
             await post("/v1/feedback", label)
 
@@ -83,7 +84,7 @@ async def measured(
     long, is thrown away."""
     import pyqwest
 
-    stream = loop_world.requests(1, (2 * rounds + 2) * n, missing=0.0)
+    stream = simulation.requests(1, (2 * rounds + 2) * n, missing=0.0)
     transport = pyqwest.HTTPTransport(follow_redirects=False, pool_max_idle_per_host=AT_ONCE)
     client = pyqwest.Client(transport)
     for url in urls.values():
@@ -106,7 +107,7 @@ async def measured(
     return out
 
 
-def told(rounds: list[list[float]]) -> dict[str, Any]:
+def summary(rounds: list[list[float]]) -> dict[str, Any]:
     """Of all requests, and the medians of the rounds' own figures, which one bad moment of the
     machine does not move."""
     each = np.array([np.percentile(r, [50, 90, 99]) for r in rounds])
@@ -150,26 +151,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--per-s", type=float, default=100.0)
-    parser.add_argument("--objective", default=f"{{ worth_usd = {loop_world.WORTH_USD} }}")
+    parser.add_argument("--objective", default=f"{{ worth_usd = {simulation.WORTH_USD} }}")
     parser.add_argument("--out", type=Path, default=HERE / "learning.json")
     args = parser.parse_args()
-    world = loop_world.world(1)
+    world = simulation.world(1)
     before = os.getloadavg()
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as name, loop_drive.upstream() as fake:
+    with tempfile.TemporaryDirectory() as name, traffic.upstream() as fake:
         folder = Path(name)
         paths, urls = {}, {}
         with ExitStack() as servers:
             for mode in MODES:
-                paths[mode] = loop_drive.config(
+                paths[mode] = traffic.config(
                     folder, world, fake.base_url, mode, objective=args.objective
                 )
                 server = servers.enter_context(BackgroundServer(paths[mode], cwd=folder))
                 urls[mode] = server.base_url
             found = asyncio.run(measured(urls, world, args.rounds, args.requests, args.per_s))
         # The stores are whole once their gateways have ended.
-        labelled = {mode: {**told(found[True][mode]), **learned(paths[mode])} for mode in MODES}
-        unlabelled = {mode: told(found[False][mode]) for mode in MODES}
+        labelled = {mode: {**summary(found[True][mode]), **learned(paths[mode])} for mode in MODES}
+        unlabelled = {mode: summary(found[False][mode]) for mode in MODES}
     results = {
         **provenance(),
         "load": {"before": before, "after": os.getloadavg()},

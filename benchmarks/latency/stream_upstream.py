@@ -3,7 +3,7 @@
 Usage: python stream_upstream.py PORT CHUNKS INTERVAL_MS
 
 Every content delta contains `s<number>t<monotonic ns>e`, so a client sees lost, merged and reordered
-deltas and the delay of each one, whatever event format a gateway makes of it.
+deltas and the delay of each one, whichever event format a gateway makes of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Certified thresholds on real outcomes: how often the promise is broken, and how much goes cheap.
+"""Certified thresholds on real outcomes: violation rate and share of cheap traffic.
 
     python benchmarks/quality/certificates.py --data DATA --out benchmarks/quality/results --splits 100
     python benchmarks/quality/certificates.py --synthetic --out DIR --splits 20      (no data needed)
@@ -13,15 +13,14 @@ Scores: prompt length, which needs no labels, and the head. Thresholds are 50 qu
 fitted queries' scores; `own` walks every score of the calibration rows instead, as
 `suffice calibrate` does for untrained policies. Confidence 0.9.
 
-Beside it naive tuning, on the same draws: the largest of the same thresholds whose loss on the
-calibration rows is at most eps; and for graded scores Hoeffding-Bentkus beside the betting bound
-that is used. The choice between those two was made on llmrouter_example, arena_bench_v1 and
+The baseline is naive tuning on the same draws: the largest of the same thresholds whose loss on the
+calibration rows is at most eps; and for graded scores Hoeffding-Bentkus next to the betting
+bound that is used. The choice between those two was made on llmrouter_example, arena_bench_v1 and
 eq_bench_v2 with random scores, before anything here was run.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -35,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from provenance import provenance, write_json
+from runner import arguments, publish
 
 from suffice.lab import stats
 from suffice.lab.calibrate import risk_control
@@ -50,13 +49,13 @@ CONFIDENCE = 0.9
 DELTA = 1 - CONFIDENCE
 SIZES = (200, 500, 2000)
 EPS = (0.02, 0.05, 0.10)
-BARS = {"mean_violation": 0.10, "worst_cell": 0.16, "mmlu_share_500_at_5_percent": 0.25}
+TARGETS = {"mean_violation": 0.10, "worst_cell": 0.16, "mmlu_share_500_at_5_percent": 0.25}
 FloatArray = NDArray[np.float64]
 
 
 class Case(NamedTuple):
     """score: (n, k), cost: (k,), the reference first. priced: whether the costs are dollars, or only
-    say which model is the dearer. judged: whether the bars are about it."""
+    say which model is more expensive. judged: whether the targets are about it."""
 
     name: str
     x: Batch
@@ -168,8 +167,8 @@ def one_split(case: Case, seed: int, rows: list[tuple[Any, ...]]) -> None:
     pool = order[case.fit :]
     pool = pool[~np.isin(case.keys[pool], case.keys[fit])]
     head = LinearHead().fit(case.x.take(fit), case.score[fit], None, case.cost, case.models)
-    told = head.predict(case.x)[0]
-    rate = {e: choose_exchange_rate(told[fit], case.cost, e) for e in EPS}
+    quality = head.predict(case.x)[0]
+    rate = {e: choose_exchange_rate(quality[fit], case.cost, e) for e in EPS}
     length = (
         LengthPredictor()
         .fit(case.x, case.score[:0], None, case.cost, case.models)
@@ -179,7 +178,7 @@ def one_split(case: Case, seed: int, rows: list[tuple[Any, ...]]) -> None:
     for eps in EPS:
         for name, (place, score) in (
             ("length", (cheapest, length)),
-            ("trained", quality_gaps(told, case.cost, rate[eps])),
+            ("trained", quality_gaps(quality, case.cost, rate[eps])),
         ):
             alternative = case.score[np.arange(len(place)), place + 1]
             loss = np.maximum(0.0, case.score[:, 0] - alternative)
@@ -238,10 +237,10 @@ def over(cells: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def bars(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The aims of the project beside what was measured: for each rule over all judged cells, and for
-    what is certified case by case; betting beside Hoeffding-Bentkus over all graded cells."""
-    out: dict[str, Any] = {"aims": BARS}
+def targets(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The targets of the project and what was measured: for each rule over all judged cells, and for
+    what is certified case by case; betting next to Hoeffding-Bentkus over all graded cells."""
+    out: dict[str, Any] = {"targets": TARGETS}
     for rule in ("certified", "own", "naive", "hoeffding_bentkus"):
         cells = [c for r in results if r["judged"] for c in r["cells"] if c["rule"] == rule]
         if cells:
@@ -271,7 +270,7 @@ def bars(results: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def show(results: list[dict[str, Any]], told: dict[str, Any]) -> None:
+def show(results: list[dict[str, Any]], measured: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -289,15 +288,13 @@ def show(results: list[dict[str, Any]], told: dict[str, Any]) -> None:
                 "" if c["cost_saved"] is None else f"{c['cost_saved']:.1%}",
             )  # fmt: skip
         console.print(table)
-    for name, value in told.items():
+    for name, value in measured.items():
         console.print(f"{name}: {value}", highlight=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path)
+    parser = arguments(__doc__, data=False)
     parser.add_argument("--synthetic", action="store_true", help="made-up queries instead of DATA")
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--splits", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
@@ -322,23 +319,21 @@ def main() -> None:
             }
         )  # fmt: skip
         print(f"{case.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    told = bars(results)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        args.out / "certificates.json",
+    measured = targets(results)
+    publish(
+        args.out,
+        "certificates",
+        __doc__,
         {
-            "about": __doc__.splitlines()[0],
-            "method": " ".join(__doc__.split("queries.parquet, outcomes.parquet). ")[1].split()),
-            **provenance(),
             "splits": args.splits,
             "first_seed": args.first_seed,
             "confidence": CONFIDENCE,
             "seconds": round(time.perf_counter() - began),
-            "bars": told,
+            "targets": measured,
             "cases": results,
         },
     )
-    show(results, told)
+    show(results, measured)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ torch, which these estimators never use, is answered with an empty module.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -39,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from provenance import provenance, write_json
+from runner import arguments, publish
 
 from suffice.lab.data.load import load_table
 from suffice.lab.ope import estimators, intervals
@@ -55,7 +54,7 @@ USD_WORTH = 5.0  # quality that a dollar buys, for the logging policies that fol
 RESAMPLES = 999
 SWITCH = 10.0  # weight above which switch-DR trusts its model instead
 ESTIMATORS = ("ips", "snips", "doubly_robust")
-BAR = 0.90
+TARGET = 0.90
 
 
 class World(NamedTuple):
@@ -171,8 +170,8 @@ def switched(log: LoggedData, pi: FloatArray, q: FloatArray) -> estimators.Estim
 
 def measure(w: World, log: Logging, runs: int, seed: int) -> tuple[list[dict[str, Any]], list[Any]]:
     """(one row per target and estimator, some logs to compare with another implementation)."""
-    aims = targets(w, log)
-    truth = {name: float((pi * w.score).sum(axis=1).mean()) for name, pi in aims.items()}
+    policies = targets(w, log)
+    truth = {name: float((pi * w.score).sum(axis=1).mean()) for name, pi in policies.items()}
     happened = float((log.p * w.score).sum(axis=1).mean())
     seen: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     samples = []
@@ -182,7 +181,7 @@ def measure(w: World, log: Logging, runs: int, seed: int) -> tuple[list[dict[str
         q = cross_fit_q_hat(made, w.signals[rows], w.vectors[rows].astype(float))
         simple = LoggedData(made.action, made.propensity, made.reward, made.propensities)
         terms, sizes = {}, {}
-        for name, all_pi in aims.items():
+        for name, all_pi in policies.items():
             pi = all_pi[rows]
             terms[name, "ips"] = estimators.ips(made, pi)
             terms[name, "snips"] = estimators.snips(made, pi)
@@ -315,7 +314,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     )
     for r in rows:
         mark = "" if r["estimator"] not in ESTIMATORS else (
-            "refused" if r["judged"] < 0.5 else "" if r["coverage"] >= BAR else "MISSED"
+            "refused" if r["judged"] < 0.5 else "" if r["coverage"] >= TARGET else "MISSED"
         )  # fmt: skip
         print(
             f"{r['logging']:<10} {r['target']:<13} {r['estimator']:<14} {r['ess']:>5.0f} "
@@ -343,8 +342,8 @@ def table(results: dict[str, Any]) -> str:
         refused = r["judged"] < 0.5
         size = f"{r['ess']:.0f}" + (", refused" if refused else "")
         covers = f"{r['coverage']:.1%}"
-        if r["estimator"] in ESTIMATORS and not refused and r["coverage"] < results["bar"]:
-            covers = f"**{covers}, below the bar**"
+        if r["estimator"] in ESTIMATORS and not refused and r["coverage"] < results["target"]:
+            covers = f"**{covers}, below the target**"
         lines.append(
             f"| {r['logging']} | {r['target']} | {size} | {names[r['estimator']]} "
             f"| {r['bias']:+.4f} | {r['rmse']:.4f} | {covers} | {r['coverage_of_difference']:.1%} "
@@ -359,7 +358,7 @@ def table(results: dict[str, Any]) -> str:
         f"{results['runs']} runs each, seed {results['seed']}, {results['date']}; "
         f"{m['cpu']}, {m['cores']} cores, Python {m['python']}, numpy "
         f"{results['packages']['numpy']}. Table: {results['table']}. Lowest coverage where the "
-        f"log is judged: {low} (bar: {results['bar']:.0%}).",
+        f"log is judged: {low} (target: {results['target']:.0%}).",
     ]
     if o is not None:
         gap = max(o["largest_difference"].values())
@@ -376,18 +375,16 @@ def written(page: Path, results: dict[str, Any], check: bool) -> bool:
         raise SystemExit(f"{page}: there is no {_BEGIN} ... {_END}")
     new = f"{before}{_BEGIN}\n{table(results)}\n{_END}{after}"
     if not check and new != old:
-        beside = page.with_name(f".{page.name}.{os.getpid()}")
-        beside.write_text(new, encoding="utf-8")
-        os.replace(beside, page)
+        temporary = page.with_name(f".{page.name}.{os.getpid()}")
+        temporary.write_text(new, encoding="utf-8")
+        os.replace(temporary, page)
     return not check or new == old
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path)
+    parser = arguments(__doc__, data=False)
     parser.add_argument("--page", type=Path, help="a page of the docs to write the table into")
     parser.add_argument("--check", action="store_true", help="with --page: only compare")
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--obp", type=Path, help="a Python that has the package obp")
@@ -414,15 +411,14 @@ def main() -> None:
     compared = None if given.obp is None else against_obp(given.obp, samples)
     if compared is not None:
         print(compared)
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        given.out / "offpolicy.json",
+    publish(
+        given.out,
+        "offpolicy",
+        __doc__,
         {
-            **provenance(),
             "table": f"paretobandit_val, {len(w.score)} queries on which all of {len(w.models)} "
             "models have a score",
             "models": w.models,
-            "method": __doc__.split("--page PAGE writes")[0].split("\n\n", 2)[2].strip(),
             "loggings": {
                 g.name: {"what": g.what, "decisions": g.decisions}
                 for g in loggings(w, price, given.seed)
@@ -431,7 +427,7 @@ def main() -> None:
             "seed": given.seed,
             "resamples": RESAMPLES,
             "refused_below_ess": MIN_ESS,
-            "bar": BAR,
+            "target": TARGET,
             "lowest_coverage_where_judged": lowest,
             "rows": rows,
             "independent_implementation": compared,

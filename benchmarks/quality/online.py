@@ -8,8 +8,8 @@ scored, the others are not. The value of an answer is score - LAMBDA x USD, at L
 alone) and 5 (a point of quality is worth 0.2 cents). Cold: nothing is known but the models' prices.
 Warm: 100 queries of the table, not in the stream, were labelled for every model.
 
-`suffice` is Learner (refitted every 200 labels) and Explorer at their defaults. Beside it: the best
-constant found online (20 labels a model in turn, then the best shrunken mean: explore, then commit),
+`suffice` is OnlineRegression (refitted every 200 labels) and ThompsonSampler at their defaults.
+Baselines: the best constant found online (20 labels a model in turn, then the best shrunken mean: explore, then commit),
 the constant that only follows (no exploration), and the package paretobandit on the same stream,
 with the same vectors: once their first 25 principal components, whitened, as its own pipeline does,
 and (at LAMBDA 5) once all 281 numbers; its reward is the value, its cost penalty off, forgetting
@@ -24,7 +24,6 @@ its constants, was corrected after looking at runs on this one, which flatters i
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -41,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from provenance import provenance, write_json
+from runner import arguments, publish
 
 from suffice.learning.exploration import ThompsonSampler
 from suffice.learning.regression import LabelBatch, OnlineRegression, SourceLimits, cold, design
@@ -161,13 +160,13 @@ class Ours:
             seed=self.seed * 100_003 + i, quality_per_usd=self.lam, spend_usd=mean,
         )  # fmt: skip
         j = int(at[draw.action])
-        self.told = float(offline[draw.action])
+        self.offline_quality = float(offline[draw.action])
         self.spent += float(self.stream.cost[i, j])
         self.count += 1
         return j
 
     def learn(self, i: int, j: int, score: float, value: float) -> None:
-        self.explorer.update(self.stream.models[j], self.told, score)
+        self.explorer.update(self.stream.models[j], self.offline_quality, score)
         self.waiting.append((i, j, score))
         if len(self.waiting) == REFIT:
             at = np.array([w[0] for w in self.waiting])
@@ -316,7 +315,7 @@ def still(s: Stream) -> Changes:
 
 
 def price_cut(s: Stream) -> Changes:
-    """The dearest model costs a twentieth from CHANGE on."""
+    """The most expensive model costs a twentieth from CHANGE on."""
     w = still(s)
     cost, price = w.cost.copy(), w.price_at.copy()
     cost[CHANGE:, -1] /= 20.0
@@ -325,7 +324,7 @@ def price_cut(s: Stream) -> Changes:
 
 
 def quality_drop(s: Stream) -> Changes:
-    """The model in use loses a quarter of its score from CHANGE to BACK; nobody says so."""
+    """The model in use loses a quarter of its score from CHANGE to BACK; the players are not informed."""
     w = still(s)
     score = w.score.copy()
     score[CHANGE:BACK, s.models.index(MISTRAL)] *= 0.75
@@ -344,7 +343,7 @@ Factory = Callable[[Stream, "Stream | None", float, int], Player]
 
 
 def players(rival: bool, lam: float) -> dict[str, Factory]:
-    """The two dear variants play at lambda 5 only."""
+    """The two expensive variants play at lambda 5 only."""
     out: dict[str, Factory] = {
         "suffice": Ours,
         "suffice, no exploration": lambda s, w, lam, seed: Ours(s, w, lam, seed, explore=False),
@@ -542,9 +541,7 @@ def prepare(site_packages: Path | None) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--paretobandit", type=Path, help="site-packages that hold paretobandit")
@@ -562,8 +559,6 @@ def main() -> None:
         calm, calm_curves = gather([f.result() for f in calm_])
         moved, moved_curves = gather([f.result() for f in moved_])
     result = {
-        "about": __doc__.splitlines()[0],
-        **provenance(),
         "seeds": [0, args.seeds - 1],
         "seconds": round(time.perf_counter() - began),
         "paretobandit": version_of(args.paretobandit) if rival else "left out: not installed",
@@ -571,13 +566,12 @@ def main() -> None:
         "changes": moved,
         "refit_seconds": refit_seconds(),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "online.json", result)
+    publish(args.out, "online", __doc__, result)
     for group in (calm, moved):
         for game, rows in group.items():
             for name, row in rows.items():
-                told = {w: round(v["mean"], 4) for w, v in row.items() if "share" not in w}
-                print(f"{game:18} {name:32} {told}")
+                means = {w: round(v["mean"], 4) for w, v in row.items() if "share" not in w}
+                print(f"{game:18} {name:32} {means}")
     plot(calm_curves, moved_curves, args.out)
 
 

@@ -8,16 +8,15 @@ table with replacement; predicted quality and cost come from the trained head, c
 folds, so no query is predicted by a head that saw it; actual costs and scores are the table's.
 Calls take seconds, so bursts have dozens in flight, each with its worst cost reserved.
 
-Beside it: a naive hard stop (best predicted quality until the money is spent, then refusals), the
+Baselines: a naive hard stop (best predicted quality until the money is spent, then refusals), the
 same with the cheapest model instead of refusals, and a gradient pacer (primal-dual, as in the
 package paretobandit: step 0.05, average over 20 requests, penalty on log-normalised cost) that is
-told the true number of requests. Compared with the offline optimum: one lambda for the whole day,
+given the true number of requests. Compared with the offline optimum: one lambda for the whole day,
 known in hindsight, on the same predictions.
 """
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import os
 import sys
@@ -31,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from provenance import provenance, write_json
+from runner import arguments, publish
 
 from suffice.budgets.lagrange import solve
 from suffice.budgets.pacer import Pacer
@@ -43,7 +42,7 @@ MODELS = (
     "google/gemini-2.5-flash",
     "google/gemini-2.5-pro",
 )
-# Budgets as points between the cheapest and the dearest model's mean cost, on a log scale.
+# Budgets as points between the cheapest and the most expensive model's mean cost, on a log scale.
 POINTS = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85)
 REQUESTS = 3000  # of a mean day
 FloatArray = NDArray[np.float64]
@@ -152,8 +151,8 @@ def ours(pool: Pool, days: list[Day], budget: float, seed: int) -> list[Outcome]
             score += float(pool.score[row, j])
             predicted += float(pool.quality_[row, j])
             heapq.heappush(flying, (base + t + day.took_s[i], call, cost))
-            told = pacer.totals()
-            over |= told.spent_usd + told.reserved_usd > told.ceiling_usd
+            totals = pacer.totals()
+            over |= totals.spent_usd + totals.reserved_usd > totals.ceiling_usd
         while flying:
             _, call, cost = heapq.heappop(flying)
             pacer.settle(call, cost)
@@ -186,7 +185,7 @@ def hard_stop(pool: Pool, day: Day, budget: float, fall_back: bool) -> Outcome:
 
 
 def gradient(pool: Pool, day: Day, budget: float) -> Outcome:
-    """Projected dual ascent, told how many requests the day has."""
+    """Projected dual ascent, given how many requests the day has."""
     target = budget / len(day.at)
     mean = pool.cost.mean(axis=0)
     log = np.log(mean / mean.min()) / np.log(mean.max() / mean.min())
@@ -286,7 +285,9 @@ def plot(runs: list[tuple[float, dict[str, list[Outcome]]]], path: Path) -> None
             ".", ms=4, alpha=0.6, label=name,
         )  # fmt: skip
     axes[0].axhspan(0.98, 1.0, color="0.85", zorder=0)
-    axes[0].set(xlabel="budget (0 cheapest, 1 dearest model, log scale)", ylabel="spend / budget")
+    axes[0].set(
+        xlabel="budget (0 cheapest, 1 most expensive model, log scale)", ylabel="spend / budget"
+    )
     axes[1].set(xlabel="budget", ylabel="quality less the offline optimum's")
     axes[1].axhline(0.0, color="0.6", lw=0.8)
     axes[0].set_title("second day: spend")
@@ -297,9 +298,7 @@ def plot(runs: list[tuple[float, dict[str, list[Outcome]]]], path: Path) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
@@ -312,8 +311,6 @@ def main() -> None:
     ]
     plain = [r for _, r in runs]
     result = {
-        "about": __doc__.splitlines()[0],
-        **provenance(),
         "seeds": [args.first_seed, args.first_seed + args.seeds - 1],
         "seconds": round(time.perf_counter() - began),
         "requests_a_mean_day": REQUESTS,
@@ -325,8 +322,7 @@ def main() -> None:
             str(p): summary([r for q, r in runs if q == p], 1)["pacer"] for p in POINTS
         },
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "pacing.json", result)
+    publish(args.out, "pacing", __doc__, result)
     plot(runs, args.out / "pacing.png")
     for day in ("day_1_no_profile", "day_2_with_profile"):
         for name, row in result[day].items():

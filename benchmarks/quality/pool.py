@@ -4,11 +4,11 @@
 
 DATA holds any of paretobandit_val, mmlu_pro, llmrouter_example, arena_bench_v1 (queries.parquet,
 outcomes.parquet) and, for tables without costs, prices.json. Five folds over normalised prompts,
-drawn anew for each seed: no query is predicted by a fit that saw its prompt. Area is the mean height
-of the policy's cost-quality hull between the cheapest and the dearest single model; the zero router
+drawn again for each seed: no query is predicted by a fit that saw its prompt. Area is the mean height
+of the policy's cost-quality hull between the cheapest and the most expensive single model; the zero router
 is the hull of the single models, so that gain = area - its area, both hulls picked on the judged
 queries. A gain is the mean over seeds; its interval is a basic bootstrap over prompts, 95 %, of that
-mean, hulls picked anew in each redraw. `random` mixes the zero router's models by a coin: its gain is
+mean, hulls picked again in each redraw. `random` mixes the zero router's models by a coin: its gain is
 what picking a hull on the test set alone brings. Priors and hyperpriors are the package's own: nothing
 was chosen on these figures.
 
@@ -20,7 +20,6 @@ the priced models ten at even ranks of accuracy, chosen before anything was fitt
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -34,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from provenance import provenance, write_json
+from runner import arguments, publish
 
 from suffice.lab import stats
 from suffice.lab.data.costs import Prices, outcome_costs, read_prices
@@ -52,7 +51,7 @@ FOLDS = 5
 LEARNED = ("trained", "knn", "cluster", "ridge", "constant")
 NAMES = (*LEARNED, "default", "random")
 SIZES = (100, 300, 1000)
-BARS = {"ParetoBandit, 3 models": 0.0035, "ParetoBandit, 4 models": 0.0030}
+TARGETS = {"ParetoBandit, 3 models": 0.0035, "ParetoBandit, 4 models": 0.0030}
 LLAMA, LARGE = "meta-llama/llama-3.1-8b-instruct", "mistralai/mistral-large-2512"
 FLASH, PRO = "google/gemini-2.5-flash", "google/gemini-2.5-pro"
 
@@ -184,12 +183,12 @@ def nested(
     for seed in seeds:
         _, outcome = train(table, models=models, seed=seed)
         rows.append((outcome.chosen, outcome.nested))
-    told = [n for _, n in rows if n is not None]
+    known = [n for _, n in rows if n is not None]
     return {
         "chosen": [c for c, _ in rows],
-        "gain": float(np.mean([g for g, _ in told])) if told else None,
-        "gain_each_seed": [g for g, _ in told],
-        "ci_each_seed": [ci for _, ci in told],
+        "gain": float(np.mean([g for g, _ in known])) if known else None,
+        "gain_each_seed": [g for g, _ in known],
+        "ci_each_seed": [ci for _, ci in known],
     }
 
 
@@ -225,7 +224,7 @@ def one_case(
         "seeds": list(seeds),
         "zero_router_area": world.zero,
         "zero_router_hull": frontier.zero_router_hull(world.singles).tolist(),
-        "bar": BARS.get(case.name),
+        "target": TARGETS.get(case.name),
         "policies": {n: world.over_seeds(n, seeds) for n in names},
     }
     if case.labels:
@@ -245,15 +244,15 @@ def one_case(
 
 
 def met(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each bar beside what was measured."""
+    """Each target next to what was measured."""
     rows = []
     for r in results:
-        if r["bar"] is not None:
+        if r["target"] is not None:
             p = r["policies"]["trained"]
             rows.append(
                 {
-                    "what": r["name"], "bar": r["bar"], "gain": p["gain"], "ci": p["ci"],
-                    "met": p["gain"] >= r["bar"],
+                    "what": r["name"], "target": r["target"], "gain": p["gain"], "ci": p["ci"],
+                    "met": p["gain"] >= r["target"],
                 }
             )  # fmt: skip
     return rows
@@ -267,16 +266,14 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
             cost = "never" if p["qnc"] is None else f"{p['qnc']:.2f}"
             print(f"  {name:10} {p['gain']:+.4f} [{low:+.4f}, {high:+.4f}] qnc {cost}")
         for n, row in r.get("labels", {}).items():
-            told = ", ".join(f"{m} {p['gain']:+.4f}" for m, p in row.items())
-            print(f"  {n} labels: {told}")
+            gains = ", ".join(f"{m} {p['gain']:+.4f}" for m, p in row.items())
+            print(f"  {n} labels: {gains}")
         if "nested" in r:
             print(f"  nested {r['nested']['gain']:+.4f}, chosen {r['nested']['chosen']}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=400, help="of the bootstrap")
@@ -291,7 +288,6 @@ def main() -> None:
     count = min(args.seeds, 2) if args.quick else args.seeds
     seeds = list(range(args.first_seed, args.first_seed + count))
     began = time.perf_counter()
-    args.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     for case in here:
         results.append(
@@ -300,17 +296,16 @@ def main() -> None:
         seconds = time.perf_counter() - began
         print(f"{case.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
         # What is done is kept, should the largest table be stopped.
-        write_json(
-            args.out / "pool.json",
+        publish(
+            args.out,
+            "pool",
+            __doc__,
             {
-                "about": __doc__.splitlines()[0],
-                "method": " ".join(__doc__.split("--seeds 8\n")[1].split()),
-                **provenance(),
                 "folds": FOLDS,
                 "draws": args.draws,
                 "quick": args.quick,
                 "seconds": round(seconds),
-                "bars": met(results),
+                "targets": met(results),
                 "cases": results,
             },
         )

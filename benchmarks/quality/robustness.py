@@ -5,24 +5,23 @@
 Decisions are serving's own: `features.extract` and `policy.decide`, for the default policy and for
 the artifact that `suffice train --policy trained` makes from paretobandit_val. Prompts: up to 500 of
 each table of DATA but the test-only one, drawn by seed; four models at made-up prices in the order of
-their real ones; three objectives. A decision counts as changed where the first model of the plan is
-another. A policy that sent everything to one model would never change: the share of each model stands
-beside. Intervals of shares are Wilson's, 95 %, over prompts (a prompt counts as changed where it
+their real ones; three objectives. A decision counts as changed if the first model of the plan is
+another. A policy that sent everything to one model would never change: the share of each model is
+reported too. Intervals of shares are Wilson's, 95 %, over prompts (a prompt counts as changed if it
 changes under any objective).
 
 White space: trailing space and newlines; wrapping at 60 and at 40 columns, Windows line ends. Template
 noise: what prompt templates and harnesses put around the same words. Rewording: the deterministic
-changes of `suffice/lab/flips.py`.
+changes of `suffice/lab/evaluate/robustness.py`.
 
 Leave one source out: for each benchmark of a table (for mmlu_pro each subject) policies learn from all
 others. Of a pair APGR, of more models the gain over the zero router; the mean over sources with a 95 %
-interval from redrawing sources. Beside it the same sources judged by cross-fitting, which has seen
+interval from redrawing sources. For comparison the same sources judged by cross-fitting, which has seen
 others of their queries: what knowing the source is worth.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -37,7 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from provenance import provenance, write_json
+from runner import arguments, publish
 
 from suffice import features, policies
 from suffice.artifacts import artifact as artifacts
@@ -194,14 +193,14 @@ def steadiness(policy: Policy, asked: Mapping[str, Sequence[str]]) -> dict[str, 
             other = ask([change(t) for t in texts]) != before
             changed = other.any(axis=0)
             ever |= changed
-            rows[name] = _told(changed) | {
+            rows[name] = _counts(changed) | {
                 "each_objective": {str(o): int(other[i].sum()) for i, o in enumerate(OBJECTIVES)}
             }
-        out["changes"][kind] = {"any": _told(ever), "each": rows}
+        out["changes"][kind] = {"any": _counts(ever), "each": rows}
     return out
 
 
-def _told(changed: Any) -> dict[str, Any]:
+def _counts(changed: Any) -> dict[str, Any]:
     n, k = len(changed), int(changed.sum())
     return {"changed": k, "of": n, "rate": k / n, "ci": wilson_interval(k, n)}
 
@@ -227,13 +226,13 @@ def left_out(source: Source, data: Path, seed: int, draws: int) -> dict[str, Any
         if part["policies"] is None or part["policies"]["length"][figure] is None:
             continue
         interval = "apgr_ci" if pair else "gain_ci"
-        told = part["policies"]
+        figures = part["policies"]
         rows[name] = {
             "queries": part["n_queries"],
-            "length": told["length"][figure],
-            "random": told["random"][figure],
-            **{n: told[n][figure] for n in LEARNERS},
-            "trained_ci": told["trained"][interval],
+            "length": figures["length"][figure],
+            "random": figures["random"][figure],
+            **{n: figures[n][figure] for n in LEARNERS},
+            "trained_ci": figures["trained"][interval],
             "trained_in_source": within[name]["policies"]["trained"][figure],
         }
     columns = ("length", "random", *LEARNERS, "trained_in_source")
@@ -266,17 +265,15 @@ def show(result: Mapping[str, Any]) -> None:
             for change, r in rows["each"].items():
                 print(f"    {change:42} {r['changed']:5} {r['rate']:.2%}")
     for s in result["left_out"]:
-        told = ", ".join(
+        means = ", ".join(
             f"{c} {m['mean']:.4f} [{m['ci'][0]:.4f}, {m['ci'][1]:.4f}]"
             for c, m in s["mean"].items()
         )
-        print(f"{s['name']} ({s['figure']}, {len(s['sources'])} sources): {told}")
+        print(f"{s['name']} ({s['figure']}, {len(s['sources'])} sources): {means}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=300, help="of the bootstrap within a source")
     parser.add_argument("--quick", action="store_true", help="fewer prompts and one left-out table")
@@ -287,9 +284,6 @@ def main() -> None:
     asked = prompts(args.data, 100 if args.quick else EACH, args.seed)
     policy, artifact = trained_policy(args.data / FIT)
     result: dict[str, Any] = {
-        "about": __doc__.splitlines()[0],
-        "method": " ".join(__doc__.split("quality/results\n")[1].split()),
-        **provenance(),
         "seed": args.seed,
         "quick": args.quick,
         "prompts": {name: len(some) for name, some in asked.items()},
@@ -307,8 +301,7 @@ def main() -> None:
         result["left_out"].append(left_out(source, args.data, args.seed, args.draws))
         print(f"{source.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     result["seconds"] = round(time.perf_counter() - began)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "robustness.json", result)
+    publish(args.out, "robustness", __doc__, result)
     show(result)
 
 

@@ -7,18 +7,17 @@ responses, contaminated prompts dropped. Thresholds are the edges of ten equal-c
 score; APGR and CPT as in Ong et al. 2024 (arXiv 2406.18665), CPT on the running maximum of the
 gap recovered. MT-Bench is routed on its first turn and scored by the mean of two. Intervals: 95 %,
 percentiles over redraws of the queries. With labels: each seed draws n queries of the benchmark,
-fits on them, and tests on all others but those with one of their prompts; `trained` is the safe
-head, beside it nearest neighbours, a table of clusters and plain ridge; `less_length` is the
-difference to prompt length on the same test queries. Nothing was fitted or tuned on these outcomes,
-but they were looked at more than once: an earlier head reached .602, .624, .629 and .654 on MMLU at
+fits on them, and tests on all others but those with one of their prompts; `trained` is the
+evidence-averaged linear head, next to it nearest neighbours, a table of clusters and plain ridge;
+`less_length` is the difference to prompt length on the same test queries. Nothing was fitted or tuned on
+these outcomes, but they were looked at more than once: an earlier head reached .602, .624, .629 and .654 on MMLU at
 300, 1,000, 1,500 and 5,000 labels and fell .008 below length on one of 8 draws of 100; one whose
-doubt did not fall as labels grow reached .591, .617, .629 and .652. What stands here was chosen
+doubt did not fall as labels grow reached .591, .617, .629 and .652. The present one was chosen
 between them on pairs of training tables.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -32,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from provenance import provenance, write_json
+from runner import arguments, publish
 
 from suffice.lab.data.load import load_table
 from suffice.lab.evaluate.metrics import pair
@@ -40,7 +39,7 @@ from suffice.lab.predictors.base import Batch, extract_table
 from suffice.lab.predictors.registry import make_predictor
 
 MODELS = ("gpt-4-1106-preview", "mistralai/Mixtral-8x7B-Instruct-v0.1")
-PRICE = np.array([15.0, 0.6])  # USD per million tokens at 3 to 1; they only say which is dear
+PRICE = np.array([15.0, 0.6])  # USD per million tokens at 3 to 1; they only say which is expensive
 SIZES = {"mmlu": (50, 100, 300, 1000, 1500, 5000), "gsm8k": (50, 100, 300, 1000)}
 LEARNED = ("trained", "knn", "cluster", "ridge")
 SAFE_SIZES, SAFE = (50, 100, 300, 1000), -0.005
@@ -53,7 +52,7 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, float | None, float]]] = {
         "matrix factorisation, arena only": (0.253, 0.743, 0.580),
     },
 }  # fmt: skip
-BARS = {
+TARGETS = {
     ("mmlu", 0): 0.575, ("mmlu", 50): 0.585, ("mmlu", 300): 0.597, ("mmlu", 1000): 0.622,
     ("mmlu", 1500): 0.635, ("mmlu", 5000): 0.652,
     ("gsm8k", 0): 0.58, ("gsm8k", 50): 0.597, ("gsm8k", 300): 0.605, ("gsm8k", 1000): 0.63,
@@ -163,15 +162,17 @@ def with_labels(b: Benchmark, n: int, seeds: int) -> list[dict[str, Any]]:
     return out
 
 
-def bars(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def targets(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
-    for (name, n), bar in BARS.items():
+    for (name, n), target in TARGETS.items():
         b = next(f for f in found if f["benchmark"] == name)
         if n:
             value = next(c for c in b["curves"] if c["n"] == n and c["policy"] == "trained")["apgr"]
         else:
             value = next(z for z in b["zero_labels"] if z["policy"] == "default")["apgr"]
-        out.append({"benchmark": name, "n": n, "bar": bar, "apgr": value, "met": value >= bar})
+        out.append(
+            {"benchmark": name, "n": n, "target": target, "apgr": value, "met": value >= target}
+        )
     for b in found:
         worst = [
             c["least_less_length"] for c in b.get("curves", ())
@@ -180,14 +181,14 @@ def bars(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if worst:
             out.append(
                 {
-                    "benchmark": b["benchmark"], "n": list(SAFE_SIZES), "bar": SAFE,
+                    "benchmark": b["benchmark"], "n": list(SAFE_SIZES), "target": SAFE,
                     "least_less_length": min(worst), "met": min(worst) >= SAFE,
                 }
             )  # fmt: skip
     return out
 
 
-def show(found: list[dict[str, Any]], told: list[dict[str, Any]]) -> None:
+def show(found: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table as Lines
 
@@ -219,14 +220,12 @@ def show(found: list[dict[str, Any]], told: list[dict[str, Any]]) -> None:
                 str(c["seeds_below_length"]),
             )  # fmt: skip
         console.print(lines)
-    for bar in told:
-        console.print(bar, highlight=False)
+    for target in measured:
+        console.print(target, highlight=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="the folder that holds routellm/")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__, data=False)
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--draws", type=int, default=1000, help="redraws of the queries")
     args = parser.parse_args()
@@ -240,7 +239,7 @@ def main() -> None:
     began = time.perf_counter()
     found = []
     for b in benchmarks(args.data):
-        told: dict[str, Any] = {
+        benchmark: dict[str, Any] = {
             "benchmark": b.name, "queries": len(b.x),
             "quality": [round(q, 4) for q in b.score.mean(axis=0).tolist()],
             "zero_labels": without_labels(b, args.draws),
@@ -250,27 +249,25 @@ def main() -> None:
             },
         }  # fmt: skip
         if b.name in SIZES:
-            told["curves"] = [c for n in SIZES[b.name] for c in with_labels(b, n, args.seeds)]
-        found.append(told)
+            benchmark["curves"] = [c for n in SIZES[b.name] for c in with_labels(b, n, args.seeds)]
+        found.append(benchmark)
         print(f"{b.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    kept = bars(found)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        args.out / "routellm.json",
+    measured = targets(found)
+    publish(
+        args.out,
+        "routellm",
+        __doc__,
         {
-            "about": __doc__.splitlines()[0],
-            "method": " ".join(__doc__.split("queries.parquet, outcomes.parquet), ")[1].split()),
-            **provenance(),
             "models": list(MODELS),
             "seeds": list(range(args.seeds)),
             "draws": args.draws,
             "seconds": round(time.perf_counter() - began),
-            "bars": kept,
+            "targets": measured,
             "wish": WISH,
             "benchmarks": found,
         },
     )
-    show(found, kept)
+    show(found, measured)
 
 
 if __name__ == "__main__":

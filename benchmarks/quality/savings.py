@@ -7,8 +7,8 @@ DATA holds arena_bench_v1, zeroeval, mmlu_pro and paretobandit_val (queries.parq
 and prices.json. There every model answered every query, so the cost of each model alone is known: the
 table's own, else prompt and answer in characters, four to a token, at list prices. Each draw takes four
 models and random bounds of the default policy's difficulty, sends each query to one model (the harder,
-the dearer), and forgets the others' costs. Predicted costs are the default policy's prior, which knows
-no model's length of answers. Error: log(estimated / true cost) of one model alone on all queries.
+the more expensive), and forgets the others' costs. Predicted costs are the default policy's prior, which
+knows no model's length of answers. Error: log(estimated / true cost) of one model alone on all queries.
 
 report: the product's (`suffice.lab.savings.counterfactual_cost`). by model: predictions scaled by paid /
 predicted of the requests that the model took. by request: by paid / predicted of the request, no matter who
@@ -26,7 +26,6 @@ several times the others' answers.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -39,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from provenance import provenance, write_json
+from runner import arguments, publish
 
 from suffice import catalog, features
 from suffice.lab.data.costs import Prices, read_prices
@@ -121,10 +120,10 @@ def reported(
         if group >= len(route.requests):
             route.room()
         row = {"model": names[action[i]], "difficulty": float(difficulty[i]), "attempts": 1}
-        told = tuple(
+        predictions = tuple(
             Prediction(m, None, float(guess[i, j]), None, 0.0) for j, m in enumerate(names)
         )
-        add_costs(row, told, float(paid[i]), group, route)
+        add_costs(row, predictions, float(paid[i]), group, route)
     route.trim()
     found = single_model_costs(route)
     return (
@@ -164,10 +163,8 @@ def one_draw(
 
 def main() -> None:
     """Runs all tables and writes savings.json."""
-    parser = argparse.ArgumentParser(description="Costs of single models against the truth.")
-    parser.add_argument("--data", type=Path, help="The tables; with --page not needed.")
+    parser = arguments(__doc__, data=False)
     parser.add_argument("--page", type=Path, help="Write the committed results into this page.")
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=60)
     args = parser.parse_args()
     if args.page is not None:
@@ -197,11 +194,11 @@ def main() -> None:
         for way, f in tables[name]["ways"].items():
             print(f"{name:16} {way:11} rmse {f['rmse']:.3f} {f['rmse_ci']} bias {f['bias']:+.3f}")
         print(f"{name:16} intervals hold the truth: {tables[name]['covers']:.2f}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        args.out / "savings.json",
+    publish(
+        args.out,
+        "savings",
+        __doc__,
         {
-            "made": provenance(),
             "draws": args.draws,
             "models_a_draw": MODELS,
             "seed": 1,
@@ -216,9 +213,9 @@ def fill(page: Path, results: dict[str, Any]) -> None:
     before, rest = text.split("<!-- results: begin -->")
     after = rest.split("<!-- results: end -->")[1]
     body = f"{before}<!-- results: begin -->\n{shown(results)}<!-- results: end -->{after}"
-    beside = page.with_name(f".{page.name}.{os.getpid()}")
-    beside.write_text(body)
-    os.replace(beside, page)
+    temporary = page.with_name(f".{page.name}.{os.getpid()}")
+    temporary.write_text(body)
+    os.replace(temporary, page)
 
 
 def shown(results: dict[str, Any]) -> str:

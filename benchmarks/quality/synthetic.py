@@ -8,7 +8,7 @@ of those names, and no figure from it is ever published.
 
 A query is a template filled in: a topic, and a difficulty that lengthens it and adds steps. Whether
 a model is right follows a logistic law in its skill at the topic less the difficulty. The cheap
-model is as good as the dear ones at two topics and poor at two: what there is to be learned. Costs
+model is as good as the expensive ones at two topics and poor at two: what there is to be learned. Costs
 are tokens times a price. Seeded; the same seed gives the same table.
 """
 
@@ -179,9 +179,9 @@ def write(out: Path, seed: int = 0) -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
         for name, rows in (("queries", queries), ("outcomes", outcomes)):
             path = out / folder / f"{name}.parquet"
-            beside = path.with_name(f".{path.name}.{os.getpid()}")
-            pq.write_table(pa.Table.from_pylist(rows), beside, compression="zstd")
-            os.replace(beside, path)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+            os.replace(temporary, path)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The proof's runners on the made-up table, and the page that is made from the committed results."""
+"""The quality runners on a made-up table, and the page generated from the committed results."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ DOCS = ROOT / "docs" / "benchmarks"
 
 
 def run(runner: str, out: Path, *options: str) -> dict[str, Any]:
-    """Runs a runner as a user does; what it wrote."""
+    """Run a runner as a user does and return what it wrote."""
     done = subprocess.run(
         [sys.executable, str(QUALITY / f"{runner}.py"), *options, "--out", str(out)],
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not list(out.glob(".*")), "a half-written file was left behind"
-    found: dict[str, Any] = json.loads((out / f"{runner}.json").read_text())
+    results: dict[str, Any] = json.loads((out / f"{runner}.json").read_text())
     for key in ("machine", "packages", "date", "method"):
-        assert found[key], key
-    return found
+        assert results[key], key
+    return results
 
 
 ON_SYNTHETIC = ("--data", str(SYNTHETIC), "--quick")
@@ -58,14 +58,12 @@ def quality() -> Iterator[dict[str, ModuleType]]:
     """The runners' own modules, importable as they import each other."""
     sys.path.insert(0, str(QUALITY))
     try:
+        import figures
         import page
-        import page_bars
-        import page_figures
         import synthetic
+        import targets
 
-        yield {
-            "page": page, "bars": page_bars, "figures": page_figures, "synthetic": synthetic
-        }  # fmt: skip
+        yield {"page": page, "targets": targets, "figures": figures, "synthetic": synthetic}
     finally:
         sys.path.remove(str(QUALITY))
 
@@ -92,10 +90,10 @@ def test_more_labels_gain_more(pool: dict[str, Any]) -> None:
     assert more["trained"]["gain"] > few["trained"]["gain"]
 
 
-def test_bars_are_judged_by_the_figures(pool: dict[str, Any]) -> None:
-    assert len(pool["bars"]) == 2
-    for bar in pool["bars"]:
-        assert bar["met"] == (bar["gain"] >= bar["bar"])
+def test_targets_are_judged_by_the_figures(pool: dict[str, Any]) -> None:
+    assert len(pool["targets"]) == 2
+    for target in pool["targets"]:
+        assert target["met"] == (target["gain"] >= target["target"])
 
 
 def test_the_zero_router_is_the_hull_of_the_models(pool: dict[str, Any]) -> None:
@@ -130,9 +128,9 @@ def test_the_test_only_table_is_never_asked(robustness: dict[str, Any]) -> None:
 
 
 def test_a_source_is_left_out_and_judged(robustness: dict[str, Any]) -> None:
-    (told,) = robustness["left_out"]
-    assert set(told["sources"]) == {"arithmetic", "code", "summary", "lookup"}
-    for column, m in told["mean"].items():
+    (results,) = robustness["left_out"]
+    assert set(results["sources"]) == {"arithmetic", "code", "summary", "lookup"}
+    for column, m in results["mean"].items():
         low, high = m["ci"]
         assert low <= m["mean"] <= high, column
 
@@ -150,11 +148,11 @@ def test_a_folder_without_tables_is_refused(runner: str, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_certificates_and_watch_run_on_made_up_queries(tmp_path: Path) -> None:
-    told = run("certificates", tmp_path, "--synthetic", "--splits", "2")
-    assert {c["rule"] for case in told["cases"] for c in case["cells"]} >= {"certified", "naive"}
-    told = run("watch", tmp_path, "--synthetic", "--streams", "2")
-    assert all(0 <= r["no_drift"]["watch"]["false_alarms"] <= 1 for r in told["rows"])
+def test_certificates_and_drift_detection_run_on_made_up_queries(tmp_path: Path) -> None:
+    certificates = run("certificates", tmp_path, "--synthetic", "--splits", "2")
+    assert {c["rule"] for case in certificates["cases"] for c in case["cells"]} >= {"certified", "naive"}
+    drift = run("drift_detection", tmp_path, "--synthetic", "--streams", "2")
+    assert all(0 <= r["no_drift"]["watch"]["false_alarms"] <= 1 for r in drift["rows"])
 
 
 # ── the made-up table ────────────────────────────────────────────────────────────────────────────
@@ -190,12 +188,12 @@ def test_pictures_are_small_and_shown() -> None:
 
 
 def test_no_figure_on_the_page_comes_from_made_up_queries(quality: dict[str, ModuleType]) -> None:
-    for name, told in quality["page"].load(QUALITY / "results").items():
-        assert not told.get("quick"), name
-        assert "synthetic" not in json.dumps(told.get("cases", [])), name
+    for name, results in quality["page"].load(QUALITY / "results").items():
+        assert not results.get("quick"), name
+        assert "synthetic" not in json.dumps(results.get("cases", [])), name
 
 
-def test_a_page_of_other_results_tells_and_draws_them(
+def test_a_page_of_other_results_states_and_draws_them(
     quality: dict[str, ModuleType], pool: dict[str, Any], robustness: dict[str, Any], tmp_path: Path
 ) -> None:
     page, figures = quality["page"], quality["figures"]
@@ -214,8 +212,8 @@ def test_a_page_of_other_results_tells_and_draws_them(
 
 
 def test_a_miss_is_called_a_miss(quality: dict[str, ModuleType]) -> None:
-    bar = quality["bars"].Bar
-    assert bar("x", ">= 0.6", "0.590", 0.590 - 0.6, "", "").met == "**no**, by 0.0100"
-    assert bar("x", ">= 0.6", "0.610", 0.610 - 0.6, "", "").met == "yes, by 0.0100"
-    assert bar("x", "none", "0 of 9", -0.0, "%", "").met == "yes"
-    assert bar("x", "", "9 us", None, "us", "").met == "reported"
+    target = quality["targets"].Target
+    assert target("x", ">= 0.6", "0.590", 0.590 - 0.6, "", "").met == "**no**, by 0.0100"
+    assert target("x", ">= 0.6", "0.610", 0.610 - 0.6, "", "").met == "yes, by 0.0100"
+    assert target("x", "none", "0 of 9", -0.0, "%", "").met == "yes"
+    assert target("x", "", "9 us", None, "us", "").met == "reported"

@@ -1,6 +1,6 @@
 """The whole loop, small: requests through the real gateway, feedback, and the right model more often.
 
-The full proof, with its figures, is benchmarks/quality/loop.py; the world is the same.
+The full proof, with its figures, is benchmarks/quality/end_to_end/run.py; the world is the same.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ TOPICS, LATE, N = (0, 1), 280, 400
 
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
-    monkeypatch.syspath_prepend(str(QUALITY))
-    import loop_drive
-    import loop_world
+    monkeypatch.syspath_prepend(str(QUALITY / "end_to_end"))
+    import simulation
+    import traffic
 
-    yield loop_world, loop_drive
-    for name in ("loop_world", "loop_drive"):
+    yield simulation, traffic
+    for name in ("simulation", "traffic"):
         sys.modules.pop(name)
 
 

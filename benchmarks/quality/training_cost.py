@@ -1,22 +1,21 @@
 """What training and assessing cost in time and memory, as the commands a user runs.
 
-    python benchmarks/quality/cost.py --data DATA --out benchmarks/quality/results --rounds 3
+    python benchmarks/quality/training_cost.py --data DATA --out benchmarks/quality/results --rounds 3
 
-Each command is a process of its own, waited for: wall seconds, CPU seconds (user + system, which a
+Each command is a separate process: wall seconds, CPU seconds (user + system, which a
 shared machine stretches less) and peak resident memory from its rusage, everything included: start of
 Python, reading the table, cross-validation, writing. The best round by wall time is shown, and the
-machine's load average beside it.
+load average of the machine next to it.
 
 `suffice train`: 1,500 labelled queries x 10 models, on mmlu_pro (models at even ranks of accuracy among
-the priced; DATA/prices.json gives costs); once with the safe head asked for and once choosing among all
-learners by nested cross-validation. `suffice assess`: 100,000 queries, made by drawing words of the
-tables' prompts at their lengths, each query from one table, so that topics remain; once as an unlabelled
+the priced; DATA/prices.json gives costs); once with the evidence-averaged linear head and once choosing
+among all learners by nested cross-validation. `suffice assess`: 100,000 queries, made by drawing words
+of the tables' prompts at their lengths, each query from one table, so that topics remain; once as an unlabelled
 log and once with scores and costs of four models.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -33,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pool import even_ranks
-from provenance import provenance, write_json
+from runner import arguments, publish
 
 from suffice.lab.data.costs import outcome_costs, read_prices
 from suffice.lab.data.load import load_table
@@ -41,7 +40,7 @@ from suffice.lab.data.table import Table
 
 TRAIN_LABELS, TRAIN_MODELS = 1500, 10
 QUERIES = 100_000
-BARS = {"train_s": 30.0, "train_mb": 1000.0, "assess_s": 60.0}
+TARGETS = {"train_s": 30.0, "train_mb": 1000.0, "assess_s": 60.0}
 MADE_MODELS = ("made/small", "made/medium", "made/large", "made/largest")
 
 
@@ -139,9 +138,7 @@ def made_queries(data: Path, count: int, seed: int = 0) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round of a hundredth of the size")
     args = parser.parse_args()
@@ -173,16 +170,14 @@ def main() -> None:
                 f"{name}: {r['wall_s']:.1f} s wall, {r['cpu_s']:.1f} s CPU, "
                 f"{r['peak_mb']:.0f} MB, load {r['load_average_before']}"
             )
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        args.out / "cost.json",
+    publish(
+        args.out,
+        "training_cost",
+        __doc__,
         {
-            "about": __doc__.splitlines()[0],
-            "method": " ".join(__doc__.split("--rounds 3\n")[1].split()),
-            **provenance(),
             "quick": args.quick,
             "rounds": rounds,
-            "bars": BARS,
+            "targets": TARGETS,
             "commands": out,
         },
     )

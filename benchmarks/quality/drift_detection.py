@@ -1,7 +1,7 @@
 """The drift watch: false alarms while nothing changes, and how soon a loss of five points is seen.
 
-    python benchmarks/quality/watch.py --data DATA --out benchmarks/quality/results --streams 500
-    python benchmarks/quality/watch.py --synthetic --out DIR --streams 100          (no data needed)
+    python benchmarks/quality/drift_detection.py --data DATA --out benchmarks/quality/results --streams 500
+    python benchmarks/quality/drift_detection.py --synthetic --out DIR --streams 100
 
 A stream is a trickle of labelled decisions: the loss of each against the reference, 0 where the
 reference itself served. Made-up streams have right/wrong losses of a stated mean, among them a mean
@@ -21,7 +21,6 @@ than is certified (binomial test at 5 % each time; graded losses rounded up to w
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -34,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from provenance import provenance, write_json
+from runner import arguments, publish
 
 from suffice.lab.data.load import load_table
 from suffice.lab.predictors.base import extract_table
@@ -223,10 +222,8 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path)
+    parser = arguments(__doc__, data=False)
     parser.add_argument("--synthetic", action="store_true", help="made-up streams only")
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--streams", type=int, default=500)
     parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
@@ -248,13 +245,11 @@ def main() -> None:
         )
         print(f"{source.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     worst = max(r["no_drift"]["watch"]["false_alarms"] for r in rows)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        args.out / "watch.json",
+    publish(
+        args.out,
+        "drift_detection",
+        __doc__,
         {
-            "about": __doc__.splitlines()[0],
-            "method": " ".join(__doc__.split("(no data needed)")[1].split()),
-            **provenance(),
             "streams": args.streams,
             "first_seed": args.first_seed,
             "stated_false_alarm_probability": ALPHA,

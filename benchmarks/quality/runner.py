@@ -1,7 +1,8 @@
-"""Where figures come from: machine, versions, date; and writing them whole or not at all."""
+"""What all runners share: options, the machine and versions of a run, and its results file."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
@@ -13,6 +14,25 @@ from typing import Any
 import msgspec
 
 PACKAGES = ("suffice", "numpy", "scikit-learn", "msgspec", "pyarrow", "paretobandit")
+
+
+def arguments(doc: str, data: bool = True) -> argparse.ArgumentParser:
+    """A parser with --out and, unless `data` is false, a required --data."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results file")
+    parser.add_argument("--data", type=Path, required=data, help="folder of the tables")
+    return parser
+
+
+def publish(out: Path, name: str, doc: str, results: dict[str, Any]) -> dict[str, Any]:
+    """Write NAME.json with the figures, the method (from the runner's docstring) and the machine."""
+    out.mkdir(parents=True, exist_ok=True)
+    lines = doc.splitlines()
+    usage = max(i for i, line in enumerate(lines) if line.startswith("    python "))
+    method = " ".join(" ".join(lines[usage + 1 :]).split())
+    value = {"about": lines[0], "method": method, **provenance(), **results}
+    write_json(out / f"{name}.json", value)
+    return value
 
 
 def provenance() -> dict[str, Any]:
@@ -46,6 +66,7 @@ def provenance() -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
-    os.replace(beside, path)
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+    os.replace(temporary, path)

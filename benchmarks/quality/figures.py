@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from page_bars import LABELLED, Results, over_seeds
+from formatting import over_seeds
+from targets import LABELLED, Results
 
 from suffice.lab.evaluate import frontier
 
@@ -25,10 +26,10 @@ _KEY = "Comment"  # the PNG's text chunk that holds the digest
 def needs(results: Results) -> dict[str, Drawing]:
     """Picture -> all that it shows; only those whose results are there."""
     out: dict[str, Drawing] = {}
-    told = results.get("routellm")
-    if told is not None:
+    result = results.get("routellm")
+    if result is not None:
         panels = []
-        for b in told["benchmarks"]:
+        for b in result["benchmarks"]:
             if "curves" not in b:
                 continue
             lines: dict[str, list[list[float]]] = {}
@@ -41,22 +42,22 @@ def needs(results: Results) -> dict[str, Drawing]:
                     "name": LABELLED[b["benchmark"]], "lines": lines, "zero": zero["default"],
                     "length": zero["length"],
                     "published": {k: v["apgr"] for k, v in b["published"].items()},
-                    "bars": [
-                        [x["n"], x["bar"]] for x in told["bars"]
+                    "targets": [
+                        [x["n"], x["target"]] for x in result["targets"]
                         if x["benchmark"] == b["benchmark"] and not isinstance(x["n"], list)
                     ],
                 }
             )  # fmt: skip
         out["label-curves.png"] = {"kind": "labels", "panels": panels}
-    told = results.get("pool")
-    if told is not None:
+    result = results.get("pool")
+    if result is not None:
         panels = [
             {
                 "name": c["name"], "models": c["models"], "zero": c["zero_router_hull"],
                 "hulls": {p: v["hull_first_seed"] for p, v in c["policies"].items()
                           if p in ("trained", "knn", "default", "random")},
             }
-            for c in told["cases"][:2]
+            for c in result["cases"][:2]
         ]  # fmt: skip
         out["pareto.png"] = {"kind": "pareto", "panels": panels}
     return out
@@ -97,13 +98,13 @@ def draw(drawing: Drawing) -> bytes:
     return _small(raw, digest(drawing))
 
 
-def _small(raw: BytesIO, told: str) -> bytes:
+def _small(raw: BytesIO, digest_text: str) -> bytes:
     """The picture with a palette, which takes a third of the bytes; no date inside, so that the same
     figures give the same picture."""
     from PIL import Image, PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
-    info.add_text(_KEY, told)
+    info.add_text(_KEY, digest_text)
     out = BytesIO()
     with Image.open(raw) as picture:
         picture.convert("RGB").quantize(160).save(out, format="png", optimize=True, pnginfo=info)
@@ -128,8 +129,8 @@ def _labels(ax: Any, panel: Drawing) -> None:
         style = ":" if "best" in name else "-."
         ax.axhline(apgr, color="#c2185b", linestyle=style, linewidth=1.2,
                    label=f"published: {name}")  # fmt: skip
-    at = np.array([[left if n == 0 else n, bar] for n, bar in panel["bars"]])
-    ax.plot(at[:, 0], at[:, 1], "_", color="black", markersize=12, label="bar", zorder=5)
+    at = np.array([[left if n == 0 else n, limit] for n, limit in panel["targets"]])
+    ax.plot(at[:, 0], at[:, 1], "_", color="black", markersize=12, label="target", zorder=5)
     ax.set_xscale("log")
     close = {b for a, b in pairwise(sizes) if b < 1.8 * a}  # would overprint
     names = ["" if s in close else f"{int(s):,}" for s in sizes]

@@ -1,12 +1,12 @@
-"""The whole loop through the real gateway: requests, feedback, learning, replay, shadow.
+"""The feedback loop through the real gateway: requests, feedback, learning, replay, shadow.
 
-    python benchmarks/quality/loop.py --out DIR [--requests 2000] [--seeds 5] [--jobs 1] [--quick]
+    python benchmarks/quality/end_to_end/run.py --out DIR [--requests 2000] [--seeds 5] [--jobs 1] [--quick]
 
-A gateway in a child process, three simulated models that are good at different topics (loop_world),
-the official openai client, and feedback as it comes: some late, 30 % never, from users, tests and
-judges, some put right afterwards. Loopback only. For every seed, on the same stream:
+A gateway in a child process, three simulated models that are good at different topics (simulation.py),
+the official openai client, and feedback: some late, 30 % never, from users, tests and
+judges, some corrected afterwards. Loopback only. For every seed, on the same stream:
 
-  off       learning = off: the zero-label policy on what the operator told it of the models
+  off       learning = off: the zero-label policy on what the operator entered for the models
   on        learning = on from the first request, 8 requests under way
   shadow    learning = shadow, one request at a time as `off` is, so that orders are the same
   served    the last snapshot of `on` as the route's policy, on 500 further queries
@@ -24,7 +24,6 @@ and within a second from when a refit began. Ranges are over seeds, least to mos
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -38,16 +37,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parent))
-from loop_drive import Sent, config, drive, recorded, replay, snapshots, upstream
-from loop_world import MODELS, WORTH_USD, Request, requests, usd, values, world
-from provenance import provenance, write_json
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from runner import arguments, publish, write_json
+from simulation import MODELS, WORTH_USD, Request, requests, usd, values, world
+from traffic import Sent, config, drive, recorded, replay, snapshots, upstream
 
 BLOCK = 100
 AT_ONCE = 8
 PER_S = 50.0
 SERVED = 500
-TOLD = {"claims": "vendors' claims", "means": "their means, roughly"}
+OPERATORS = {"claims": "vendors' claims", "means": "their means, roughly"}
 FloatArray = NDArray[np.float64]
 
 
@@ -101,7 +100,7 @@ def _percentiles(x: FloatArray) -> dict[str, float | None]:
 
 
 def agreed(found: dict[str, Any]) -> dict[str, Any]:
-    """A replay's doubly robust estimate beside what happened in the same log."""
+    """A replay's doubly robust estimate and what happened in the same log."""
     e, happened = found["estimates"]["doubly_robust"], found["happened"]["score"]
     held = None if e["low"] is None else e["low"] <= happened <= e["high"]
     return {
@@ -113,15 +112,15 @@ def agreed(found: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def one_seed(seed: int, n: int, told: str, folder: Path, full: bool) -> dict[str, Any]:
+def one_seed(seed: int, n: int, operator: str, folder: Path, full: bool) -> dict[str, Any]:
     """All runs of a seed. full: with shadow, served and replays, which `off` and `on` need not."""
     size = min(BLOCK, max(10, n // 10))
-    w, stream = world(seed, told), requests(seed, n + SERVED)
+    w, stream = world(seed, operator), requests(seed, n + SERVED)
     value, right = values(w, stream)
     stream, later = stream[:n], stream[n : n + min(SERVED, n)]
     out: dict[str, Any] = {
         "seed": seed,
-        "told": told,
+        "told": operator,
         "guess": dict(zip(MODELS, w.guess, strict=True)),
     }
     with upstream() as fake:
@@ -139,8 +138,8 @@ def one_seed(seed: int, n: int, told: str, folder: Path, full: bool) -> dict[str
         out["on"]["labelled"] = sum(bool(r.sources) for r in stream)
         if not full:
             return out
-        beside = config(folder, w, fake.base_url, "off", name="beside")
-        again = drive(beside, w, stream, at_once=AT_ONCE, per_s=PER_S)
+        repeat = config(folder, w, fake.base_url, "off", name="repeat")
+        again = drive(repeat, w, stream, at_once=AT_ONCE, per_s=PER_S)
         refits_s = [s["created_s"] for s in made]
         out["overhead_ms"] = {"off": overhead(again, []), "on": overhead(on, refits_s)}
 
@@ -171,15 +170,15 @@ def one_seed(seed: int, n: int, told: str, folder: Path, full: bool) -> dict[str
     return out
 
 
-def one_run(seed: int, n: int, told: str, keep: Path | None) -> dict[str, Any]:
+def one_run(seed: int, n: int, operator: str, keep: Path | None) -> dict[str, Any]:
     """A seed's runs, or what is kept of them."""
-    kept = None if keep is None else keep / f"{told}-{seed}-{n}.json"
+    kept = None if keep is None else keep / f"{operator}-{seed}-{n}.json"
     if kept is not None and kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
     began = time.time()
     with tempfile.TemporaryDirectory(prefix="suffice-loop-") as folder:
-        run = one_seed(seed, n, told, Path(folder), full=told == "claims")
+        run = one_seed(seed, n, operator, Path(folder), full=operator == "claims")
     run |= {"seconds": round(time.time() - began, 1), "load_average": os.getloadavg()[0]}
     if kept is not None:
         write_json(kept, run)
@@ -192,12 +191,12 @@ def compared(
     """Request by request: is all of the decision the same, and what would the shadow have done?"""
     parts = ("chosen", "plan", "predictions", "reason", "propensity", "policy_version", "snapshot")
     differ = sum(any(a[p] != b[p] for p in parts) for a, b in zip(off, shadow, strict=True))
-    told = [b["shadow"] for b in shadow]
-    would = np.array([MODELS.index(t["model"]) if t else -1 for t in told])
+    decisions = [b["shadow"] for b in shadow]
+    would = np.array([MODELS.index(t["model"]) if t else -1 for t in decisions])
     return {
         "decisions": len(off),
         "differ": differ,
-        "logged": sum(t is not None for t in told),
+        "logged": sum(t is not None for t in decisions),
         # Before the first refit there is nothing to log: what served counts.
         "would_be_right": blocks(
             np.where(would >= 0, would, [MODELS.index(a["chosen"]) for a in off])
@@ -293,11 +292,11 @@ def proof(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def show(told: dict[str, Any]) -> None:
+def show(results: dict[str, Any]) -> None:
     def cell(x: dict[str, float], digits: int = 3) -> str:
         return f"{x['mean']:.{digits}f} [{x['low']:.{digits}f}, {x['high']:.{digits}f}]"
 
-    for kind, s in told["operators"].items():
+    for kind, s in results["operators"].items():
         print(f"\n{kind}: {s['seeds']} seeds, mean [least, most]")
         print(
             f"{'':10} {'right, first block':>24} {'right, after':>24} {'value, after':>24} {'USD':>24}"
@@ -313,7 +312,7 @@ def show(told: dict[str, Any]) -> None:
         print(
             f"best single model: value {cell(o['best_single_value'])}; explored {cell(s['explored'], 1)}"
         )
-    p = told["proof"]
+    p = results["proof"]
     s = p["shadow"]
     would = cell(s["would_be_right_first_third"]), cell(s["would_be_right_last_third"])
     print(f"\nshadow: {s['differ']} of {s['decisions']} decisions differ from off")
@@ -327,16 +326,16 @@ def show(told: dict[str, Any]) -> None:
         print(f"overhead, {name}: p50 {cell(x['p50_ms'])} ms, p99 {cell(x['p99_ms'], 1)} ms")
 
 
-def plot(told: dict[str, Any], runs: list[dict[str, Any]], path: Path) -> None:
+def plot(results: dict[str, Any], runs: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-    for ax, (kind, words) in zip(axes, TOLD.items(), strict=True):
-        s = told["operators"][kind]
-        x = (np.arange(s["blocks"]) + 0.5) * told["block"]
+    for ax, (kind, words) in zip(axes, OPERATORS.items(), strict=True):
+        s = results["operators"][kind]
+        x = (np.arange(s["blocks"]) + 0.5) * results["block"]
         for run, colour in (("off", "0.5"), ("on", "C0")):
             every = np.array([r[run]["right"] for r in runs if r["told"] == kind])
             ax.plot(x, every.mean(axis=0), color=colour, label=f"learning = {run}")
@@ -344,7 +343,7 @@ def plot(told: dict[str, Any], runs: list[dict[str, Any]], path: Path) -> None:
         if kind == "claims":
             would = np.array([r["shadow"]["would_be_right"] for r in runs if "shadow" in r])
             ax.plot(x, would.mean(axis=0), color="C1", ls="--", label="what the shadow would do")
-        ax.set(title=f"the router was told {words}", xlabel="requests", ylim=(0, 1))
+        ax.set(title=f"the operator entered {words}", xlabel="requests", ylim=(0, 1))
     axes[0].set_ylabel("share sent to the right model")
     axes[0].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=80, metadata={"Software": None})
@@ -352,8 +351,7 @@ def plot(told: dict[str, Any], runs: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__, data=False)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -368,7 +366,9 @@ def main() -> None:
     # A process each: the runs mostly wait for their pace.
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         under_way = [
-            pool.submit(one_run, seed, n, told, args.keep) for told in TOLD for seed in range(seeds)
+            pool.submit(one_run, seed, n, operator, args.keep)
+            for operator in OPERATORS
+            for seed in range(seeds)
         ]
         for done in under_way:
             run = done.result()
@@ -379,8 +379,6 @@ def main() -> None:
                 flush=True,
             )
     found = {
-        **provenance(),
-        "method": " ".join((__doc__ or "").split()),
         "seconds": round(sum(r["seconds"] for r in runs), 1),
         # Of the machine while it ran, for the overheads.
         "load_average": spread([r["load_average"] for r in runs]),
@@ -389,13 +387,13 @@ def main() -> None:
         "requests": n,
         "block": min(BLOCK, max(10, n // 10)),
         "worth_usd": WORTH_USD,
-        "operators": {k: summary([r for r in runs if r["told"] == k]) for k in TOLD},
+        "operators": {k: summary([r for r in runs if r["told"] == k]) for k in OPERATORS},
         "proof": proof(runs),
         "runs": runs,
     }
     show(found)
-    write_json(args.out / "loop.json", found)
-    plot(found, runs, args.out / "loop.png")
+    publish(args.out, "end_to_end", __doc__, found)
+    plot(found, runs, args.out / "end_to_end.png")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ _THINGS = (
     "football wedding office neighbour holiday painting"
 ).split()
 
-# topic -> (templates, words of its own). {t}: such a word; {x}: a thing that may stand anywhere.
+# topic -> (templates, its words). {t}: such a word; {x}: a thing of any topic.
 _TOPICS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "code": (
         (
@@ -135,7 +135,7 @@ SOURCES = ("user", "test", "judge")
 
 
 class Request(NamedTuple):
-    """One query and what will be said of its answer, whoever gives it. luck: (k,) in [0, 1), an
+    """One query and the scores its answer will get. luck: (k,) in [0, 1), an
     answer of a model is good where it is below the model's chance; sources: who says so, first the
     one that counts; delay: how many requests later they say it; doubt: whether the first word is
     the opposite and is put right later."""
@@ -160,9 +160,9 @@ class World(NamedTuple):
         return r.luck[model] < self.chance[r.topic, model]
 
 
-def world(seed: int, told: str = "claims") -> World:
+def world(seed: int, operator: str = "claims") -> World:
     """Each topic has one model that is good at it (82 to 94 %), two topics a model; the others are
-    poor to middling there, dearer ones somewhat better. What the operator tells the router of each
+    poor to middling there, more expensive ones somewhat better. What the operator enters for each
     model: `claims`, how good it is where it is good, as vendors' figures have it, within 0.05; or
     `means`, how good it is on the whole, within 0.1."""
     rng = np.random.default_rng([seed, 1])
@@ -173,7 +173,9 @@ def world(seed: int, told: str = "claims") -> World:
     chance[np.arange(len(TOPICS)), good_at] = rng.uniform(0.82, 0.94, len(TOPICS))
     errs = rng.uniform(-1.0, 1.0, k)
     guess = (
-        chance.max(axis=0) + 0.05 * errs if told == "claims" else chance.mean(axis=0) + 0.1 * errs
+        chance.max(axis=0) + 0.05 * errs
+        if operator == "claims"
+        else chance.mean(axis=0) + 0.1 * errs
     )
     return World(chance, tuple(round(float(g), 2) for g in guess))
 
@@ -210,13 +212,13 @@ def requests(seed: int, n: int, missing: float = 0.3) -> list[Request]:
 def usd(r: Request, model: int, input_tokens: float | None = None) -> float:
     """What an answer of the model costs; input_tokens: as the provider counts, None = about."""
     _, i, o = PRICES[model]
-    told = len(r.prompt) / 4 if input_tokens is None else input_tokens
-    return (told * i + r.output_tokens * o) / 1e6
+    tokens = len(r.prompt) / 4 if input_tokens is None else input_tokens
+    return (tokens * i + r.output_tokens * o) / 1e6
 
 
 def values(w: World, stream: list[Request]) -> tuple[FloatArray, NDArray[np.intp]]:
     """((n, k) expected worth of each model's answer less its cost, in units of a good answer;
-    (n,) the right model). Costs are those of an answer of mean length: nobody can know more of a
+    (n,) the right model). Costs are those of an answer of mean length: a policy cannot know more of a
     query before it is answered."""
     usual = float(np.mean([r.output_tokens for r in stream]))
     cost = np.array(

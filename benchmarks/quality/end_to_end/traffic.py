@@ -1,5 +1,5 @@
 """Drives the real gateway with the made-up world: a child process that serves, simulated providers,
-the official openai client, feedback as it comes in life."""
+the official openai client, feedback."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from loop_world import MODELS, PRICES, WORTH_USD, Request, World
 from numpy.typing import NDArray
+from simulation import MODELS, PRICES, WORTH_USD, Request, World
 
 from suffice.gateway import BackgroundServer
 from suffice.providers.fake import FakeUpstream
@@ -51,7 +51,7 @@ def config(
     objective: str = f"{{ worth_usd = {WORTH_USD} }}",
     name: str = "",
 ) -> Path:
-    """Writes {folder}/{name or learning}.toml, with a store of its own beside it."""
+    """Writes {folder}/{name or learning}.toml, with its store next to it."""
     name = name or learning
     lines = ["[store]", f'url = "sqlite:///{(folder / name).as_posix()}.db"']
     for (model, i, o), guess in zip(PRICES, world.guess, strict=True):
@@ -77,7 +77,7 @@ def drive(path: Path, world: World, stream: list[Request], *, at_once: int, per_
 
 
 def _port() -> int:
-    """A free port below those that the kernel hands out: between a look and a listen nobody else's
+    """A free port below those that the kernel hands out: between the look and the listen no other
     connection can take it, as happens where much goes on at once."""
     start = os.getpid() * 7 + int(time.monotonic() * 10)
     for i in range(100):
@@ -169,9 +169,9 @@ async def _post(client: Any, items: list[dict[str, Any]]) -> None:
     if len(items) == 1:
         await client.post("/feedback", body=items[0], cast_to=object)
     elif items:
-        told = await client.post("/feedback", body={"feedback": items}, cast_to=object)
-        if told["stored"] != len(items):
-            raise RuntimeError(f"feedback was not stored: {told}")
+        stored = await client.post("/feedback", body={"feedback": items}, cast_to=object)
+        if stored["stored"] != len(items):
+            raise RuntimeError(f"feedback was not stored: {stored}")
 
 
 # ── what was recorded ────────────────────────────────────────────────────────────────────────────
@@ -192,7 +192,7 @@ def replay(path: Path, policy: str, *, since_s: float | None = None) -> dict[str
 
 
 def recorded(path: Path, ids: list[str]) -> list[dict[str, Any]]:
-    """Each decision as it lies in the store beside `path`, in the order of `ids`: created_s, chosen,
+    """Each decision in the store next to `path`, in the order of `ids`: created_s, chosen,
     snapshot, propensity, and the detail's plan, predictions, reason, explored, shadow."""
     with sqlite3.connect(path.with_suffix(".db")) as connection:
         rows = connection.execute(
