@@ -9,13 +9,13 @@ alone) and 5 (a point of quality is worth 0.2 cents). Cold: nothing is known but
 Warm: 100 queries of the table, not in the stream, were labelled for every model.
 
 `suffice` is OnlineRegression (refitted every 200 labels) and ThompsonSampler at their defaults.
-Baselines: the best constant found online (20 labels a model in turn, then the best shrunken mean: explore, then commit),
-the constant that only follows (no exploration), and the package paretobandit on the same stream,
-with the same vectors: once their first 25 principal components, whitened, as its own pipeline does,
-and (at LAMBDA 5) once all 281 numbers; its reward is the value, its cost penalty off, forgetting
-0.997 and alpha 0.05 cold, 0.01 warm, as it publishes. SITE_PACKAGES is where it is installed;
-without it, it is left out and the results say so. Cost a query of each model is known to ours from
-prices (the table's mean); to the package it is part of the reward.
+Baselines: the best constant found online (20 labels a model in turn, then the best shrunken mean:
+explore, then commit), the constant that only follows (no exploration), and the package paretobandit
+on the same stream, with the same vectors: once their first 25 principal components, whitened, as
+its own pipeline does, and (at LAMBDA 5) once all 281 numbers; its reward is the value, its cost
+penalty off, forgetting 0.997 and alpha 0.05 cold, 0.01 warm, as it publishes. SITE_PACKAGES is
+where it is installed; without it, it is left out and the results say so. Cost a query of each model
+is known to ours from prices (the table's mean); to the package it is part of the reward.
 
 Regret is against the single model that is best on the stream in hindsight, and against an oracle
 that sees every score. The learner's hyperpriors were chosen on other tables; the explorer's form, not

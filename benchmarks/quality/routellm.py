@@ -4,16 +4,16 @@
 
 DATA holds the folder routellm (queries.parquet, outcomes.parquet), from lm-sys/RouteLLM's published
 responses, contaminated prompts dropped. Thresholds are the edges of ten equal-count bins of the
-score; APGR and CPT as in Ong et al. 2024 (arXiv 2406.18665), CPT on the running maximum of the
-gap recovered. MT-Bench is routed on its first turn and scored by the mean of two. Intervals: 95 %,
+score; APGR and CPT as in Ong et al. 2024 (arXiv 2406.18665), CPT on the running maximum of the gap
+recovered. MT-Bench is routed on its first turn and scored by the mean of two. Intervals: 95 %,
 percentiles over redraws of the queries. With labels: each seed draws n queries of the benchmark,
 fits on them, and tests on all others but those with one of their prompts; `trained` is the
 evidence-averaged linear head, next to it nearest neighbours, a table of clusters and plain ridge;
-`less_length` is the difference to prompt length on the same test queries. Nothing was fitted or tuned on
-these outcomes, but they were looked at more than once: an earlier head reached .602, .624, .629 and .654 on MMLU at
-300, 1,000, 1,500 and 5,000 labels and fell .008 below length on one of 8 draws of 100; one whose
-doubt did not fall as labels grow reached .591, .617, .629 and .652. The present one was chosen
-between them on pairs of training tables.
+`less_length` is the difference to prompt length on the same test queries. Nothing was fitted or
+tuned on these outcomes, but they were looked at more than once: an earlier head reached .602, .624,
+.629 and .654 on MMLU at 300, 1,000, 1,500 and 5,000 labels and fell .008 below length on one of 8
+draws of 100; one whose doubt did not fall as labels grow reached .591, .617, .629 and .652. The
+present one was chosen between them on pairs of training tables.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ shared machine stretches less) and peak resident memory from its rusage, everyth
 Python, reading the table, cross-validation, writing. The best round by wall time is shown, and the
 load average of the machine next to it.
 
-`suffice train`: 1,500 labelled queries x 10 models, on mmlu_pro (models at even ranks of accuracy among
-the priced; DATA/prices.json gives costs); once with the evidence-averaged linear head and once choosing
-among all learners by nested cross-validation. `suffice assess`: 100,000 queries, made by drawing words
-of the tables' prompts at their lengths, each query from one table, so that topics remain; once as an unlabelled
-log and once with scores and costs of four models.
+`suffice train`: 1,500 labelled queries x 10 models, on mmlu_pro (models at even ranks of accuracy
+among the priced; DATA/prices.json gives costs); once with the evidence-averaged linear head and
+once choosing among all learners by nested cross-validation. `suffice assess`: 100,000 queries, made
+by drawing words of the tables' prompts at their lengths, each query from one table, so that topics
+remain; once as an unlabelled log and once with scores and costs of four models.
 """
 
 from __future__ import annotations

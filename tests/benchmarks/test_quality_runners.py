@@ -150,7 +150,10 @@ def test_a_folder_without_tables_is_refused(runner: str, tmp_path: Path) -> None
 
 def test_certificates_and_drift_detection_run_on_made_up_queries(tmp_path: Path) -> None:
     certificates = run("certificates", tmp_path, "--synthetic", "--splits", "2")
-    assert {c["rule"] for case in certificates["cases"] for c in case["cells"]} >= {"certified", "naive"}
+    assert {c["rule"] for case in certificates["cases"] for c in case["cells"]} >= {
+        "certified",
+        "naive",
+    }
     drift = run("drift_detection", tmp_path, "--synthetic", "--streams", "2")
     assert all(0 <= r["no_drift"]["watch"]["false_alarms"] <= 1 for r in drift["rows"])
 
