@@ -500,6 +500,10 @@ class Response(Protocol):
         """
         ...
 
+    def drain(self) -> None:
+        """Ignore the rest of the body, which is about to end. Does not raise."""
+        ...
+
     async def aclose(self) -> None:
         """Drop the connection unless the body is complete. Does not raise."""
         ...

@@ -16,6 +16,7 @@ from tests.support.scripted_calls import (
     Upstreams,
     content,
     drain,
+    read_events,
     run_virtual,
     upstream_error,
 )
@@ -274,7 +275,7 @@ def test_whatever_happens_everything_is_closed_and_told(
             reply = await harness.run(
                 models, calls, stream=True, retries=RetryPolicy(max_attempts=5)
             )
-            async for event in reply.events:
+            async for event in read_events(reply):
                 words.append(event.raw.decode())
                 if breaks_off:
                     break

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from suffice.dialects.openai_message import parse_message
 from suffice.feedback.implicit import WEIGHTS, RegenerationDetector, detect_implicit_feedback
 from suffice.feedback.json_schema import first_violation
 from suffice.types import Attempt, Decision, Feedback, Message, Objective, PlanStep, Query, Usage
@@ -57,7 +58,7 @@ def judged(
         decision,
         raw,
         (done,) if attempts is None else attempts,
-        body,
+        parse_message(body) if body else None,
         enabled=WEIGHTS if enabled is None else enabled,
         now_s=7.0,
         **more,
@@ -111,10 +112,10 @@ def test_each_signal_is_a_source_with_its_own_weight() -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("It is sunny in Bern.", "is no JSON"),
+        ("It is sunny in Bern.", "is not JSON"),
         ('{"city": "Bern"}', '$: lacks "days"'),
         ('{"city": "Bern", "days": []}', "$.days: is shorter than 1"),
-        ('{"city": "Bern", "days": [{"high": 1}, {"high": "hot"}]}', "$.days[1].high: is no number"),
+        ('{"city": "Bern", "days": [{"high": 1}, {"high": "hot"}]}', "$.days[1].high: is not a number"),
         ('{"city": "Bern", "days": [{"high": 1}], "secret": 1}', "$.*: is not allowed"),
     ],
 )  # fmt: skip
@@ -217,7 +218,7 @@ def test_a_body_in_another_shape_is_not_judged() -> None:
                     id="d", model="p/a", plan=(), predictions=(), reason="", policy="",
                     policy_version="", objective=Objective(kind="best"), basis="prior",
                 ),
-                {}, (decision_attempt,), odd, enabled=WEIGHTS, now_s=1.0,
+                {}, (decision_attempt,), parse_message(odd), enabled=WEIGHTS, now_s=1.0,
             )
             == []
         )  # fmt: skip
@@ -256,11 +257,13 @@ def query(said: str, session: str | None = "s", key_id: str | None = None, turns
 
 def test_asking_the_same_again_soon_throws_the_earlier_reply_away() -> None:
     repeats = RegenerationDetector(window_s=60.0)
-    assert repeats.observe("dec_1", query("x"), asked_s=0.0, answered_s=10.0) is None
-    assert repeats.observe("dec_2", query("x"), asked_s=12.0, answered_s=20.0) == "dec_1"
-    assert repeats.observe("dec_3", query("x"), asked_s=80.0, answered_s=81.0) == "dec_2"
-    assert repeats.observe("dec_4", query("x"), asked_s=141.1, answered_s=150.0) is None, "too late"
-    (found,) = judged(text("fine"), repeats="dec_3")
+    assert repeats.observe("dec_1", query("x"), received_s=0.0, completed_s=10.0) is None
+    assert repeats.observe("dec_2", query("x"), received_s=12.0, completed_s=20.0) == "dec_1"
+    assert repeats.observe("dec_3", query("x"), received_s=80.0, completed_s=81.0) == "dec_2"
+    assert repeats.observe("dec_4", query("x"), received_s=141.1, completed_s=150.0) is None, (
+        "too late"
+    )
+    (found,) = judged(text("fine"), regenerated_id="dec_3")
     assert (found.decision_id, found.source) == ("dec_3", "implicit:retried")
 
 
@@ -277,21 +280,21 @@ def test_what_only_looks_like_a_retry() -> None:
             query("x", session=None),
         ]
     ):
-        assert repeats.observe(f"dec_{n}", q, asked_s=n + 0.5, answered_s=n + 0.6) is None
+        assert repeats.observe(f"dec_{n}", q, received_s=n + 0.5, completed_s=n + 0.6) is None
     talk = query("x", session="h-0123", turns=3)
-    assert repeats.observe("dec_a", talk, asked_s=20.0, answered_s=21.0) is None
-    assert repeats.observe("dec_b", talk, asked_s=22.0, answered_s=23.0) == "dec_a"
+    assert repeats.observe("dec_a", talk, received_s=20.0, completed_s=21.0) is None
+    assert repeats.observe("dec_b", talk, received_s=22.0, completed_s=23.0) == "dec_a"
     # Several samples wanted at once.
-    assert repeats.observe("dec_c", query("z"), asked_s=30.0, answered_s=35.0) is None
-    assert repeats.observe("dec_d", query("z"), asked_s=31.0, answered_s=36.0) is None
+    assert repeats.observe("dec_c", query("z"), received_s=30.0, completed_s=35.0) is None
+    assert repeats.observe("dec_d", query("z"), received_s=31.0, completed_s=36.0) is None
 
 
 def test_the_memory_for_repeats_is_bounded() -> None:
     repeats = RegenerationDetector(limit=3)
     for n in range(4):
-        repeats.observe(f"dec_{n}", query(str(n)), asked_s=n, answered_s=n)
-    assert repeats.observe("dec_x", query("0"), asked_s=5.0, answered_s=5.0) is None
-    assert repeats.observe("dec_y", query("3"), asked_s=5.0, answered_s=5.0) == "dec_3"
+        repeats.observe(f"dec_{n}", query(str(n)), received_s=n, completed_s=n)
+    assert repeats.observe("dec_x", query("0"), received_s=5.0, completed_s=5.0) is None
+    assert repeats.observe("dec_y", query("3"), received_s=5.0, completed_s=5.0) == "dec_3"
 
 
 # ── the schema check ─────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from tests.support.audits import Judge, certificate
 from tests.support.common import EASY, PROOF
 
 from suffice import config, features, monitoring
+from suffice.dialects import openai_message
 from suffice.monitoring import reading, sampling
 from suffice.types import (
     Message,
@@ -111,16 +112,19 @@ def body(message: dict[str, Any]) -> bytes:
 
 def test_answers_are_read_with_their_tool_calls() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
-    assert reading.text_of_completion(body({"content": "hi"})) == "hi"
-    assert reading.text_of_completion(body({"content": [{"type": "text", "text": "hi"}]})) == "hi"
-    assert reading.text_of_completion(body({"content": None, "refusal": "no"})) == "no"
+    assert openai_message.text_of_completion(body({"content": "hi"})) == "hi"
     assert (
-        reading.text_of_completion(body({"content": None, "tool_calls": [call]}))
+        openai_message.text_of_completion(body({"content": [{"type": "text", "text": "hi"}]}))
+        == "hi"
+    )
+    assert openai_message.text_of_completion(body({"content": None, "refusal": "no"})) == "no"
+    assert (
+        openai_message.text_of_completion(body({"content": None, "tool_calls": [call]}))
         == '[calls f({"a":1})]'
     )
-    assert reading.text_of_completion(body({"content": None})) == ""
+    assert openai_message.text_of_completion(body({"content": None})) == ""
     for broken in (b"", b"{", b'{"choices": []}', b"\xff", b'{"choices": 3}'):
-        assert reading.text_of_completion(broken) is None
+        assert openai_message.text_of_completion(broken) is None
 
     def event(delta: Any, index: int = 0) -> bytes:
         choice = {"index": index, "delta": delta}
@@ -136,8 +140,8 @@ def test_answers_are_read_with_their_tool_calls() -> None:
         event({"tool_calls": [rest]}),
         b'data: {"choices": [], "usage": {}}\n\ndata: [DONE]\n\n',
     ]
-    assert reading.text_of_stream(stream) == 'h\ni\n[calls f({"a":1})]'
-    assert reading.text_of_stream([b"data: {\n\n"]) is None
+    assert openai_message.text_of_stream(stream) == 'h\ni\n[calls f({"a":1})]'
+    assert openai_message.text_of_stream([b"data: {\n\n"]) is None
 
 
 def test_the_judge_is_shown_what_form_was_asked_for() -> None:

@@ -173,10 +173,9 @@ def test_what_is_shown_is_what_the_client_can_act_on() -> None:
     assert (last.error.kind, last.error.retry_after_s) == ("rate_limit", 7.0)
 
 
-def test_a_filtered_prompt_goes_on_only_where_that_was_asked_for() -> None:
+def test_a_filtered_prompt_is_not_sent_to_another_model() -> None:
     filtered = {"a": UpstreamError("x", kind="content_filter")}
     assert drive(["a", "b"], filtered) == ["a"]
-    assert drive(["a", "b"], filtered, pass_content_filter=True) == ["a", "b"]
 
 
 def test_another_model_is_preferred_to_waiting() -> None:

@@ -251,6 +251,34 @@ def test_one_transport_serves_one_loop_after_another() -> None:
     gc.collect()
 
 
+@pytest.mark.parametrize(("ends", "connections"), [(True, 1), (False, 2)])
+def test_a_drained_response_keeps_its_connection_if_it_ends_soon(
+    run: Callable[[Main], None], ends: bool, connections: int
+) -> None:
+    async def handle(server: RawServer, reader: asyncio.StreamReader, writer: Any) -> None:
+        while True:
+            await server.read_request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nlast\r\n")
+            await asyncio.sleep(0.05)
+            if ends:
+                writer.write(b"0\r\n\r\n")
+
+    async def main() -> None:
+        transport = HTTPTransport({})
+        async with serve(handle) as server:
+            response = await post(transport, server.url, stream=True)
+            assert await response.read_chunk() == b"last"
+            response.drain()
+            await asyncio.sleep(0.2) if ends else await wait_until(lambda: not server.open)
+            response = await post(transport, server.url, stream=True)
+            assert await response.read_chunk() == b"last"
+            assert server.connections == connections
+            await response.aclose()
+            await transport.aclose()
+
+    run(main)
+
+
 # TLS
 
 

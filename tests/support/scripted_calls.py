@@ -86,17 +86,18 @@ class Opened:
         self.finish_reason: str | None = "stop"
         self.closed = 0
         self._script = script
+        self._items = iter(script.stream)
         self.usage = None if script.stream else script.usage
 
-    async def batches(self) -> AsyncIterator[list[Event]]:
-        for item in self._script.stream:
+    async def next_events(self) -> list[Event]:
+        for item in self._items:
             if isinstance(item, BaseException):
                 raise item
-            if isinstance(item, int | float):
-                await asyncio.sleep(item)
-            else:
-                yield item
+            if not isinstance(item, int | float):
+                return item
+            await asyncio.sleep(item)
         self.usage = self._script.usage
+        return []
 
     async def aclose(self) -> None:
         self.closed += 1
@@ -156,5 +157,11 @@ def upstream_error(kind: Any, **more: Any) -> UpstreamError:
     return UpstreamError(f"it was {kind}", kind=kind, **more)
 
 
+async def read_events(reply: Reply) -> AsyncIterator[Any]:
+    while events := await reply.next_events():
+        for event in events:
+            yield event
+
+
 async def drain(reply: Reply) -> list[str]:
-    return [e.raw.decode() async for e in reply.events]
+    return [e.raw.decode() async for e in read_events(reply)]

@@ -8,14 +8,15 @@ from suffice.dialects.base import (
     Dialect,
     Event,
     ParsedReply,
+    StreamedReply,
     StreamParser,
-    UpstreamResponse,
+    WholeReply,
     open_response,
 )
 from suffice.dialects.openai_chat import OpenAIChat
 
-# A new dialect is one file and one line here. Values are factories: a dialect keeps the static
-# part of its targets' requests, so that each router owns its own.
+# A new dialect is one file and one row here. Values are factories, because a dialect caches parts
+# of its deployments' requests: each router owns its dialects.
 DIALECTS: Mapping[str, type[Dialect]] = {"openai": OpenAIChat}
 
 __all__ = [
@@ -23,8 +24,9 @@ __all__ = [
     "Dialect",
     "Event",
     "OpenAIChat",
-    "UpstreamResponse",
     "ParsedReply",
     "StreamParser",
+    "StreamedReply",
+    "WholeReply",
     "open_response",
 ]

@@ -1,126 +1,87 @@
-"""One attempt at one model: its clock readings, and the one Attempt that comes of it."""
+"""One attempt at one model: its clock readings, and the one `Attempt` record that it ends in."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from suffice.errors import UpstreamError
 from suffice.execution.caller import UpstreamReply
 from suffice.execution.circuit_breaker import CircuitBreaker
 from suffice.execution.latency import LatencyTracker
-from suffice.types import Attempt, ExcludedModel, Usage
-
-if TYPE_CHECKING:
-    from suffice.execution.stream import StreamingAttempt
+from suffice.execution.reply import Reply
+from suffice.types import Attempt, Usage
 
 CostOf = Callable[[str, Usage | None], float | None]
-CLIENT_DISCONNECTED = "the client left"
+CLIENT_DISCONNECTED = "client disconnected"
 
 
-class Reply:
-    """What came of a plan.
+class AttemptContext(NamedTuple):
+    """What the attempts of one request share."""
 
-    For a stream, `attempts`, `usage` and `cost_usd` are complete once `events` is exhausted or
-    `aclose` was called. first_chunk_s: of the attempt that answered; None for a whole reply.
-    skipped: steps that were due but not called, and why.
-    """
-
-    __slots__ = (
-        "_stream",
-        "attempts",
-        "body",
-        "cost_usd",
-        "finish_reason",
-        "first_chunk_s",
-        "model",
-        "skipped",
-        "status",
-        "usage",
-    )
-
-    def __init__(self, model: str, status: int, attempts: list[Attempt]) -> None:
-        self.model = model
-        self.status = status
-        self.attempts = attempts
-        self.body = b""
-        self.usage: Usage | None = None
-        self.cost_usd: float | None = None
-        self.finish_reason: str | None = None
-        self.first_chunk_s: float | None = None
-        self.skipped: tuple[ExcludedModel, ...] = ()
-        self._stream: StreamingAttempt | None = None
-
-    @property
-    def events(self) -> AsyncIterator[Any]:
-        """StreamEvents from the first one on; taken once. Raises UpstreamError where the upstream
-        fails after the commit point: cut, timeout_idle, timeout_total, or its own error event."""
-        assert self._stream is not None, "not a stream"
-        return self._stream.events()
-
-    async def aclose(self) -> None:
-        """Drop the upstream now, wherever the stream is. From the task that reads `events`."""
-        if self._stream is not None:
-            await self._stream.close()
+    attempts: list[Attempt]
+    """The request's records; each attempt's is appended when it ends."""
+    breaker: CircuitBreaker
+    latency: LatencyTracker
+    cost_of: CostOf
+    """(model, usage) -> USD, or None if the price is unknown."""
+    input_tokens: int
+    """Of the query, estimated."""
+    clock: Callable[[], float]
+    """Monotonic seconds; the breaker's clock, too."""
+    wall: Callable[[], float]
+    """Unix seconds."""
 
 
 class AttemptRecorder:
-    """An attempt from its call to its end. Every end goes through exactly one of `done`, `failed`
-    and `left`."""
+    """Records an attempt from its call to its end.
 
-    __slots__ = (
-        "_attempts",
-        "_breaker",
-        "_clock",
-        "_cost_of",
-        "_latency",
-        "_number",
-        "_started_s",
-        "_wall_s",
-        "input_tokens",
-        "model",
-    )
+    Every attempt ends in exactly one of `succeed`, `fail` and `abandon`.
 
-    def __init__(
-        self,
-        model: str,
-        number: int,
-        attempts: list[Attempt],
-        *,
-        breaker: CircuitBreaker,
-        latency: LatencyTracker,
-        cost_of: CostOf,
-        input_tokens: int,
-        clock: Callable[[], float],
-        wall_s: float,
-    ) -> None:
+    Args:
+        context: what the attempts of the request share.
+        model: the model that is called.
+        number: of the attempt within the request, from 1.
+    """
+
+    __slots__ = ("_context", "_number", "_started_s", "_wall_s", "model")
+
+    def __init__(self, context: AttemptContext, model: str, number: int) -> None:
         self.model = model
-        self.input_tokens = input_tokens
+        self._context = context
         self._number = number
-        self._attempts = attempts
-        self._breaker = breaker
-        self._latency = latency
-        self._cost_of = cost_of
-        self._clock = clock  # the breaker's own
-        self._wall_s = wall_s
-        self._started_s = clock()
-        breaker.on_call(model)
+        self._wall_s = context.wall()
+        self._started_s = context.clock()
+        context.breaker.on_call(model)
 
-    def reply(self, status: int) -> Reply:
-        return Reply(self.model, status, self._attempts)
+    @property
+    def attempts(self) -> list[Attempt]:
+        """The request's records so far."""
+        return self._context.attempts
+
+    @property
+    def input_tokens(self) -> int:
+        """Of the query, estimated."""
+        return self._context.input_tokens
 
     def elapsed_s(self) -> float:
-        return self._clock() - self._started_s
+        """Seconds since the call."""
+        return self._context.clock() - self._started_s
 
     def succeed(
-        self, reply: Reply, opened: UpstreamReply, usage: Usage | None, first_chunk_s: float | None
+        self,
+        reply: Reply,
+        upstream: UpstreamReply,
+        usage: Usage | None,
+        first_chunk_s: float | None,
     ) -> None:
         """The model answered to the end."""
-        latency_s = self.elapsed_s()
+        context = self._context
+        latency_s = context.clock() - self._started_s
         reply.usage = usage
-        reply.finish_reason = opened.finish_reason
+        reply.finish_reason = upstream.finish_reason
         reply.first_chunk_s = first_chunk_s
-        self._attempts.append(
+        context.attempts.append(
             Attempt(
                 model=self.model,
                 number=self._number,
@@ -128,15 +89,15 @@ class AttemptRecorder:
                 started_s=self._wall_s,
                 latency_s=latency_s,
                 first_chunk_s=first_chunk_s,
-                status=opened.status,
+                status=upstream.status,
                 usage=usage,
-                cost_usd=self._cost_of(self.model, usage),
-                finish_reason=opened.finish_reason,
+                cost_usd=context.cost_of(self.model, usage),
+                finish_reason=upstream.finish_reason,
             )
         )
-        reply.cost_usd = sum_cost_usd(self._attempts)
-        self._breaker.on_success(self.model, self._started_s)
-        self._latency.observe(
+        reply.cost_usd = sum_cost_usd(context.attempts)
+        context.breaker.on_success(self.model, self._started_s)
+        context.latency.observe(
             self.model, first_chunk_s, latency_s, usage.output_tokens if usage else None
         )
 
@@ -147,10 +108,10 @@ class AttemptRecorder:
         first_chunk_s: float | None = None,
         usage: Usage | None = None,
     ) -> None:
-        """The upstream failed; its breaker hears of it."""
+        """The upstream failed; its circuit breaker is updated."""
         error.model = error.model or self.model
         self._append(error.kind, error.message, first_chunk_s, usage, error.status)
-        self._breaker.on_failure(self.model, error, self._started_s)
+        self._context.breaker.on_failure(self.model, error, self._started_s)
 
     def abandon(
         self,
@@ -160,17 +121,19 @@ class AttemptRecorder:
         outcome: str = "cancelled",
         message: str = CLIENT_DISCONNECTED,
     ) -> None:
-        """It ended without a word on the model's latency. usage None: about the prompt, no output,
-        because what an upstream was sent it may charge for."""
-        if usage is None and self.input_tokens:
-            usage = Usage(input_tokens=self.input_tokens, estimated=True)
-        self._append(outcome, message, first_chunk_s, usage, None)
-        self._breaker.on_abandoned(self.model)
+        """The attempt ended without saying anything about the model's health.
 
-    def settle(self, reply: Reply, usage: Usage | None) -> None:
-        """A stream ended early: what it came to."""
-        reply.usage = usage
-        reply.cost_usd = sum_cost_usd(self._attempts)
+        Args:
+            usage: None counts the estimated prompt, because an upstream may charge for it.
+            first_chunk_s: seconds to the first content, if there was any.
+            outcome: of the record.
+            message: of the record.
+        """
+        input_tokens = self._context.input_tokens
+        if usage is None and input_tokens:
+            usage = Usage(input_tokens=input_tokens, estimated=True)
+        self._append(outcome, message, first_chunk_s, usage, None)
+        self._context.breaker.on_abandoned(self.model)
 
     def _append(
         self,
@@ -180,7 +143,7 @@ class AttemptRecorder:
         usage: Usage | None,
         status: int | None,
     ) -> None:
-        self._attempts.append(
+        self._context.attempts.append(
             Attempt(
                 model=self.model,
                 number=self._number,
@@ -191,14 +154,18 @@ class AttemptRecorder:
                 status=status,
                 error=message,
                 usage=usage,
-                cost_usd=self._cost_of(self.model, usage) if usage else 0.0,
+                cost_usd=self._context.cost_of(self.model, usage) if usage else 0.0,
             )
         )
 
 
 def sum_cost_usd(attempts: Sequence[Attempt]) -> float | None:
-    """Sum over attempts; None where one of them has an unknown price."""
+    """USD of all attempts; None if the price of one is unknown."""
     if len(attempts) == 1:
         return attempts[0].cost_usd
-    costs = [a.cost_usd for a in attempts]
-    return None if None in costs else sum(c for c in costs if c is not None)
+    total_usd = 0.0
+    for attempt in attempts:
+        if attempt.cost_usd is None:
+            return None
+        total_usd += attempt.cost_usd
+    return total_usd

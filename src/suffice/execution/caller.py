@@ -1,45 +1,64 @@
-"""What execution asks of whoever calls the upstreams. The router adapts dialect and transport."""
+"""What execution needs of the code that calls upstreams. The router adapts dialect and transport."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from suffice.types import Timeouts, Usage
 
 
 class StreamEvent(Protocol):
-    """Whole server-sent events, `chunks` of them joined in `raw`.
-
-    kind: preamble (nothing that a reader would see yet) | content | usage | done | error.
-    """
+    """One or more whole server-sent events."""
 
     @property
-    def raw(self) -> bytes: ...
+    def raw(self) -> bytes:
+        """The events as bytes, ready to forward."""
+        ...
+
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """`preamble` (nothing that a reader would see yet), `content`, `usage`, `done`, `error`."""
+        ...
+
     @property
-    def chunks(self) -> int: ...
+    def chunks(self) -> int:
+        """How many events of the upstream are joined in `raw`."""
+        ...
 
 
 class UpstreamReply(Protocol):
-    """An upstream that answered 200. Whole: `body` is there. Stream: `usage` and `finish_reason`
-    fill in as the batches are read."""
+    """An upstream's answer with status 200: read whole, or an open stream."""
 
-    status: int
-    body: bytes
-    usage: Usage | None
-    finish_reason: str | None
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
 
-    def batches(self) -> AsyncIterator[list[Any]]:
-        """Lists of StreamEvents as they arrive; taken once. Ends after the dialect's terminator.
+    @property
+    def body(self) -> bytes:
+        """The whole reply; empty for a stream."""
+        ...
+
+    @property
+    def usage(self) -> Usage | None:
+        """The upstream's token counts; of a stream, known at its end."""
+        ...
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended; of a stream, known at its end."""
+        ...
+
+    async def next_events(self) -> Sequence[StreamEvent]:
+        """The events that arrived since the last call; empty at the end of the stream.
 
         Raises UpstreamError: `cut` without a terminator, or what the upstream's error event says.
         """
         ...
 
     async def aclose(self) -> None:
-        """Drop the connection now. Harmless when repeated; does not raise."""
+        """Drop the connection now. Harmless if repeated; does not raise."""
         ...
 
 
@@ -50,7 +69,7 @@ class Caller(Protocol):
         """Send the query to `step_model`.
 
         A reply that is not streamed has been read whole when this returns, within
-        `timeouts.total_s`, which the caller keeps itself. Cancelling must drop the upstream call.
+        `timeouts.total_s`, which the caller keeps. Cancellation must drop the upstream call.
         Raises UpstreamError, already classified.
         """
         ...

@@ -1,23 +1,24 @@
-"""One lazy timer for a whole stream."""
+"""One timer for a whole stream."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 
 class Deadline:
-    """Cancels the task that waits for the upstream, once nothing has come for long enough.
+    """Cancels the task that waits for the upstream when nothing has come for too long.
 
-    `waiting` is a few plain stores; the timer looks at them when it fires and re-arms itself for
-    the rest, so that a stream of a thousand chunks costs a handful of timers. While the task waits
-    for its client instead, only the total runs on, and nobody is cancelled.
+    `start` and `pause` only store values; the timer reads them when it fires and re-arms itself for
+    the remaining time, so a stream of a thousand chunks costs a handful of timers. While the task
+    waits for its client, only the total runs on, and nothing is cancelled.
 
-    limit_s: longest silence; total_s: longest time altogether, from now on.
+    Args:
+        limit_s: the longest silence.
+        total_s: the longest time altogether, from now on.
     """
 
     __slots__ = (
-        "_before",
+        "_cancellations_before",
         "_end_s",
         "_fires_s",
         "_handle",
@@ -30,8 +31,8 @@ class Deadline:
 
     def __init__(self, limit_s: float, total_s: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[Any] | None = None
-        self._before = 0  # cancellations of the task that are not ours
+        self._task: asyncio.Task[object] | None = None
+        self._cancellations_before = 0
         self._last_s = self._loop.time()
         self._limit_s = limit_s
         self._end_s = self._last_s + total_s
@@ -39,26 +40,27 @@ class Deadline:
         self._arm()
 
     @property
-    def spent(self) -> bool:
-        """The total is over."""
+    def total_expired(self) -> bool:
+        """Whether the total is over."""
         return self._loop.time() >= self._end_s
 
     def limit(self, limit_s: float) -> None:
-        """From now on this much silence."""
+        """Allow this much silence from now on."""
         self._limit_s = limit_s
         self._last_s = self._loop.time()
         if self._last_s + limit_s < self._fires_s:
             self._handle.cancel()
             self._arm()
 
-    def waiting(self, task: asyncio.Task[Any]) -> None:
-        """`task` waits for the upstream from now on."""
+    def start(self, task: asyncio.Task[object]) -> bool:
+        """`task` waits for the upstream from now on. False if the total is over already."""
         self._last_s = self._loop.time()
-        self._before = task.cancelling()
+        self._cancellations_before = task.cancelling()
         self._task = task
+        return self._last_s < self._end_s
 
-    def resting(self) -> None:
-        """Nobody waits for the upstream."""
+    def pause(self) -> None:
+        """No task waits for the upstream."""
         self._task = None
 
     def _arm(self) -> None:
@@ -73,21 +75,24 @@ class Deadline:
             self.expired = True
             self._task.cancel()
         elif now_s < self._end_s:
-            # The client is the slow one; that is its right.
+            # The client is the slow one, which is allowed.
             self._last_s = now_s
             self._arm()
-        # else: the total is over while the client reads; `spent` tells at the next turn.
+        # else: the total is over while the client reads; the next `start` returns False.
 
-    def ours(self) -> bool:
-        """Whether a CancelledError that just came was this timer's and nobody else's. Takes the
-        timer's own cancellation back, so that the task may go on."""
+    def caused_cancellation(self) -> bool:
+        """Whether a CancelledError that was just raised is this timer's and no other's.
+
+        Withdraws the timer's cancellation, so that the task can continue.
+        """
         if not self.expired or self._task is None:
             return False
         task, self._task = self._task, None
-        return task.uncancel() <= self._before
+        return task.uncancel() <= self._cancellations_before
 
     def stop(self) -> None:
+        """Cancel the timer."""
         self._handle.cancel()
         if self.expired and self._task is not None:
-            self._task.uncancel()  # it ended in another way; the cancellation must not linger
+            self._task.uncancel()  # the stream ended in another way
         self._task = None

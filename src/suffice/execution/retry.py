@@ -1,11 +1,6 @@
 """Which model to call next: retry, failover and backoff as logic without I/O and without a clock.
 
-A driver asks `next()` and reports the outcome with `record_failure(...)`, `skip()` or
-`record_wait(...)`:
-
-    Call(step, number)   call it
-    Wait(seconds)        sleep, then ask again
-    Exhausted(error)      the plan is spent; `error` is the most telling failure
+A driver asks `next()` and reports the outcome with `record_failure()`, `skip()` or `record_wait()`.
 """
 
 from __future__ import annotations
@@ -20,25 +15,31 @@ from suffice.types import PlanStep, RetryPolicy
 
 
 class Call(msgspec.Struct, frozen=True):
+    """Call a model. `number` counts the request's attempts from 1."""
+
     step: PlanStep
-    number: int  # 1-based within the request
+    number: int
 
 
 class Wait(msgspec.Struct, frozen=True):
+    """Sleep, then ask again."""
+
     seconds: float
 
 
 class Exhausted(msgspec.Struct, frozen=True):
+    """The plan is exhausted. `error` is the failure that a client can act on best."""
+
     error: UpstreamError
 
 
 Action = Call | Wait | Exhausted
 
-# The same model may do better a moment later.
+# The same model may succeed a moment later.
 RETRYABLE = frozenset({"connect", "timeout_connect", "rate_limit", "overloaded", "server", "cut"})
-# No model would do better: the request itself is at fault, or nobody waits any more.
-NON_RETRYABLE = frozenset({"bad_request", "cancelled"})
-# What the client can act on is the better thing to tell it.
+# No other model would succeed: the request is at fault, or its client has gone.
+NON_RETRYABLE = frozenset({"bad_request", "cancelled", "content_filter"})
+# What a client can act on is shown first.
 _ACTIONABLE = (
     "bad_request",
     "context_length",
@@ -53,19 +54,24 @@ _QUOTA_EXHAUSTED_CODES = ("insufficient_quota", "billing_hard_limit_reached")
 
 
 class FailoverFlow:
-    """One request's way through a plan. Deterministic given its arguments and their answers.
+    """One request's way through a plan. Deterministic, given its arguments and the outcomes.
 
     Another model of the plan is preferred to waiting for the same one: each step is tried once, in
-    order, before any is tried again; only the last one standing is waited for. Every attempt counts
-    against `retries.max_attempts`, every second against `total_s`.
+    order, before any is tried again; only the last available model is waited for. Every attempt
+    counts against `retries.max_attempts`, every second against `total_s`.
 
-    has_larger_window(model, than): whether `model` has a larger window than `than`, asked after
-        context_length.
-    is_ready(model): whether a model is not cooling down. One that is goes behind those that are ready,
-        on retries too; it is never dropped. The first choice is taken as it is.
-    pass_content_filter: another model may answer what one model's filter refused.
+    Args:
+        plan: the steps; at least one.
+        retries: limits and backoff.
+        total_s: seconds for the whole request.
+        seed: of the backoff's jitter.
+        has_larger_window: (model, than) -> whether `model` has a larger context window than `than`;
+            asked after a failure of kind context_length.
+        is_ready: whether a model is not cooling down. One that is goes behind those that are not,
+            on retries, too; it is never dropped. The first step is taken as it is.
 
-    Raises ValueError for an empty plan.
+    Raises:
+        ValueError: the plan is empty.
     """
 
     def __init__(
@@ -77,7 +83,6 @@ class FailoverFlow:
         seed: int = 0,
         has_larger_window: Callable[[str, str], bool] | None = None,
         is_ready: Callable[[str], bool] | None = None,
-        pass_content_filter: bool = False,
     ) -> None:
         if not plan:
             raise ValueError("plan: expected at least one step")
@@ -87,21 +92,22 @@ class FailoverFlow:
         self._seed = seed
         self._has_larger_window = has_larger_window
         self._is_ready = is_ready
-        self._pass_content_filter = pass_content_filter
         self._number = 0
         self._tries: dict[str, int] = {}
-        self._retry_queue: list[tuple[float, PlanStep]] = []  # (elapsed time from which on, step)
+        self._retry_queue: list[tuple[float, PlanStep]] = []  # (due: elapsed seconds, step)
         self._errors: list[UpstreamError] = []
         self._elapsed_s = 0.0
-        self._due_s = 0.0  # what the last Wait waits for
+        self._wait_until_s = 0.0  # of the last Wait
         self._final_error: UpstreamError | None = None
         self._current: PlanStep | None = None
 
     @property
     def attempts(self) -> int:
+        """How many calls have been made."""
         return self._number
 
     def next(self) -> Action:
+        """What to do now."""
         if not self._number:
             return self._call(self._queue.pop(0))
         if self._final_error is not None:
@@ -109,12 +115,7 @@ class FailoverFlow:
         if self._number >= self._retries.max_attempts or self._elapsed_s >= self._total_s:
             return Exhausted(self._most_actionable_error())
         if self._queue:
-            ready = self._is_ready
-            steps = range(len(self._queue))
-            first = (
-                0 if ready is None else next((i for i in steps if ready(self._queue[i].model)), 0)
-            )
-            return self._call(self._queue.pop(first))
+            return self._call(self._queue.pop(self._first_ready()))
         if not self._retry_queue:
             return Exhausted(self._most_actionable_error())
         due_s, step = min(self._retry_queue, key=self._retry_order)
@@ -122,59 +123,64 @@ class FailoverFlow:
         if wait_s > 0:
             if due_s >= self._total_s:
                 return Exhausted(self._most_actionable_error())
-            self._due_s = due_s
+            self._wait_until_s = due_s
             return Wait(wait_s)
         self._retry_queue.remove((due_s, step))
         return self._call(step)
 
     def record_wait(self, elapsed_s: float) -> None:
-        """The last Wait is over: `elapsed_s` seconds since the request began. A coarse timer that
-        fired a little early is not asked to wait once more."""
-        self._elapsed_s = max(self._elapsed_s, elapsed_s, self._due_s)
+        """The last Wait is over.
+
+        Args:
+            elapsed_s: seconds since the request began. A coarse timer that fired a little early
+                does not cause another Wait.
+        """
+        self._elapsed_s = max(self._elapsed_s, elapsed_s, self._wait_until_s)
 
     def skip(self) -> None:
-        """The last Call is not made and its step is dropped; it counts as no attempt."""
-        step = self._current
-        assert step is not None, "skip() without a Call"
-        self._current = None
+        """The last Call is not made, and its step is dropped; it does not count as an attempt."""
+        step = self._take_current()
         self._number -= 1
         self._tries[step.model] -= 1
 
     def record_failure(self, error: UpstreamError, elapsed_s: float) -> None:
-        """The last Call failed. elapsed_s: seconds since the request began."""
-        step = self._current
-        assert step is not None, "failed() without a Call"
-        self._current = None
+        """The last Call failed, `elapsed_s` seconds after the request began."""
+        step = self._take_current()
         self._elapsed_s = max(self._elapsed_s, elapsed_s)
         self._errors.append(error)
-        if error.kind in NON_RETRYABLE or (
-            error.kind == "content_filter" and not self._pass_content_filter
-        ):
+        if error.kind in NON_RETRYABLE:
             self._final_error = error
-            return
-        if error.kind == "context_length":
-            # Only a larger window helps; a smaller one would fail the same way.
-            larger = self._has_larger_window
-            if larger is not None:
-                self._queue = [s for s in self._queue if larger(s.model, step.model)]
-                self._retry_queue = [
-                    (due_s, s) for due_s, s in self._retry_queue if larger(s.model, step.model)
-                ]
-            return
-        if error.kind not in RETRYABLE or error.code in _QUOTA_EXHAUSTED_CODES:
-            return
+        elif error.kind == "context_length":
+            self._keep_larger_windows(step.model)
+        elif error.kind in RETRYABLE and error.code not in _QUOTA_EXHAUSTED_CODES:
+            self._schedule_retry(step, error)
+
+    def _keep_larger_windows(self, than: str) -> None:
+        """Drop the steps that would fail as `than` did."""
+        is_larger = self._has_larger_window
+        if is_larger is not None:
+            self._queue = [step for step in self._queue if is_larger(step.model, than)]
+            self._retry_queue = [
+                (due_s, step) for due_s, step in self._retry_queue if is_larger(step.model, than)
+            ]
+
+    def _schedule_retry(self, step: PlanStep, error: UpstreamError) -> None:
         tries = self._tries[step.model]
-        # A stream that breaks off before its first content is given one more chance, no more.
-        if tries > (
-            min(1, self._retries.per_model) if error.kind == "cut" else self._retries.per_model
-        ):
-            return
+        # A stream that breaks before its first content gets one more chance.
+        limit = min(1, self._retries.per_model) if error.kind == "cut" else self._retries.per_model
         wait_s = self._backoff_s(tries, step.model)
         if error.retry_after_s is not None:
             if error.retry_after_s > self._retries.max_wait_s:
                 return
             wait_s = max(wait_s, error.retry_after_s)
-        self._retry_queue.append((self._elapsed_s + wait_s, step))
+        if tries <= limit:
+            self._retry_queue.append((self._elapsed_s + wait_s, step))
+
+    def _first_ready(self) -> int:
+        is_ready = self._is_ready
+        if is_ready is None:
+            return 0
+        return next((i for i, step in enumerate(self._queue) if is_ready(step.model)), 0)
 
     def _retry_order(self, item: tuple[float, PlanStep]) -> tuple[bool, float]:
         return self._is_ready is not None and not self._is_ready(item[1].model), item[0]
@@ -185,19 +191,23 @@ class FailoverFlow:
         self._current = step
         return Call(step, self._number)
 
+    def _take_current(self) -> PlanStep:
+        step, self._current = self._current, None
+        assert step is not None, "no Call is under way"
+        return step
+
     def _backoff_s(self, tries: int, model: str) -> float:
         """Exponential, the upper half jittered: base * 2^(tries-1) * U(0.5, 1)."""
-        draw = random.Random(f"{self._seed}/{model}/{tries}").uniform(0.5, 1.0)
-        return float(
-            min(self._retries.max_wait_s, self._retries.backoff_base_s * 2 ** (tries - 1)) * draw
-        )
+        jitter = random.Random(f"{self._seed}/{model}/{tries}").uniform(0.5, 1.0)
+        backoff_s = self._retries.backoff_base_s * 2 ** (tries - 1)
+        return float(min(self._retries.max_wait_s, backoff_s) * jitter)
 
     def _most_actionable_error(self) -> UpstreamError:
-        """The failure to show: of the most actionable kind, there the one that is soonest over."""
+        """The failure to show: of the most actionable kind, the one that is over soonest."""
         for kind in _ACTIONABLE:
-            found = [e for e in reversed(self._errors) if e.kind == kind]
-            if found:
-                return min(found, key=_retry_after_s)
+            errors = [error for error in reversed(self._errors) if error.kind == kind]
+            if errors:
+                return min(errors, key=_retry_after_s)
         return self._errors[-1]
 
 

@@ -1,42 +1,50 @@
-"""Does a value break a JSON Schema? Reports only what is certain.
+"""Checks a value against a JSON Schema. Reports only violations that are certain.
 
-The keywords that structured outputs use are checked: type, enum, const, properties, required,
+The keywords of structured outputs are checked: type, enum, const, properties, required,
 additionalProperties, items, prefixItems, minItems, maxItems, minLength, maxLength, minimum,
 maximum, exclusiveMinimum, exclusiveMaximum, multipleOf of whole numbers, anyOf, oneOf, allOf, and
-$ref within the schema (JSON Schema 2020-12). Others are passed over, `pattern` on purpose: a client
-writes it, and a regular expression can be made to run for ever. So a value may break a schema in a
-way that is not seen here, but what is reported does break it.
+$ref within the schema (JSON Schema 2020-12). Others are ignored. `pattern` is ignored on purpose: a
+client writes it, and a regular expression can take unbounded time. So a value may violate a schema
+in a way that is not reported, but what is reported is a violation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
-_MAX_CHECKS = 5_000  # of one value, some 10 ms; past it nothing more is reported
+_MAX_CHECKS = 5_000  # of one value, about 10 ms; past it nothing is reported
 _MAX_DEPTH = 64
 
-TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "object": lambda v: isinstance(v, dict),
-    "array": lambda v: isinstance(v, list),
-    "string": lambda v: isinstance(v, str),
-    "boolean": lambda v: isinstance(v, bool),
-    "null": lambda v: v is None,
-    "number": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool),
-    "integer": lambda v: (
-        (isinstance(v, int) and not isinstance(v, bool))
-        or (isinstance(v, float) and v.is_integer())
-    ),
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_integer(value: object) -> bool:
+    if isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+TYPE_CHECKS: dict[str, Callable[[object], bool]] = {
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "string": lambda value: isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
+    "number": _is_number,
+    "integer": _is_integer,
 }
 
 
 class _CheckBudgetExceeded(Exception):
-    """The budget is spent: nothing certain can be said any more."""
+    """Too many checks: nothing certain can be said."""
 
 
-def first_violation(value: Any, schema: Any) -> str | None:
-    """Where and how `value` breaks `schema`, e.g. "$.items[2].price: is no number"; None = it does
-    not, as far as is checked. Names come from the schema, never from the value.
+def first_violation(value: object, schema: object) -> str | None:
+    """Where and how `value` violates `schema`, e.g. "$.items[2].price: is not a number".
+
+    None if no violation is found. Names come from the schema, never from the value.
 
     >>> first_violation({"a": 1}, {"type": "object", "required": ["b"]})
     '$: lacks "b"'
@@ -48,147 +56,162 @@ def first_violation(value: Any, schema: Any) -> str | None:
 
 
 class _Check:
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: object) -> None:
         self._root = root
-        self._left = _MAX_CHECKS
+        self._remaining_checks = _MAX_CHECKS
 
-    def first_violation(self, value: Any, schema: Any, at: str, depth: int) -> str | None:
-        self._left -= 1
-        if self._left < 0 or depth > _MAX_DEPTH:
+    def first_violation(self, value: object, schema: object, path: str, depth: int) -> str | None:
+        self._remaining_checks -= 1
+        if self._remaining_checks < 0 or depth > _MAX_DEPTH:
             raise _CheckBudgetExceeded
         if schema is False:
-            return f"{at}: is not allowed"
+            return f"{path}: is not allowed"
         if not isinstance(schema, Mapping):
             return None
-        return (
-            self._referred(value, schema, at, depth)
-            or _plain(value, schema, at)
-            or self._composed(value, schema, at, depth)
-            or (self._object(value, schema, at, depth) if isinstance(value, dict) else None)
-            or (self._array(value, schema, at, depth) if isinstance(value, list) else None)
+        violation = (
+            self._check_reference(value, schema, path, depth)
+            or _check_scalar(value, schema, path)
+            or self._check_composition(value, schema, path, depth)
         )
+        if violation is not None:
+            return violation
+        parts: Iterator[tuple[object, object, str]] = iter(())
+        if isinstance(value, dict):
+            for name in _list(schema.get("required")):
+                if isinstance(name, str) and name not in value:
+                    return f'{path}: lacks "{name}"'
+            parts = _properties(value, schema, path)
+        elif isinstance(value, list):
+            parts = _items(value, schema, path)
+        violations = (self.first_violation(*part, depth + 1) for part in parts)
+        return next((violation for violation in violations if violation is not None), None)
 
-    def _referred(self, value: Any, schema: Mapping[str, Any], at: str, depth: int) -> str | None:
-        ref = schema.get("$ref")
-        if not isinstance(ref, str) or not ref.startswith("#"):
+    def _check_reference(
+        self, value: object, schema: Mapping[str, object], path: str, depth: int
+    ) -> str | None:
+        reference = schema.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#"):
             return None
         target = self._root
-        for part in ref[1:].split("/")[1:]:
+        for part in reference[1:].split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
             if not isinstance(target, Mapping) or name not in target:
                 return None
             target = target[name]
-        return self.first_violation(value, target, at, depth + 1)
+        return self.first_violation(value, target, path, depth + 1)
 
-    def _composed(self, value: Any, schema: Mapping[str, Any], at: str, depth: int) -> str | None:
+    def _check_composition(
+        self, value: object, schema: Mapping[str, object], path: str, depth: int
+    ) -> str | None:
         for part in _list(schema.get("allOf")):
-            found = self.first_violation(value, part, at, depth + 1)
-            if found is not None:
-                return found
-        for name in ("anyOf", "oneOf"):  # of oneOf only: that at least one fits
-            parts = _list(schema.get(name))
-            if parts and all(
-                self.first_violation(value, p, at, depth + 1) is not None for p in parts
+            violation = self.first_violation(value, part, path, depth + 1)
+            if violation is not None:
+                return violation
+        for keyword in ("anyOf", "oneOf"):  # of oneOf only: at least one matches
+            options = _list(schema.get(keyword))
+            if options and all(
+                self.first_violation(value, option, path, depth + 1) is not None
+                for option in options
             ):
-                return f"{at}: fits none of its {len(parts)} forms"
-        return None
-
-    def _object(
-        self, value: dict[str, Any], schema: Mapping[str, Any], at: str, depth: int
-    ) -> str | None:
-        known = schema.get("properties")
-        properties: Mapping[str, Any] = known if isinstance(known, Mapping) else {}
-        for name in _list(schema.get("required")):
-            if isinstance(name, str) and name not in value:
-                return f'{at}: lacks "{name}"'
-        for name, part in properties.items():
-            if name in value:
-                found = self.first_violation(value[name], part, f"{at}.{name}", depth + 1)
-                if found is not None:
-                    return found
-        # Names may also come from patternProperties, which is not checked.
-        if "additionalProperties" in schema and "patternProperties" not in schema:
-            other = schema["additionalProperties"]
-            for name in value.keys() - properties.keys():
-                found = self.first_violation(value[name], other, f"{at}.*", depth + 1)
-                if found is not None:
-                    return found
-        return None
-
-    def _array(
-        self, value: list[Any], schema: Mapping[str, Any], at: str, depth: int
-    ) -> str | None:
-        first = _list(schema.get("prefixItems"))
-        for i, (item, part) in enumerate(zip(value, first, strict=False)):
-            found = self.first_violation(item, part, f"{at}[{i}]", depth + 1)
-            if found is not None:
-                return found
-        if "items" in schema and not isinstance(schema["items"], list):
-            for i, item in enumerate(value[len(first) :], len(first)):
-                found = self.first_violation(item, schema["items"], f"{at}[{i}]", depth + 1)
-                if found is not None:
-                    return found
+                return f"{path}: matches none of its {len(options)} forms"
         return None
 
 
-def _plain(value: Any, schema: Mapping[str, Any], at: str) -> str | None:
-    """What needs no look inside."""
+def _properties(
+    value: dict[str, object], schema: Mapping[str, object], path: str
+) -> Iterator[tuple[object, object, str]]:
+    """(value, schema, path) of each property."""
+    declared = schema.get("properties")
+    properties = declared if isinstance(declared, Mapping) else {}
+    for name, part in properties.items():
+        if name in value:
+            yield value[name], part, f"{path}.{name}"
+    # Names may also come from patternProperties, which is not checked.
+    if "additionalProperties" in schema and "patternProperties" not in schema:
+        for name in value.keys() - properties.keys():
+            yield value[name], schema["additionalProperties"], f"{path}.*"
+
+
+def _items(
+    value: list[object], schema: Mapping[str, object], path: str
+) -> Iterator[tuple[object, object, str]]:
+    """(value, schema, path) of each item."""
+    prefix = _list(schema.get("prefixItems"))
+    for index, item in enumerate(value):
+        if index < len(prefix):
+            yield item, prefix[index], f"{path}[{index}]"
+        elif "items" in schema and not isinstance(schema["items"], list):
+            yield item, schema["items"], f"{path}[{index}]"
+
+
+def _check_scalar(value: object, schema: Mapping[str, object], path: str) -> str | None:
+    """Check what needs no look inside the value."""
     kind = schema.get("type")
-    names = [k for k in (kind if isinstance(kind, list) else [kind]) if isinstance(k, str)]
-    tests = [TYPE_CHECKS[k] for k in names if k in TYPE_CHECKS]
-    if names and len(tests) == len(names) and not any(test(value) for test in tests):
-        return f"{at}: is no {' or '.join(names)}"
+    names = [name for name in (kind if isinstance(kind, list) else [kind]) if isinstance(name, str)]
+    checks = [TYPE_CHECKS[name] for name in names if name in TYPE_CHECKS]
+    if names and len(checks) == len(names) and not any(check(value) for check in checks):
+        return f"{path}: is not {' or '.join([_ARTICLES.get(name, '') + name for name in names])}"
     if "const" in schema and not json_equal(value, schema["const"]):
-        return f"{at}: is not the one value it may be"
+        return f"{path}: is not the one value it may be"
     options = schema.get("enum")
-    if isinstance(options, list) and not any(json_equal(value, o) for o in options):
-        return f"{at}: is none of its {len(options)} values"
+    if isinstance(options, list) and not any(json_equal(value, option) for option in options):
+        return f"{path}: is none of its {len(options)} values"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return _number(value, schema, at)
+        return _check_number(value, schema, path)
     if isinstance(value, (str, list)):
-        names_of = (
-            ("minLength", "maxLength") if isinstance(value, str) else ("minItems", "maxItems")
-        )
-        least, most = (_bound(schema.get(n)) for n in names_of)
+        unit = "Length" if isinstance(value, str) else "Items"
+        least, most = _bound(schema.get(f"min{unit}")), _bound(schema.get(f"max{unit}"))
         if least is not None and len(value) < least:
-            return f"{at}: is shorter than {least:g}"
+            return f"{path}: is shorter than {least:g}"
         if most is not None and len(value) > most:
-            return f"{at}: is longer than {most:g}"
+            return f"{path}: is longer than {most:g}"
     return None
 
 
-def _number(value: float, schema: Mapping[str, Any], at: str) -> str | None:
-    bounds: Sequence[tuple[str, Callable[[float, float], bool], str]] = (
-        ("minimum", lambda v, b: v < b, "below"),
-        ("maximum", lambda v, b: v > b, "above"),
-        ("exclusiveMinimum", lambda v, b: v <= b, "not above"),
-        ("exclusiveMaximum", lambda v, b: v >= b, "not below"),
-    )
-    for name, broken, word in bounds:
-        bound = _bound(schema.get(name))
-        if bound is not None and broken(value, bound):
-            return f"{at}: is {word} {bound:g}"
+_ARTICLES = {
+    "object": "an ",
+    "array": "an ",
+    "integer": "an ",
+    "string": "a ",
+    "boolean": "a ",
+    "number": "a ",
+}
+_BOUNDS: tuple[tuple[str, Callable[[float, float], bool], str], ...] = (
+    ("minimum", lambda value, bound: value < bound, "below"),
+    ("maximum", lambda value, bound: value > bound, "above"),
+    ("exclusiveMinimum", lambda value, bound: value <= bound, "not above"),
+    ("exclusiveMaximum", lambda value, bound: value >= bound, "not below"),
+)
+
+
+def _check_number(value: float, schema: Mapping[str, object], path: str) -> str | None:
+    for keyword, is_violated, word in _BOUNDS:
+        bound = _bound(schema.get(keyword))
+        if bound is not None and is_violated(value, bound):
+            return f"{path}: is {word} {bound:g}"
     step = schema.get("multipleOf")
-    # Of fractions nothing is certain: 0.3 is no multiple of 0.1 in binary.
+    # Fractions are not checked: in binary, 0.3 is not a multiple of 0.1.
     if type(step) is int and step > 0 and type(value) is int and value % step:
-        return f"{at}: is no multiple of {step}"
+        return f"{path}: is not a multiple of {step}"
     return None
 
 
-def _bound(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def _bound(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    return None
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def json_equal(a: Any, b: Any) -> bool:
-    """Equality of JSON values: 1 and 1.0 are one number, 1 and true are not one value."""
+def json_equal(a: object, b: object) -> bool:
+    """Whether two JSON values are equal: 1 equals 1.0, but 1 is not true."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(json_equal, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(json_equal(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(json_equal(a[key], b[key]) for key in a)
     return bool(a == b)

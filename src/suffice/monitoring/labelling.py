@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import msgspec
 
 from suffice import judging
+from suffice.dialects import openai_message
 from suffice.errors import AllAttemptsFailedError
 from suffice.execution import Caller, Engine, Reply
 from suffice.execution.attempt import CostOf
 from suffice.model_client import ModelCall, ModelClient
-from suffice.monitoring import reading
 from suffice.store.protocols import AUDIT_ROUTE_PREFIX
 from suffice.types import (
     Attempt,
@@ -206,7 +206,7 @@ class JudgeClient:
             status, error = 502, str(failed)
             raise
         finally:
-            text = None if reply is None else reading.text_of_completion(reply.body)
+            text = None if reply is None else openai_message.text_of_completion(reply.body)
             usage, cost_usd = self._client.estimate_cost(
                 model,
                 reply,

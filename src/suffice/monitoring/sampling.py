@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from suffice import judging
 from suffice.artifacts.certificate import Certificate
+from suffice.dialects import openai_message
 from suffice.errors import StoreError
 from suffice.monitoring import reading
 from suffice.monitoring.labelling import (
@@ -89,8 +90,8 @@ class _Job(NamedTuple):
     def answer_text(self) -> str | None:
         events = self.sample.events
         if not self.sample.query.stream:
-            return reading.text_of_completion(self.body)
-        return None if events is None else reading.text_of_stream(events)
+            return openai_message.text_of_completion(self.body)
+        return None if events is None else openai_message.text_of_stream(events)
 
 
 def is_sampled(decision_id: str, rate: float) -> bool:

@@ -17,6 +17,7 @@ from suffice.errors import UpstreamError
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_BODY_BYTES = 64 * 1024 * 1024  # of a reply that is read whole, after decompression
+DRAIN_S = 1.0
 PAUSE_READING_BYTES = 256 * 1024  # of a stream that arrived and was not read yet
 
 
@@ -118,6 +119,15 @@ class Response:
             await waiter
         finally:
             self._waiter = None
+
+    def drain(self) -> None:
+        """Ignore the rest of the body; the connection is kept if it ends within a second.
+
+        A stream's last event often comes before the end of its body.
+        """
+        if not self.is_complete and self._error is None:
+            self.streamed = False  # what still comes wakes no reader and pauses nothing
+            self._loop.call_later(DRAIN_S, self.abort)
 
     async def aclose(self) -> None:
         """Drop the connection unless the response is complete. Does not raise."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from suffice.dialects.openai_message import parse_message
 from suffice.execution import sum_cost_usd
 from suffice.feedback import implicit
 from suffice.types import RequestRecord
@@ -83,18 +84,18 @@ class ImplicitFeedback:
             regenerated = self._regenerations.observe(
                 record.decision.id,
                 query,
-                asked_s=record.created_s - record.latency_s,
-                answered_s=record.created_s,
+                received_s=record.created_s - record.latency_s,
+                completed_s=record.created_s,
             )
         scores = implicit.detect_implicit_feedback(
             record.decision,
             query.fields,
             record.attempts,
-            b"" if reply is None or query.stream else reply.body,
+            None if reply is None or query.stream else parse_message(reply.body),
             enabled=enabled,
             now_s=record.created_s,
             max_output_tokens=query.max_output_tokens,
-            repeats=regenerated,
+            regenerated_id=regenerated,
         )
         if scores:
             self._services.store.feedback.append(scores)

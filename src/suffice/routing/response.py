@@ -147,12 +147,16 @@ class RoutedResponse:
         sample = self.audit_sample
         reply = self.answered
         try:
-            async for event in reply.events:
-                if sample is not None:
-                    sample.append_event(event.raw)
-                kind = event.kind
-                if kind != "done" and (include_usage or kind != "usage"):
-                    yield event.raw
+            while events := await reply.next_events():
+                data = b""
+                for event in events:
+                    if sample is not None:
+                        sample.append_event(event.raw)
+                    kind = event.kind
+                    if kind != "done" and (include_usage or kind != "usage"):
+                        data += event.raw
+                if data:
+                    yield data
             status, error = 200, ""
         except UpstreamError as failure:
             status, error = 502, failure.message

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from suffice import dialects
 from suffice.budgets import AnyReservation
 from suffice.catalog import price_usd
-from suffice.dialects import Dialect, UpstreamResponse
+from suffice.dialects import Dialect
+from suffice.execution import UpstreamReply
 from suffice.types import Deployment, Model, Provider, Query, Timeouts, Transport, Usage
 
 
@@ -61,7 +62,7 @@ class Upstreams:
 
     async def send(
         self, model: str, query: Query, timeouts: Timeouts, output_limit: int | None
-    ) -> UpstreamResponse:
+    ) -> UpstreamReply:
         """Send a query to a model.
 
         Args:
@@ -99,7 +100,7 @@ class UpstreamCaller:
         self._query = query
         self._reservation = reservation
 
-    async def open(self, step_model: str, timeouts: Timeouts) -> UpstreamResponse:
+    async def open(self, step_model: str, timeouts: Timeouts) -> UpstreamReply:
         """Send the query to `step_model`. Raises UpstreamError."""
         limit = self._reservation.output_limit(step_model)
         return await self._upstreams.send(step_model, self._query, timeouts, limit)

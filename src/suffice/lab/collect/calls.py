@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from suffice import catalog, config, features
 from suffice.budgets import UNLIMITED
 from suffice.catalog import Catalog
+from suffice.dialects import openai_message
 from suffice.errors import AllAttemptsFailedError, ConfigError, UpstreamError, nearest
 from suffice.execution import CircuitBreaker, CircuitBreakerSettings, Engine, LatencyTracker, Reply
 from suffice.execution.retry import Call, Exhausted, FailoverFlow, Wait
 from suffice.lab.collect.budget import Budget, Hold, worst_usd
 from suffice.lab.collect.journal import Answer, CallStarted, Failed, Ledger
 from suffice.model_client import MAY_CHARGE, ModelCall, ModelClient
-from suffice.monitoring import reading
 from suffice.providers import PROVIDERS
 from suffice.providers.transport import HTTPTransport
 from suffice.routing.upstreams import Upstreams
@@ -292,7 +292,7 @@ class Asker:
                 charged = max_usd if last.kind in MAY_CHARGE else 0.0
                 await self._close(ask, last.kind, last.message, charged)
                 raise last from None
-        text = reading.text_of_completion(reply.body, tool_calls=False) or ""
+        text = openai_message.text_of_completion(reply.body, tool_calls=False) or ""
         verdict = None if ask.read is None else ask.read(text)
         record = Answer(
             key=ask.key,
