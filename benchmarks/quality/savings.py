@@ -43,10 +43,9 @@ from runner import arguments, publish
 from suffice import catalog, features
 from suffice.lab.data.costs import Prices, read_prices
 from suffice.lab.savings.counterfactual_cost import single_model_costs
-from suffice.lab.savings.reading import add_costs
-from suffice.lab.savings.traffic import RouteTotals
+from suffice.lab.savings.requests import RequestArrays
+from suffice.lab.savings.traffic import MAX_GROUPS
 from suffice.policies import priors
-from suffice.types import Prediction
 
 CHOSEN_ON = ("arena_bench_v1", "zeroeval", "mmlu_pro")
 SEEN = ("paretobandit_val",)  # looked at before the deviations were final
@@ -111,24 +110,25 @@ def reported(
     guess: FloatArray, paid: FloatArray, action: NDArray[np.intp], difficulty: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """((k,) USD of each model alone, (k, 2) its interval) by the product."""
-    route = RouteTotals()
-    names = [str(j) for j in range(guess.shape[1])]
-    for name in names:
-        route.column(name)
-    for i in range(len(paid)):
-        group = route.group(str(i))
-        if group >= len(route.requests):
-            route.room()
-        row = {"model": names[action[i]], "difficulty": float(difficulty[i]), "attempts": 1}
-        predictions = tuple(
-            Prediction(m, None, float(guess[i, j]), None, 0.0) for j, m in enumerate(names)
-        )
-        add_costs(row, predictions, float(paid[i]), group, route)
-    route.trim()
-    found = single_model_costs(route)
+    n, k = guess.shape
+    rows = np.arange(n)
+    requests = RequestArrays(
+        group=rows % MAX_GROUPS,
+        answered=action,
+        paid_usd=paid,
+        difficulty=difficulty,
+        first_attempt=np.ones(n, bool),
+        score=np.full(n, np.nan),
+        request=np.repeat(rows, k),
+        model=np.tile(np.arange(k), n),
+        predicted_usd=guess.ravel(),
+        predicted_quality=np.full(n * k, np.nan),
+    )
+    names = [str(j) for j in range(k)]
+    costs = single_model_costs(requests, {name: j for j, name in enumerate(names)})
     return (
-        np.array([found[m].usd for m in names], float),
-        np.array([found[m].usd_ci for m in names], float),
+        np.array([costs[m].usd for m in names], float),
+        np.array([costs[m].usd_ci for m in names], float),
     )
 
 

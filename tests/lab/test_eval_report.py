@@ -15,7 +15,7 @@ from tests.support.tables import table
 from suffice.errors import UsageError
 from suffice.lab.evaluate.evaluate import evaluate
 from suffice.lab.report import evaluation
-from suffice.lab.report.verdict import verdict
+from suffice.lab.report.charts import draw_evaluation
 
 NASTY = "<script>alert('x')</script> & co"
 
@@ -49,7 +49,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path, result: dict[str, Any]) -> None:
-    paths = evaluation.write(result, tmp_path / "out")
+    paths = evaluation.write_report(result, tmp_path / "out")
     assert {p.name for p in paths} == {
         "results.json", "curves.png", "closeup.png", "gains.png", "report.html",
     }  # fmt: skip
@@ -67,14 +67,14 @@ def test_the_page_needs_nothing_else(tmp_path: Path, result: dict[str, Any]) -> 
     assert all(p.startswith("data:image/png;base64,") for p in pictures)
     assert all(a.get("alt") for t, a in page.seen if t == "img")
     for said in ("zero_router", "oracle", "knn", "APGR", "By benchmark", "Leave one source out",
-                 verdict(result), *result["notes"]):  # fmt: skip
+                 evaluation.conclude(result), *result["notes"]):  # fmt: skip
         assert said in page.text
     assert NASTY in page.text
 
 
 @pytest.mark.slow
 def test_results_are_the_object(tmp_path: Path, result: dict[str, Any]) -> None:
-    evaluation.write(result, tmp_path)
+    evaluation.write_report(result, tmp_path)
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["policies"]["knn"]["area"] == pytest.approx(result["policies"]["knn"]["area"])
     assert set(read) == set(result)
@@ -84,11 +84,11 @@ def test_results_are_the_object(tmp_path: Path, result: dict[str, Any]) -> None:
 @pytest.mark.parametrize("pair", [True, False])
 def test_figures_are_pictures(pair: bool) -> None:
     models = ("a", "b") if pair else tuple(f"model-{j}" for j in range(12))
-    found = evaluation.figures(evaluate(table(60, models, costs=not pair), draws=100))
+    found = draw_evaluation(evaluate(table(60, models, costs=not pair), draws=100))
     for data in found.values():
         assert data.startswith(b"\x89PNG")
         assert len(data) > 5000
-    again = evaluation.figures(evaluate(table(60, models, costs=not pair), draws=100))
+    again = draw_evaluation(evaluate(table(60, models, costs=not pair), draws=100))
     assert found == again
 
 
@@ -104,14 +104,14 @@ def test_nothing_is_left_half_written(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UsageError, match="No space left"):
-        evaluation.write(result, tmp_path / "out")
+        evaluation.write_report(result, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path, result: dict[str, Any]) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UsageError, match="there is a file of that name"):
-        evaluation.write(result, tmp_path / "out")
+        evaluation.write_report(result, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -123,7 +123,7 @@ def test_the_verdict_claims_only_what_the_interval_and_the_coin_allow() -> None:
     plain = {"reference": "big", "policies": {"random": policy(0.002, -0.001, 0.004)}}
 
     def says(**named: dict[str, Any]) -> str:
-        return verdict({**plain, "policies": {**plain["policies"], **named}})  # type: ignore[dict-item]
+        return evaluation.conclude({**plain, "policies": {**plain["policies"], **named}})  # type: ignore[dict-item]
 
     assert "No policy" in says(trained=policy(0.004, -0.001, 0.009))
     assert "No policy" in says(trained=policy(0.0015, 0.0005, 0.003)), "a coin gained as much"

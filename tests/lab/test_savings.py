@@ -16,9 +16,10 @@ from tests.support.logged_traffic import GUESS, NOW_S, STRONG, WEAK, House, X, c
 
 from suffice.errors import JobError, StoreError, UsageError
 from suffice.lab import savings
+from suffice.lab.ope.logged_choices import Turn
 from suffice.lab.report import savings as page
+from suffice.lab.report.formats import format_percent, format_usd
 from suffice.lab.savings import quality, traffic
-from suffice.lab.savings.headline import format_percent, format_usd
 from suffice.types import Feedback, RequestRecord
 
 CERTAIN_WEAK = {WEAK: 1.0, STRONG: 0.0}
@@ -30,11 +31,11 @@ def house(tmp_path: Path) -> House:
     return House(tmp_path)
 
 
-def told(house: House, **more: Any) -> savings.Report:
+def told(house: House, **more: Any) -> savings.SavingsReport:
     from suffice.config import load_settings
 
-    known = savings.reference_models(load_settings(house.config, {}), {})
-    return savings.build_report(house.url, now_s=NOW_S + 1e6, known=known, **more)
+    references = savings.reference_models(load_settings(house.config, {}), {})
+    return savings.build_report(house.url, now_s=NOW_S + 1e6, references=references, **more)
 
 
 # ── money ────────────────────────────────────────────────────────────────────────────────────────
@@ -104,7 +105,7 @@ def test_what_is_unknown_is_said_and_never_zero(house: House) -> None:
     assert (r.requests, r.cost_unknown) == (50, 10)
     assert r.spent_usd == pytest.approx(40 * GUESS[WEAK])
     assert r.routes["auto"].compared == 40
-    assert "10 of them of unknown cost" in r.headline[0]
+    assert "not counting 10 of them of unknown cost" in r.headline[0]
     assert any("cost of 10 of 50 requests is unknown" in w for w in r.warnings)
 
 
@@ -116,7 +117,7 @@ def test_no_predicted_cost_is_no_saving(house: House) -> None:
     s = r.routes["auto"].singles[STRONG]
     assert (s.requests, s.usd, s.saved, s.usd_ci) == (0, None, None, None)
     assert "unknown" in r.headline[1]
-    assert "unknown" in page.html(r, {})
+    assert "unknown" in page.render_html(r, {})
 
 
 def test_a_model_that_could_not_take_all_is_compared_on_what_it_could(house: House) -> None:
@@ -171,7 +172,7 @@ def test_a_model_that_never_answers_is_less_certain_than_one_that_does(house: Ho
     r = told(house)
     weak, strong = (r.routes["auto"].singles[m] for m in (WEAK, STRONG))
     assert strong.calibrated_on == 0
-    assert "It was never taken" in r.headline[1]
+    assert "It was never chosen" in r.headline[1]
 
     def width(s: Any) -> float:
         return float((s.usd_ci[1] - s.usd_ci[0]) / s.usd)
@@ -187,7 +188,7 @@ def test_more_sessions_than_groups_change_nothing_but_memory(
     records, _ = lengths(500)
     house.fill(records, [])
     whole = told(house).routes["auto"]
-    monkeypatch.setattr(traffic, "GROUPS", 100)
+    monkeypatch.setattr(traffic, "MAX_GROUPS", 100)
     few = told(house).routes["auto"]
     assert few.sessions == 100
     for model, s in whole.singles.items():
@@ -232,7 +233,7 @@ def test_the_sums_are_those_of_the_rows(
     assert r.cost_unknown == sum(x.cost_usd is None for x in records)
     assert sum(r.statuses.values()) == len(records)
     answered = sum(sum(n) for n in r.mix.models.values())
-    assert answered + r.failed + r.client_left == len(records)
+    assert answered + r.failed + r.client_disconnects == len(records)
     assert r.bypass + sum(one.decisions for one in r.routes.values()) == len(records)
     assert sum(r.mix.spent_usd) == pytest.approx(r.spent_usd)
     for one in r.routes.values():
@@ -240,7 +241,7 @@ def test_the_sums_are_those_of_the_rows(
             assert 0.0 <= s.coverage <= 1.0
             assert s.usd is None or (np.isfinite(s.usd) and s.usd >= 0.0)
     assert json.loads(__import__("msgspec").json.encode(r))["requests"] == len(records)
-    page.html(r, {})
+    page.render_html(r, {})
 
 
 # ── quality ──────────────────────────────────────────────────────────────────────────────────────
@@ -249,7 +250,7 @@ def test_the_sums_are_those_of_the_rows(
 def test_quality_kept_is_estimated_where_labels_carry_it(house: House) -> None:
     house.explore(800, weak=0.5, strong=0.9)
     q = told(house).routes["auto"].quality
-    assert q.said
+    assert q.is_estimated
     assert q.kept is not None and q.kept_ci is not None
     assert q.always_reference == pytest.approx(0.9, abs=0.05)
     assert q.snips == pytest.approx(0.9, abs=0.05)
@@ -260,7 +261,7 @@ def test_quality_kept_is_estimated_where_labels_carry_it(house: House) -> None:
     assert q.kept_ci[0] < q.kept < q.kept_ci[1] < 1.0
     assert q.lost is not None and q.lost_ci is not None and q.lost_ci[0] > 0.1
     assert (q.labelled, q.labelled_share, q.support) == (800, 1.0, 1.0)
-    assert "was kept" in q.why
+    assert "was kept" in q.summary
     assert q.models[WEAK].mean == pytest.approx(0.5, abs=0.07)
 
 
@@ -270,19 +271,23 @@ def test_intervals_of_quality_hold_the_truth() -> None:
     missed = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        route = traffic.RouteTotals()
+        route = traffic.RouteTraffic()
         route.decisions = route.answered = route.labelled = route.weighable = 300
-        route.expected[STRONG] = traffic.CandidateTotals(drawable=300, inverse=600.0)
-        route.models = {WEAK: 0, STRONG: 1}
+        route.candidates[STRONG] = traffic.CandidateTotals(300, 600.0)
         for i in range(300):
             chosen = STRONG if rng.random() < 0.5 else WEAK
             good = float(rng.random() < (0.8 if chosen == STRONG else 0.6))
-            shares = {WEAK: 0.5, STRONG: 0.5}
-            group = route.group(str(i))
-            route.quality.append(
-                traffic.Labelled(chosen, shares, good, group, i, X.signals.tobytes(), None)
+            route.turns.append(
+                Turn(
+                    chosen=chosen,
+                    score=good,
+                    propensities={WEAK: 0.5, STRONG: 0.5},
+                    session=i,
+                    episode=i,
+                    signals=X.signals,
+                    embedding=None,
+                )
             )
-        route.trim()
         q = quality.estimate_quality(route, STRONG)
         assert q.kept_ci is not None
         missed += not q.kept_ci[0] <= 0.7 / 0.8 <= q.kept_ci[1]
@@ -293,13 +298,13 @@ def test_too_few_labels_are_counted_and_nothing_is_claimed(house: House) -> None
     house.explore(400, labelled=0.2)
     r = told(house)
     q = r.routes["auto"].quality
-    assert not q.said
+    assert not q.is_estimated
     assert (q.kept, q.kept_ci, q.always_reference, q.lost) == (None,) * 4
-    assert f"Too few labels to say: {q.labelled} labels" in q.why
+    assert f"Too few labels: {q.labelled} labels" in q.summary
     assert q.labels_needed == 200, "half of the labels are of the reference; 100 of its own needed"
-    assert "about 200 are needed" in q.why
-    assert q.why in r.headline
-    assert "not known" in page.html(r, {})
+    assert "about 200 are needed" in q.summary
+    assert q.summary in r.headline
+    assert "not known" in page.render_html(r, {})
 
 
 def test_without_exploration_no_number_of_labels_is_promised(house: House) -> None:
@@ -309,18 +314,18 @@ def test_without_exploration_no_number_of_labels_is_promised(house: House) -> No
     ]
     house.fill(records, [Feedback(decision_id=r.decision.id, score=1.0) for r in records])
     q = told(house).routes["auto"].quality
-    assert not q.said
+    assert not q.is_estimated
     assert q.labels_needed is None
-    assert "only 50% of decisions could have gone to p/strong" in q.why
-    assert "does not explore" in q.why
+    assert "only 50% of decisions could have gone to p/strong" in q.summary
+    assert "does not explore" in q.summary
     assert q.predicted_kept == pytest.approx(0.75 / 0.9), "the policy's own word, as such"
 
 
 def test_no_labels_at_all(house: House) -> None:
     house.explore(50, labelled=0.0)
     q = told(house).routes["auto"].quality
-    assert (q.labelled, q.said, q.labels_needed) == (0, False, 200)
-    assert "0 labels" in q.why
+    assert (q.labelled, q.is_estimated, q.labels_needed) == (0, False, 200)
+    assert "0 labels" in q.summary
 
 
 def test_a_route_that_always_takes_the_reference_keeps_all(house: House) -> None:
@@ -329,7 +334,7 @@ def test_a_route_that_always_takes_the_reference_keeps_all(house: House) -> None
         [Feedback(decision_id=f"dec_{i:011x}", score=float(i % 3 > 0)) for i in range(200)],
     )
     q = told(house).routes["auto"].quality
-    assert q.said
+    assert q.is_estimated
     assert q.kept == pytest.approx(1.0)
     assert q.lost == pytest.approx(0.0, abs=1e-9)
 
@@ -350,7 +355,7 @@ def test_turns_that_keep_to_a_drawn_model_have_its_propensity(house: House) -> N
             scores.append(Feedback(decision_id=records[-1].decision.id, score=float(good)))
     house.fill(records, scores)
     q = told(house).routes["auto"].quality
-    assert q.said
+    assert q.is_estimated
     assert q.support == 1.0
     assert 100 < q.effective < 150, "250 free choices, half of them of the reference"
     assert q.kept_ci is not None and q.kept_ci[0] < 0.7 / 0.9 < q.kept_ci[1]
@@ -379,14 +384,14 @@ def test_labels_of_one_model_only_are_warned_of(house: House) -> None:
         if chosen == STRONG or rng.random() < 0.2:
             scores.append(Feedback(decision_id=records[-1].decision.id, score=1.0))
     house.fill(records, scores)
-    assert any("no fair sample" in w for w in told(house).warnings)
+    assert any("not a fair sample" in w for w in told(house).warnings)
 
 
 @given(n=st.integers(2, 400), good=st.floats(0.0, 1.0))
 def test_mean_scores_lie_in_their_interval(n: int, good: float) -> None:
     right = round(good * n)
     ones = np.array([1.0] * right + [0.0] * (n - right))
-    mean, (low, high) = quality._mean(np.ones(n), ones)
+    mean, (low, high) = quality.mean_score(np.ones(n), ones)
     assert 0.0 <= low <= mean <= high <= 1.0
     assert high - low > 0.9 / n, "also where all agree"
 
@@ -411,7 +416,7 @@ def test_failures_failovers_and_latency(house: House) -> None:
     assert (r.requests, r.audits, r.audits_usd) == (104, 3, pytest.approx(0.06))
     assert "$0.0600 on 3 calls that audited some of them" in r.headline[0]
     assert told(house, route="auto").audits == 3
-    assert (r.failed, r.client_left, r.failovers, r.retried, r.bypass) == (1, 1, 1, 1, 1)
+    assert (r.failed, r.client_disconnects, r.failovers, r.retried, r.bypass) == (1, 1, 1, 1, 1)
     assert r.bypass_usd == pytest.approx(0.01)
     assert set(r.routes) == {"auto"}
     assert r.calls[WEAK].outcomes == {"ok": 100, "server": 2, "cancelled": 1}
@@ -500,7 +505,7 @@ def test_the_page_needs_nothing_else(house: House) -> None:
     records = [decided(i, (WEAK, STRONG, NASTY)[i % 3], even, guesses=guesses) for i in range(120)]
     house.fill(records, [Feedback(decision_id=records[0].decision.id, score=1.0, source="<b>me")])
     r = told(house)
-    paths = page.write(r, house.folder / "out")
+    paths = page.write_report(r, house.folder / "out")
     names = {"savings.json", "report.html", "mix.png", "latency.png", "costs-auto.png"}
     assert {p.name for p in paths} == names
     assert {p.name for p in (house.folder / "out").iterdir()} == names
@@ -514,7 +519,14 @@ def test_the_page_needs_nothing_else(house: House) -> None:
     pictures = [a for t, a in parsed.seen if t == "img"]
     assert len(pictures) == 3
     assert all((a["src"] or "").startswith("data:image/png;base64,") and a["alt"] for a in pictures)
-    for said in (NASTY, "<b>me", *r.headline[1:], "Who answered", "Failures", "How this was made"):
+    for said in (
+        NASTY,
+        "<b>me",
+        *r.headline[1:],
+        "Requests over time",
+        "Failures",
+        "How this was made",
+    ):
         assert said in parsed.text
     found = json.loads((house.folder / "out" / "savings.json").read_text())
     assert found["routes"]["auto"]["singles"][STRONG]["usd"] == pytest.approx(
@@ -527,7 +539,7 @@ def test_nothing_is_left_half_written(house: House, monkeypatch: pytest.MonkeyPa
     r = told(house)
     (house.folder / "mine").write_text("mine")
     with pytest.raises(UsageError, match="there is a file of that name"):
-        page.write(r, house.folder / "mine")
+        page.write_report(r, house.folder / "mine")
     real = Path.write_bytes
 
     def full(self: Path, data: Any) -> int:
@@ -537,7 +549,7 @@ def test_nothing_is_left_half_written(house: House, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UsageError, match="No space left"):
-        page.write(r, house.folder / "out")
+        page.write_report(r, house.folder / "out")
     assert list((house.folder / "out").iterdir()) == []
 
 

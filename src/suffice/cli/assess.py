@@ -127,14 +127,16 @@ def _write(assessment: Assessment, out: Path) -> None:
     import msgspec
 
     from suffice.errors import JobError
-    from suffice.lab.assess.picture import draw
+    from suffice.lab.report.charts import draw_assessment
 
     try:
         part = out / "assess.json.part"
         part.write_bytes(msgspec.json.format(msgspec.json.encode(assessment), indent=2) + b"\n")
         part.replace(out / "assess.json")
-        part = out / "cost-quality.part.png"
-        if draw(assessment, part):
+        chart = draw_assessment(assessment)
+        if chart is not None:
+            part = out / "cost-quality.part.png"
+            part.write_bytes(chart)
             part.replace(out / "cost-quality.png")
     except OSError as error:
         raise JobError(f"--out {out}: {error.strerror}.") from None

@@ -91,9 +91,9 @@ def command(
     )
     files: list[Path] = []
     if out is not None:
-        from suffice.lab.report.evaluation import write
+        from suffice.lab.report.evaluation import write_report
 
-        files = write(result, out)
+        files = write_report(result, out)
     if json:
         print_json(result)
         return

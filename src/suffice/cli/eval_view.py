@@ -13,7 +13,7 @@ from rich.table import Table
 
 def show(result: Mapping[str, Any], files: Sequence[Path], console: Console | None = None) -> None:
     from suffice.lab.evaluate.evaluate import BASELINES
-    from suffice.lab.report.verdict import verdict
+    from suffice.lab.report.evaluation import conclude
 
     console = console or Console()
     say = console.print
@@ -48,7 +48,7 @@ def show(result: Mapping[str, Any], files: Sequence[Path], console: Console | No
     say("[dim]" + escape("; ".join(f"{n}: {h}" for n, h in how.items())) + "[/dim]", soft_wrap=True)
     for title, parts in _parts(result).items():
         say(_breakdown(title, parts, result))
-    say(f"[bold green]{escape(verdict(result))}[/bold green]")
+    say(f"[bold green]{escape(conclude(result))}[/bold green]")
     say(f"[dim]In brackets: {escape(result['intervals'])}. Notes:[/dim]")
     for note in result["notes"]:
         say(f"[dim]- {escape(note)}[/dim]")

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from suffice.lab.savings import Report, RouteReport
+    from rich.console import Console
+    from rich.table import Table
+
+    from suffice.lab.savings import RouteReport, SavingsReport
 
 
 def command(
-    config: Path = typer.Option(None, "--config", help="A suffice.toml."),
+    config: Path = typer.Option(None, "--config", help="Path of suffice.toml."),
     since: str = typer.Option(
-        None, "--since", help="From then on: 7d, 12h, 2026-11-01, 2026-11-01T08:00Z."
+        None,
+        "--since",
+        help="Use requests from this time on: 7d, 12h, 2026-11-01, 2026-11-01T08:00Z.",
     ),
-    route: str = typer.Option(None, "--route", help="Only requests of this route."),
+    route: str = typer.Option(None, "--route", help="Use only requests of this route."),
     out: Path = typer.Option(
-        None, "--out", help="A folder for report.html, savings.json and the plots."
+        None, "--out", help="Write report.html, savings.json and charts into this folder."
     ),
-    json: bool = typer.Option(False, "--json", help="One JSON object."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Report savings, quality, mix of models, latency and failures of the recorded traffic.
+    """Report savings, quality, models used, latency and failures of the recorded traffic.
 
-    Each single model is priced on the same requests by the costs predicted when they were routed,
-    scaled by what was paid over what was predicted where it was taken. Quality against the
-    reference model comes from feedback, and is not stated where labels are too few to say.
+    The cost of each single model on the same requests is estimated from the costs that were
+    predicted when they were routed, scaled by paid / predicted cost of what answered. Quality
+    against the reference model comes from feedback; it is not stated if there are too few labels.
     """
     from suffice.cli.options import parse_since, require_known_route
     from suffice.cli.output import print_json
@@ -40,154 +46,175 @@ def command(
     since_s = None if since is None else parse_since(since, now_s)
     settings = load_settings(config, os.environ)
     try:
-        found = savings.build_report(
+        report = savings.build_report(
             settings.store.url,
             now_s=now_s,
             since_s=since_s,
             route=route,
-            known=savings.reference_models(settings, os.environ),
+            references=savings.reference_models(settings, os.environ),
         )
     except JobError:
         # Checked only now: a route that is no longer configured may have recorded requests.
         if route is not None:
             require_known_route(route, settings.routes, ", and no request of it")
         raise
-    written: list[Path] = []
+    paths: list[Path] = []
     if out is not None:
-        from suffice.lab.report.savings import write
+        from suffice.lab.report.savings import write_report
 
-        written = write(found, out)
+        paths = write_report(report, out)
     if json:
-        print_json(found)
+        print_json(report)
     else:
-        show(found, written)
+        show(report, paths)
 
 
-def show(r: Report, written: list[Path]) -> None:
-    """The report as a person reads it."""
+def show(r: SavingsReport, paths: Sequence[Path]) -> None:
+    """Print the report for a person.
+
+    Args:
+        r: The report.
+        paths: Files that were written.
+    """
     from rich.console import Console
 
     console = Console()
-    for i, line in enumerate(r.headline):
-        console.print(line, style="bold" if i == 0 else "", highlight=False, markup=False)
+    for i, sentence in enumerate(r.headline):
+        console.print(sentence, style="bold" if i == 0 else "", highlight=False, markup=False)
     for warning in r.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
-    for name, one in r.routes.items():
+    for name, route in r.routes.items():
         console.print()
-        console.print(_costs(name, one))
-        console.print(_quality(one))
+        console.print(_costs(name, route))
+        console.print(_quality(route))
+    if r.bypass_models:
+        console.print()
+        console.print(_named_models(r))
     console.print()
-    console.print(_speed(r))
-    _failures(console, r)
-    _learning(console, r)
-    for decision_id, why in r.skipped_rows:
-        console.print(
-            f"skipped {decision_id}: {why}", style="yellow", highlight=False, markup=False
-        )
+    console.print(_latency(r))
+    _show_failures(console, r)
+    _show_learning(console, r)
+    for decision_id, reason in r.skipped_rows:
+        text = f"skipped {decision_id}: {reason}"
+        console.print(text, style="yellow", highlight=False, markup=False)
     if r.skipped > len(r.skipped_rows):
         console.print(f"and {r.skipped - len(r.skipped_rows)} more skipped", style="yellow")
-    if written:
-        console.print(f"[dim]{', '.join(str(p) for p in written)}[/dim]", highlight=False)
+    if paths:
+        console.print(f"[dim]{', '.join(str(p) for p in paths)}[/dim]", highlight=False)
 
 
-def _table(title: str, left: int, *names: str) -> Any:
-    """A table whose first `left` columns are words."""
+def _table(title: str, *columns: str) -> Table:
+    """Return a table whose first column is text and whose other columns are numbers."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(names):
-        table.add_column(name, justify="left" if i < left else "right", overflow="fold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
     return table
 
 
-def _costs(name: str, one: RouteReport) -> Any:
+def _costs(name: str, route: RouteReport) -> Table:
     from rich.text import Text
 
-    from suffice.lab.savings.headline import format_percent, format_saved, format_usd
+    from suffice.lab.report.formats import format_percent, format_usd
+    from suffice.lab.savings.headline import format_saved
 
     table = _table(
-        f"Route {name}: one model alone on the same requests (reference: {one.reference})", 1,
-        "model", "would have cost", "95 %", "saved", "95 %",
+        f"Route {name}: one model alone on the same requests (reference: {route.reference})",
+        "model", "would have cost", "95 %", "saved by routing", "95 %",
     )  # fmt: skip
-    for s in one.singles.values():
-        dearer = s.saved is not None and s.saved < 0
-        span = "" if s.saved_ci is None or dearer else (
-            f"{format_percent(s.saved_ci[0])} to {format_percent(s.saved_ci[1])}"
-        )  # fmt: skip
-        part = "" if s.coverage > 0.9995 else f" on {format_percent(s.coverage)}"
+    for s in route.singles.values():
+        saved_ci = s.saved_ci if s.saved is not None and s.saved >= 0 else None
         table.add_row(
             Text(s.model),
-            format_usd(s.usd) + part,
-            "" if s.usd_ci is None else f"{format_usd(s.usd_ci[0])} to {format_usd(s.usd_ci[1])}",
-            f"{1 - s.saved:.1f} x spent" if dearer and s.saved is not None else format_saved(s),
-            span,
+            format_usd(s.usd) + ("" if s.covers_all else f" on {format_percent(s.coverage)}"),
+            _interval(None if s.usd_ci is None else [format_usd(v) for v in s.usd_ci]),
+            format_saved(s),
+            _interval(None if saved_ci is None else [format_percent(v) for v in saved_ci]),
         )
     return table
 
 
-def _quality(one: RouteReport) -> Any:
+def _interval(bounds: Sequence[str] | None) -> str:
+    return "" if bounds is None else " to ".join(bounds)
+
+
+def _quality(route: RouteReport) -> Table:
     from rich.text import Text
 
     table = _table(
-        "Scores of what each model answered (different requests, so no comparison)", 1,
+        "Scores of what each model answered (different requests, so not a comparison)",
         "model", "answered", "labels", "mean score", "95 % interval",
     )  # fmt: skip
-    for model, m in one.quality.models.items():
-        mean = f"too few to say (about {m.needed})" if m.mean is None else f"{m.mean:.3f}"
-        span = "" if m.mean_ci is None else f"{m.mean_ci[0]:.3f} to {m.mean_ci[1]:.3f}"
-        table.add_row(Text(model), f"{m.requests:,}", f"{m.labelled:,}", mean, span)
+    for model, m in route.quality.models.items():
+        mean = f"too few labels (about {m.needed} needed)" if m.mean is None else f"{m.mean:.3f}"
+        interval = _interval(None if m.mean_ci is None else [f"{v:.3f}" for v in m.mean_ci])
+        table.add_row(Text(model), f"{m.requests:,}", f"{m.labelled:,}", mean, interval)
     return table
 
 
-def _speed(r: Report) -> Any:
+def _named_models(r: SavingsReport) -> Table:
+    from rich.text import Text
+
+    from suffice.lab.report.formats import format_usd
+
+    table = _table("Requests that named a model (part of no route)", "model", "requests", "spent")
+    for model, m in r.bypass_models.items():
+        unknown = f" and {m.cost_unknown:,} of unknown cost" if m.cost_unknown else ""
+        table.add_row(Text(model), f"{m.requests:,}", format_usd(m.spent_usd) + unknown)
+    return table
+
+
+def _latency(r: SavingsReport) -> Table:
     from rich.text import Text
 
     table = _table(
-        "Seconds to the whole answer", 1, "model", "answers", "median", "90 %", "95 %", "99 %",
+        "Seconds to the whole answer", "model", "answers", "median", "90 %", "95 %", "99 %",
         "first chunk, median",
     )  # fmt: skip
     for model, p in r.latency_s.items():
         first = r.first_chunk_s.get(model)
         table.add_row(
-            Text(model), f"{p.n:,}", f"{p.p50:.2f}", f"{p.p90:.2f}", f"{p.p95:.2f}", f"{p.p99:.2f}",
+            Text(model),
+            f"{p.n:,}",
+            *(f"{v:.2f}" for v in (p.p50, p.p90, p.p95, p.p99)),
             "no streams" if first is None else f"{first.p50:.2f}",
-        )  # fmt: skip
+        )
     return table
 
 
-def _failures(console: Any, r: Report) -> None:
-    o = r.overhead_ms
+def _show_failures(console: Console, r: SavingsReport) -> None:
+    overhead = r.overhead_ms
     console.print(
-        f"\nRouter overhead: median {o.p50:.2f} ms, 95 % under {o.p95:.2f} ms, 99 % under "
-        f"{o.p99:.2f} ms.",
+        f"\nRouter overhead: median {overhead.p50:.2f} ms, 95 % below {overhead.p95:.2f} ms, 99 % "
+        f"below {overhead.p99:.2f} ms.",
         highlight=False,
     )
     console.print(
-        f"{r.failed:,} of {r.requests:,} requests failed, {r.failovers:,} were answered after "
-        f"failing over, {r.client_left:,} clients left.",
+        f"{r.failed:,} of {r.requests:,} requests failed, {r.failovers:,} were answered after a "
+        f"failover, {r.client_disconnects:,} clients disconnected.",
         highlight=False,
     )
     for model, c in r.calls.items():
         if c.failed:
-            bad = ", ".join(f"{o} {n:,}" for o, n in c.outcomes.items() if o != "ok")
-            console.print(
-                f"  {model}: {c.failed:,} of {c.calls:,} calls failed ({bad})",
-                highlight=False, markup=False,
-            )  # fmt: skip
+            reasons = ", ".join(f"{o} {n:,}" for o, n in c.outcomes.items() if o != "ok")
+            text = f"  {model}: {c.failed:,} of {c.calls:,} calls failed ({reasons})"
+            console.print(text, highlight=False, markup=False)
 
 
-def _learning(console: Any, r: Report) -> None:
-    from suffice.lab.savings.headline import format_time
+def _show_learning(console: Console, r: SavingsReport) -> None:
+    from suffice.lab.report.formats import format_time
 
-    told = ", ".join(
-        f"{s} {f.decisions:,} ({'mean ' if f.kind == 'explicit' else 'implicit, mean '}{f.mean:.2f})"
-        for s, f in r.feedback.items()
+    sources = ", ".join(
+        f"{source} {f.decisions:,} ({'' if f.kind == 'explicit' else 'implicit, '}mean {f.mean:.2f})"
+        for source, f in r.feedback.items()
     )
-    console.print(f"Feedback: {told or 'none'}.", highlight=False, markup=False)
+    console.print(f"Feedback: {sources or 'none'}.", highlight=False, markup=False)
     for e in r.events:
         forced = ", forced" if e.forced else ""
         console.print(
             f"{format_time(e.at_s)} {e.route}: {e.kind} {e.version or 'the configured policy'} "
             f"(before: {e.previous or 'the configured policy'}; by {e.by}{forced})",
-            highlight=False, markup=False,
-        )  # fmt: skip
+            highlight=False,
+            markup=False,
+        )

@@ -66,7 +66,7 @@ def _show(name: str, route: _RouteSnapshots) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from suffice.lab.savings.headline import format_time
+    from suffice.lab.report.formats import format_time
 
     console = Console()
     current = route["current"] or f"the configured policy ({route['configured']})"
@@ -106,7 +106,7 @@ def _describe_card(card: Mapping[str, Any]) -> str:
 
 
 def _describe_promotion(p: Promotion) -> str:
-    from suffice.lab.savings.headline import format_time
+    from suffice.lab.report.formats import format_time
 
     after, before = (v or "the configured policy" for v in (p.version, p.previous))
     action = "promoted" if p.kind == "promote" else "rolled back to"

@@ -168,18 +168,16 @@ class StoreReader:
                 page = page.where(table.id < last_id if newest_first else table.id > last_id)
             rows = self.connection.execute(page).mappings().all()
             if rows:
-                first_id, last_id = rows[0]["id"], rows[-1]["id"]
-                scores = self._scores(min(first_id, last_id), max(first_id, last_id), on_invalid)
+                last_id = rows[-1]["id"]
+                scores = self._scores({row["id"] for row in rows}, on_invalid)
                 for row in rows:
                     yield StoredDecision(row, scores.get(row["id"], []))
             if len(rows) < size:
                 return
             remaining = None if remaining is None else remaining - size
 
-    def _scores(
-        self, first_id: str, last_id: str, on_invalid: OnInvalid | None
-    ) -> dict[str, list[Score]]:
-        """The current scores of the decisions from `first_id` to `last_id`."""
+    def _scores(self, ids: set[str], on_invalid: OnInvalid | None) -> dict[str, list[Score]]:
+        """The current scores of these decisions, which are consecutive but for the filters."""
         import sqlalchemy as sa
 
         from suffice.store import schema
@@ -187,13 +185,15 @@ class StoreReader:
         f = schema.feedback.c
         query = (
             sa.select(f.decision_id, f.source, f.kind, f.score, f.weight, f.key, f.created_s)
-            .where(f.decision_id >= first_id, f.decision_id <= last_id, f.replaced_by.is_(None))
+            .where(f.decision_id >= min(ids), f.decision_id <= max(ids), f.replaced_by.is_(None))
             .order_by(f.seq)
         )
         scores: dict[str, list[Score]] = {}
         for decision_id, source, kind, score, weight, key, created_s in self.connection.execute(
             query
         ):
+            if decision_id not in ids:  # of a route or a time that is filtered out
+                continue
             if not _is_number(score) or not 0.0 <= score <= 1.0 or not _is_number(weight):
                 if on_invalid is not None:
                     reason = f"feedback of {source}: score {score!r}, weight {weight!r}"

@@ -96,7 +96,6 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
         chosen: The model that was chosen.
         score: Weighted mean of its feedback; NaN if unlabelled.
         propensities: Model -> the log's probability, of the free choice in force.
-        policy: Model -> the evaluation policy's probability.
         session: Number of the session.
         episode: Number of the free choice in force.
         signals: (n_signals,) features of the query.
@@ -106,31 +105,29 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     chosen: str
     score: float
     propensities: Mapping[str, float]
-    policy: Mapping[str, float]
     session: int
     episode: int
     signals: NDArray[np.float32]
     embedding: NDArray[np.float32] | None
 
 
-def to_arrays(turns: Sequence[Turn], models: Sequence[str]) -> tuple[LoggedData, FloatArray]:
-    """Return the log of n turns over k models, and the (n, k) action_dist of the policy."""
-    n, k = len(turns), len(models)
+def logged_data(turns: Sequence[Turn], models: Sequence[str]) -> LoggedData:
+    """Return n turns over k models as arrays."""
     column = {m: j for j, m in enumerate(models)}
-    propensities, action_dist = np.zeros((n, k)), np.zeros((n, k))
-    for i, turn in enumerate(turns):
-        for m, p in turn.propensities.items():
-            if m in column:
-                propensities[i, column[m]] = p
-        for m, p in turn.policy.items():
-            action_dist[i, column[m]] = p
+    propensities = by_model([t.propensities for t in turns], models)
     action = np.array([column[t.chosen] for t in turns], np.intp)
-    log = LoggedData(
+    return LoggedData(
         action,
-        propensities[np.arange(n), action],
+        propensities[np.arange(len(turns)), action],
         np.array([t.score for t in turns], float),
         propensities,
         np.array([t.session for t in turns], np.intp),
         np.array([t.episode for t in turns], np.intp),
     )
-    return log, action_dist
+
+
+def by_model(rows: Sequence[Mapping[str, float]], models: Sequence[str]) -> FloatArray:
+    """Return (n, k) values of n mappings from model to value; 0 if a model has none."""
+    return np.array([[row.get(m, 0.0) for m in models] for row in rows], float).reshape(
+        len(rows), len(models)
+    )

@@ -18,7 +18,13 @@ from suffice.errors import JobError
 from suffice.lab.data.decisions import LoggedDecision
 from suffice.lab.data.table import FloatArray
 from suffice.lab.ope.estimators import LoggedData
-from suffice.lab.ope.logged_choices import SESSION_IDLE_S, FreeChoices, Turn, to_arrays
+from suffice.lab.ope.logged_choices import (
+    SESSION_IDLE_S,
+    FreeChoices,
+    Turn,
+    by_model,
+    logged_data,
+)
 from suffice.lab.predictors.base import track
 from suffice.policies.base import TrafficAware
 from suffice.types import Candidate, Features, Model, Objective, Policy, Session
@@ -53,7 +59,7 @@ class Rollout(msgspec.Struct, frozen=True):
 
     Attributes:
         decisions: The n decisions that the policy could decide.
-        turns: The same n decisions with their free choices and the policy's probabilities.
+        turns: The same n decisions with their free choices.
         excluded: Reason -> number of decisions that the policy could not decide.
         models: The k models.
         log: What the logging policy did.
@@ -158,21 +164,23 @@ class _Rollouts:
     def run(self, decisions: Sequence[LoggedDecision], progress: bool) -> Rollout:
         decided: list[LoggedDecision] = []
         turns: list[Turn] = []
+        distributions: list[Mapping[str, float]] = []
         excluded: dict[str, int] = {}
         version = ""
         for row in track(decisions, "replaying decisions", progress):
             route = self._route(row.route)
             version = version or route.policy.version
             try:
-                turn = self._turn(route, row)
+                turn, distribution = self._turn(route, row)
             except ValueError as error:  # a trained policy and a decision without an embedding
                 reason = f"the policy cannot decide it: {error}"
                 excluded[reason] = excluded.get(reason, 0) + 1
                 continue
             decided.append(row)
             turns.append(turn)
+            distributions.append(distribution)
         models = tuple(dict.fromkeys(p.model for row in decided for p in row.predictions))
-        log, action_dist = to_arrays(turns, models)
+        log, action_dist = logged_data(turns, models), by_model(distributions, models)
         predicted_usd, paid_usd = _costs(decided, models)
         return Rollout(
             tuple(decided), tuple(turns), excluded, models, log, action_dist,
@@ -184,7 +192,8 @@ class _Rollouts:
             self._routes[name] = RoutePolicy(self._setup.make_policy(), None)
         return self._routes[name]
 
-    def _turn(self, route: RoutePolicy, row: LoggedDecision) -> Turn:
+    def _turn(self, route: RoutePolicy, row: LoggedDecision) -> tuple[Turn, Mapping[str, float]]:
+        """Return the logged turn, and the policy's probabilities at it."""
         before = self._sessions.get(row.session) if row.session is not None else None
         if before is not None and row.created_s - before.created_s > SESSION_IDLE_S:
             before = None
@@ -196,16 +205,16 @@ class _Rollouts:
             self._sessions[row.session] = _after(row, before, policy)
         # A request without a session is a session of one turn.
         key = row.session or f"\0{row.id}"
-        return Turn(
+        turn = Turn(
             chosen=row.chosen,
             score=row.score,
             propensities=choice.propensities,
-            policy=policy,
             session=self._session_numbers.setdefault(key, len(self._session_numbers)),
             episode=choice.episode,
             signals=row.signals,
             embedding=row.embedding,
         )
+        return turn, policy
 
     def _pool(self, row: LoggedDecision) -> tuple[Candidate, ...]:
         names = tuple(p.model for p in row.predictions)

@@ -1,4 +1,8 @@
-"""Quality kept against the reference model: from labels, by off-policy estimates, or not at all."""
+"""Estimates the quality kept against the reference model, or states why that is not possible.
+
+"What the reference alone would have scored" is the replay of a constant policy on the labelled
+decisions: the same estimators, intervals and requirements as in `suffice.lab.ope`.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,30 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from suffice import features
 from suffice.lab.data.table import FloatArray
 from suffice.lab.ope import estimators
 from suffice.lab.ope.estimators import EstimatorTerms, LoggedData
 from suffice.lab.ope.intervals import Estimate, estimate_policy_values, widen
-from suffice.lab.ope.reward_model import cross_fit_q_hat
-from suffice.lab.ope.verdict import MIN_ESS, MIN_SESSIONS, MIN_SUPPORT
-from suffice.lab.savings.traffic import SCORE, SCORED, Labelled, RouteTotals
+from suffice.lab.ope.logged_choices import logged_data
+from suffice.lab.ope.reward_model import predict_scores
+from suffice.lab.ope.verdict import (
+    MIN_ESS,
+    MIN_SESSIONS,
+    MIN_SUPPORT,
+    Evidence,
+    measure_evidence,
+)
+from suffice.lab.savings.requests import RequestArrays
+from suffice.lab.savings.traffic import RouteTraffic
 
 MIN_LABELS = 30  # of one model, below which its mean score is not stated
 _Z = 1.959964  # of a two-sided 95 % interval
-_SIGNALS_BYTES = 4 * len(features.SIGNAL_NAMES)
-_VECTOR_BYTES = 2 * features.DIMENSIONS
 
 Interval = tuple[float, float]
 
 
 class ModelScore(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model that answered was scored. mean: None below `MIN_LABELS` labels."""
+    """Scores of the requests that one model answered; `mean` is `None` below `needed` labels."""
 
     requests: int
     labelled: int
@@ -37,22 +46,32 @@ class ModelScore(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a route, over explicit feedback. labelled_share: of its decisions. effective: what the
-    labels are worth as labels of the reference alone; support: share of labelled decisions that
-    could have gone to it; explored: share of free choices that were drawn.
+    """The quality of a route against its reference model, from explicit feedback.
 
-    said: whether anything is claimed; why: in words, always. labels_needed: about how many, None
-    where no number would do or enough are there. happened: mean score; always_reference: doubly
-    robust estimate of what it would have been, snips: the same by self-normalised weights;
-    kept: happened over always_reference; lost: always_reference less happened.
-
-    predicted_kept: by the policy's own predictions, of which `basis` says what they rest on (prior,
-    trained, certified): decisions. It measures nothing.
+    Attributes:
+        reference: The reference model.
+        is_estimated: Whether an estimate is stated (JSON key `said`).
+        summary: The estimate, or why there is none (JSON key `why`).
+        labelled, labelled_share: Labelled decisions, and their share of all.
+        effective: What the labels are worth as labels of the reference alone.
+        support: Share of labelled decisions that could have chosen the reference.
+        explored: Share of free choices that were random.
+        sessions: Sessions with a label.
+        labels_needed: About how many; `None` if no number would do or there are enough.
+        happened: Mean score.
+        always_reference, always_reference_ci: Doubly robust estimate of the reference alone.
+        snips, snips_ci: The same by self-normalised weights.
+        kept, kept_ci: happened / always_reference.
+        lost, lost_ci: always_reference - happened.
+        predicted_kept: By the policy's own predictions; not a measurement.
+        basis: What those rest on (prior, trained, certified) -> decisions.
+        models: Model -> scores of what it answered.
+        warnings: What may bias the figures.
     """
 
     reference: str
-    said: bool
-    why: str
+    is_estimated: bool = msgspec.field(name="said", default=False)
+    summary: str = msgspec.field(name="why", default="")
     labelled: int
     labelled_share: float
     effective: float
@@ -75,198 +94,195 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
-def estimate_quality(route: RouteTotals, reference: str) -> Quality:
-    """What can be said of the route's quality against `reference`, and what cannot."""
-    rows = [r for r in route.quality if _whole(r)]
-    e = route.expected.get(reference)
-    support = e.drawable / max(1, route.weighable) if e is not None else 0.0
-    # What a label is worth on average as one of the reference: inverse of the mean weight.
-    weight = e.inverse / e.drawable if e is not None and e.drawable else None
-    told = Quality(
+def estimate_quality(route: RouteTraffic, reference: str) -> Quality:
+    """Estimate a route's quality against `reference` if its labels suffice."""
+    requests = route.requests.arrays()
+    totals = route.candidates.get(reference)
+    support = totals.samplable / max(1, route.weighable) if totals is not None else 0.0
+    # The inverse of the mean worth of a label as a label of the reference.
+    weight = totals.inverse_propensity / totals.samplable if totals is not None else None
+    models = _scores_by_model(route, requests)
+    quality = Quality(
         reference=reference,
-        said=False,
-        why="",
         labelled=route.labelled,
         labelled_share=route.labelled / route.decisions if route.decisions else 0.0,
         effective=0.0,
         support=support,
-        explored=route.drawn / route.free if route.free else 0.0,
+        explored=route.random_choices / route.free_choices if route.free_choices else 0.0,
         sessions=0,
-        predicted_kept=e.beside / e.quality if e is not None and e.quality > 0 else None,
+        predicted_kept=_predicted_kept(requests, route.models.get(reference)),
         basis=dict(route.basis),
-        models=_by_model(route),
+        models=models,
+        warnings=_warnings(models),
     )
-    if _uneven(told.models):
-        lean = (
-            "The share of labelled answers differs between models by more than chance, so the "
-            "labelled are no fair sample and mean scores lean."
-        )
-        told = replace(told, warnings=(lean,))
-    if not rows:
-        return _unsaid(told, route, weight)
-    log, models = _log(rows, reference)
-    target = np.zeros((len(log), len(models)))
-    target[:, models.index(reference)] = 1.0
-    assert log.propensities is not None
-    told = replace(
-        told,
-        support=float(estimators.support(log.propensities, target).mean()),
-        effective=estimators.effective_sample_size(
-            estimators.importance_weights(log, target), log.episodes
-        ),
-        sessions=len(np.unique(log.sessions)),
+    if not route.turns:
+        evidence = Evidence(ess=0.0, support=support, sessions=0)
+        return _insufficient_evidence(quality, evidence, weight, explored=route.random_choices > 0)
+    turns = list(route.turns)
+    pool = list(dict.fromkeys([reference, *(m for t in turns for m in t.propensities)]))
+    log = logged_data(turns, pool)
+    action_dist = np.tile(np.eye(len(pool))[0], (len(log), 1))
+    evidence = measure_evidence(log, action_dist)
+    quality = replace(
+        quality,
+        effective=evidence.ess,
+        support=evidence.support,
+        sessions=evidence.sessions,
     )
-    enough = (
-        told.support >= MIN_SUPPORT and told.effective >= MIN_ESS and told.sessions >= MIN_SESSIONS
-    )
-    if not enough:
-        return _unsaid(told, route, weight)
-    return _estimated(told, log, target, _predicted(log, rows))
+    if evidence.shortfall is not None:
+        return _insufficient_evidence(quality, evidence, weight, explored=route.random_choices > 0)
+    return _with_estimates(quality, log, action_dist, predict_scores(turns, log))
 
 
-def _unsaid(told: Quality, route: RouteTotals, weight: float | None) -> Quality:
-    """Why nothing is claimed, and about how many labels would change that. A label of a decision
-    that goes to the reference with probability p is worth p of one of its own. weight: mean 1 / p."""
-    n = f"{told.labelled:,} label" + ("" if told.labelled == 1 else "s")
+def _insufficient_evidence(
+    quality: Quality, evidence: Evidence, weight: float | None, *, explored: bool
+) -> Quality:
+    """State why there is no estimate, and about how many labels would change that.
+
+    A label of a decision that chooses the reference with probability p is worth p labels of it.
+
+    Args:
+        quality: Without summary.
+        evidence: Of the labelled decisions.
+        weight: Mean 1 / p; `None` if no decision could have chosen the reference.
+        explored: Whether any choice was random.
+    """
+    labels = f"{quality.labelled:,} label" + ("" if quality.labelled == 1 else "s")
     needed = None
-    if told.support < MIN_SUPPORT or weight is None:
-        why = (
-            f"Cannot say, from {n}: only {told.support:.0%} of decisions could have gone to "
-            f"{told.reference}, and what it would have scored on the others was never seen"
+    if evidence.support < MIN_SUPPORT or weight is None:
+        summary = (
+            f"Inconclusive, from {labels}: only {evidence.support:.0%} of decisions could have gone "
+            f"to {quality.reference}, and its score on the others was never observed"
         )
-        if not route.drawn:
-            why += " (no decision was drawn: the route does not explore)"
-        why += (
+        if not explored:
+            summary += " (no choice was random: the route does not explore)"
+        summary += (
             ". More labels alone would not help; exploring a few per cent of traffic would (at "
             f"least {MIN_SUPPORT:.0%} is needed)."
         )
-    elif told.effective < MIN_ESS:
+    elif evidence.ess < MIN_ESS:
         needed = ceil(MIN_ESS * weight)
-        why = (
-            f"Too few labels to say: {n}, worth {told.effective:.0f} of {told.reference}'s own; "
-            f"about {max(needed, told.labelled + 1):,} are needed "
-            f"({MIN_ESS:.0f} of its own)."
+        summary = (
+            f"Too few labels: {labels}, worth {evidence.ess:.0f} labels of {quality.reference} "
+            f"alone; about {max(needed, quality.labelled + 1):,} are needed "
+            f"({MIN_ESS:.0f} of that model)."
         )
     else:
-        why = (
-            f"Too few labels to say: {n} from {told.sessions} sessions; "
-            f"{MIN_SESSIONS} sessions are needed."
+        summary = (
+            f"Too few labels: {labels} from {evidence.sessions} sessions; {MIN_SESSIONS} sessions "
+            "are needed."
         )
-    return replace(told, why=why, labels_needed=needed)
+    return replace(quality, summary=summary, labels_needed=needed)
 
 
-def _estimated(told: Quality, log: LoggedData, target: FloatArray, q: FloatArray) -> Quality:
-    dr = estimators.doubly_robust(log, target, q)
-    # Both are means over the same labelled decisions, so their ratio is one of two sums.
-    kept = EstimatorTerms(estimators.on_policy_value(log).numerator, dr.numerator)
-    terms = {"dr": dr, "snips": estimators.snips(log, target), "kept": kept}
-    made = estimate_policy_values(terms, log)
-    unseen = 1.0 - told.support
-    e, s = (widen(made[name], unseen) for name in ("dr", "snips"))
-    ratio = _ratio(made["kept"], e.value, unseen)
-    why = (
-        f"{ratio[0]:.1%} of the quality of {told.reference} was kept (95 %: {ratio[1]:.1%} to "
-        f"{ratio[2]:.1%}), from {told.labelled:,} labels on {told.labelled_share:.0%} of decisions"
+def _with_estimates(
+    quality: Quality, log: LoggedData, action_dist: FloatArray, q_hat: FloatArray
+) -> Quality:
+    on_policy = estimators.on_policy_value(log)
+    dr = estimators.doubly_robust(log, action_dist, q_hat)
+    # Both are means over the same labelled decisions, so their ratio is a ratio of two sums.
+    kept = EstimatorTerms(on_policy.numerator, dr.numerator)
+    estimates = estimate_policy_values(
+        {"dr": dr, "snips": estimators.snips(log, action_dist), "kept": kept}, log
     )
-    why += "." if len(log) == told.labelled else f", of which {len(log):,} could be used."
+    missing = 1.0 - quality.support
+    reference, snips = (widen(estimates[name], missing) for name in ("dr", "snips"))
+    kept_value, low, high = _widen_ratio(estimates["kept"], reference.value, missing)
+    summary = (
+        f"{kept_value:.1%} of the quality of {quality.reference} was kept (95 %: {low:.1%} to "
+        f"{high:.1%}), from {quality.labelled:,} labels on {quality.labelled_share:.0%} of decisions"
+    )
+    if len(log) != quality.labelled:
+        summary += f", of which {len(log):,} could be used"
     return replace(
-        told,
-        said=True,
-        why=why,
-        happened=estimators.on_policy_value(log).value,
-        always_reference=e.value,
-        always_reference_ci=(e.low, e.high),
-        snips=s.value,
-        snips_ci=(s.low, s.high),
-        kept=ratio[0],
-        kept_ci=ratio[1:],
-        lost=e.difference,
-        lost_ci=(e.difference_low, e.difference_high),
+        quality,
+        is_estimated=True,
+        summary=f"{summary}.",
+        happened=on_policy.value,
+        always_reference=reference.value,
+        always_reference_ci=(reference.low, reference.high),
+        snips=snips.value,
+        snips_ci=(snips.low, snips.high),
+        kept=kept_value,
+        kept_ci=(low, high),
+        lost=reference.difference,
+        lost_ci=(reference.difference_low, reference.difference_high),
     )
 
 
-def _ratio(kept: Estimate, reference: float, unseen: float) -> tuple[float, float, float]:
-    """(kept, low, high), wider by what the reference's score may be where it was never possible."""
-    if unseen <= 0.0 or reference <= unseen:
+def _widen_ratio(kept: Estimate, reference: float, missing: float) -> tuple[float, float, float]:
+    """Return (kept, low, high), wider by the unobserved share of the reference's score."""
+    if missing <= 0.0 or reference <= missing:
         return kept.value, kept.low, kept.high
-    less, more = reference / (reference + unseen), reference / (reference - unseen)
-    return kept.value, kept.low * less, kept.high * more
+    low = kept.low * reference / (reference + missing)
+    return kept.value, low, kept.high * reference / (reference - missing)
 
 
-def _whole(r: Labelled) -> bool:
-    return r.signals is not None and len(r.signals) == _SIGNALS_BYTES
+def _predicted_kept(r: RequestArrays, reference: int | None) -> float | None:
+    """Return the predicted quality of what answered over that of the reference."""
+    if reference is None:
+        return None
+    answered = r.of_answering_model(r.predicted_quality)
+    pair = (r.model == reference) & ~np.isnan(r.predicted_quality)
+    pair &= ~np.isnan(answered[r.request])
+    total = float(r.predicted_quality[pair].sum())
+    return float(answered[r.request[pair]].sum()) / total if total > 0 else None
 
 
-def _log(rows: list[Labelled], reference: str) -> tuple[LoggedData, list[str]]:
-    models = list(dict.fromkeys([reference, *(m for r in rows for m in r.shares)]))
-    at = {m: i for i, m in enumerate(models)}
-    p = np.zeros((len(rows), len(models)))
-    for i, r in enumerate(rows):
-        for m, share in r.shares.items():
-            p[i, at[m]] = share
-    action = np.array([at[r.chosen] for r in rows], np.intp)
-    return (
-        LoggedData(
-            action,
-            p[np.arange(len(rows)), action],
-            np.array([r.score for r in rows]),
-            p,
-            np.array([r.session for r in rows], np.intp),
-            np.array([r.episode for r in rows], np.intp),
-        ),
-        models,
-    )
+# ── scores of what each model answered ───────────────────────────────────────────────────────────
 
 
-def _predicted(log: LoggedData, rows: list[Labelled]) -> FloatArray:
-    """(n, k) scores by a reward model, fitted on other sessions than it predicts."""
-    signals = np.stack([np.frombuffer(r.signals or b"", "<f4") for r in rows])
-    points = [r.embedding for r in rows]
-    vectors = None
-    if all(b is not None and len(b) == _VECTOR_BYTES for b in points):
-        vectors = np.stack([np.frombuffer(b or b"", "<f2") for b in points]).astype(float)
-    return cross_fit_q_hat(log, signals, vectors)
-
-
-def _uneven(models: Mapping[str, ModelScore]) -> bool:
-    requests = [m.requests for m in models.values()]
-    labelled = [np.arange(m.requests) < m.labelled for m in models.values()]
-    if not requests:
-        return False
-    action = np.repeat(np.arange(len(requests)), requests)
-    return estimators.labels_missing_not_at_random(action, np.concatenate(labelled), len(requests))
-
-
-def _by_model(route: RouteTotals) -> dict[str, ModelScore]:
-    sums = route.sums
-    out = {}
-    for model, requests in route.by_model.most_common():
-        j = route.models.get(model)
-        n, total = (sums[i, :, j] if j is not None else np.zeros(1) for i in (SCORED, SCORE))
-        labelled = int(n.sum())
+def _scores_by_model(route: RouteTraffic, r: RequestArrays) -> dict[str, ModelScore]:
+    scores = {}
+    for model, requests in route.answers.most_common():
+        rows = (r.answered == route.models.get(model, -2)) & ~np.isnan(r.score)
+        n = np.bincount(r.group[rows]).astype(float)
+        labelled = int(rows.sum())
         if labelled < MIN_LABELS or np.count_nonzero(n) < 2:
-            score = ModelScore(requests=requests, labelled=labelled, needed=MIN_LABELS)
+            scores[model] = ModelScore(requests=requests, labelled=labelled, needed=MIN_LABELS)
         else:
-            mean, interval = _mean(n, total)
-            score = ModelScore(requests=requests, labelled=labelled, mean=mean, mean_ci=interval)
-        out[model] = score
-    return out
+            mean, interval = mean_score(n, np.bincount(r.group[rows], r.score[rows]).astype(float))
+            scores[model] = ModelScore(
+                requests=requests, labelled=labelled, mean=mean, mean_ci=interval
+            )
+    return scores
 
 
-def _mean(n: FloatArray, total: FloatArray) -> tuple[float, Interval]:
-    """Mean score with Wilson's interval (Wilson 1927, "Probable inference, the law of succession,
-    and statistical inference") at the size that sessions leave: n over the design effect."""
-    n, total = n[n > 0], total[n > 0]
-    size, g = float(n.sum()), len(n)
+def mean_score(count: FloatArray, total: FloatArray) -> tuple[float, Interval]:
+    """Return the mean score with its 95 % interval over sessions.
+
+    Wilson's interval (Wilson 1927, "Probable inference, the law of succession, and statistical
+    inference") for the effective sample size: the number of scores over the design effect.
+
+    Args:
+        count: (g,) number of scores of each session.
+        total: (g,) sum of its scores in [0, 1].
+    """
+    count, total = count[count > 0], total[count > 0]
+    size, g = float(count.sum()), len(count)
     mean = float(total.sum()) / size
-    plain = mean * (1 - mean) / size
-    if plain > 0:
-        robust = float(((total - mean * n) ** 2).sum()) / size**2 * g / (g - 1)
-        size /= max(1.0, robust / plain)
+    variance = mean * (1 - mean) / size
+    if variance > 0:
+        clustered = float(((total - mean * count) ** 2).sum()) / size**2 * g / (g - 1)
+        size /= max(1.0, clustered / variance)
     else:
-        size = min(size, g)  # all alike: sessions may be all that differs
+        size = min(size, g)  # all scores are equal: only sessions may differ
     z = _Z * _Z / size
-    middle = (mean + z / 2) / (1 + z)
+    centre = (mean + z / 2) / (1 + z)
     half = _Z * sqrt(max(0.0, mean * (1 - mean)) / size + z / (4 * size)) / (1 + z)
-    # By rounding alone the mean can lie outside at 0 and 1.
-    return mean, (max(0.0, min(mean, middle - half)), min(1.0, max(mean, middle + half)))
+    # At 0 and 1 the mean may be outside by rounding.
+    return mean, (max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)))
+
+
+def _warnings(models: Mapping[str, ModelScore]) -> tuple[str, ...]:
+    if not models:
+        return ()
+    requests = [m.requests for m in models.values()]
+    action = np.repeat(np.arange(len(requests)), requests)
+    labelled = np.concatenate([np.arange(m.requests) < m.labelled for m in models.values()])
+    if not estimators.labels_missing_not_at_random(action, labelled, len(requests)):
+        return ()
+    return (
+        "The share of labelled answers differs between models by more than chance, so the labelled "
+        "answers are not a fair sample and mean scores are biased.",
+    )

@@ -1,165 +1,70 @@
-"""What is kept of the traffic while it is read: sums, in memory that is bounded whatever its size.
-
-Sessions stand and fall together, so sums are kept by session; past `GROUPS` of them several share
-one, which leaves an interval over groups as valid.
-"""
+"""Reads the recorded traffic of a store, oldest first, into totals per route."""
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import isfinite, nan
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
-GROUPS = 2048
-BINS = 9  # of difficulty: eight equal parts, and one where it is unknown
-QUALITY_ROWS = 50_000  # labelled decisions that an estimate looks at, the newest
-_SESSION_S = 3600.0  # as the router: how long an idle conversation is remembered
-_CERTAIN = 1.0 - 1e-9
-_SHOWN = 20  # rows that cannot be read, named one by one
-# Rows of Route.sums: of each candidate on requests whose cost is known: how many, what was spent,
-COVERED, SPENT = 0, 1
-# of the model that answered at once: how many, what was predicted, what was paid,
-TAKEN, GUESSED, PAID = 2, 3, 4
-SCORED, SCORE = 5, 6  # and of the model that answered, on labelled ones.
-_SUMS = 7
-# Rows of Route.binned, by difficulty: requests, sum and sum of squares of log(paid / predicted) of
-# the model that answered at once, and each candidate's predicted cost where that one is free.
-RATIOS, LOG_RATIO, LOG_SQUARE, BESIDE_FREE = range(4)
+from suffice import features
+from suffice.lab.ope.logged_choices import CERTAIN, FreeChoices, Turn
+from suffice.lab.savings.requests import Candidate, RequestColumns
+from suffice.store import reader
+from suffice.store.protocols import AUDIT_ROUTE_PREFIX
+from suffice.types import Prediction
 
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
 
-@dataclass
-class Labelled:
-    """One decision with explicit feedback, as an off-policy estimate needs it. shares: propensities
-    of the free choice that was in force. signals, embedding: bytes as stored."""
+    from suffice.store.reader import AttemptTotals, StoredDecision
 
-    chosen: str
-    shares: dict[str, float]
-    score: float
-    session: int
-    episode: int
-    signals: bytes | None
-    embedding: bytes | None
+MAX_GROUPS = 2048  # sessions beyond this number share groups
+MAX_LABELLED = 50_000  # labelled decisions that estimates of quality use, the newest
+_MAX_NAMED = 20  # unreadable rows that are named one by one
+_MIN_PROPENSITY = 1e-9  # below this a propensity is 0: its weight would dominate all others
+_BUCKETS_S = tuple(
+    float(s) for s in (1, 5, 10, 60, 300, 900, 3600, 10800, 21600, 43200, 86400, 604800, 2419200)
+)
+_MAX_BUCKETS = 60
+_COLUMNS = (
+    "created_s", "route", "chosen", "model", "policy", "policy_version", "basis", "difficulty",
+    "status", "attempts", "session", "cost_usd", "latency_s", "first_chunk_s", "overhead_ms",
+    "stream", "features", "features_schema", "embedding", "detail",
+)  # fmt: skip
 
 
 @dataclass
 class CandidateTotals:
-    """Of one candidate, over all decisions of a route. quality, beside: sums of its predicted
-    quality and, on the same requests, of that of the model that answered. drawable: decisions that
-    could have gone to it, and inverse: sum of 1 / propensity over those."""
+    """Decisions of a route that could have chosen one candidate.
 
-    known: int = 0
-    quality: float = 0.0
-    beside: float = 0.0
-    drawable: int = 0
-    inverse: float = 0.0
+    Attributes:
+        samplable: Number of decisions with a propensity above 0.
+        inverse_propensity: Sum of 1 / propensity over them.
+    """
 
-
-class RouteTotals:
-    """What one route's policy decided. sums: (7, groups, models) and binned: (4, groups, bins,
-    models), rows as named above; scaled: (groups, models, models), by the model that answered, what
-    each candidate would have cost if the answer were as much longer than predicted as the one that
-    came; requests: (groups,) of known cost."""
-
-    def __init__(self) -> None:
-        self.models: dict[str, int] = {}
-        self.sums = np.zeros((_SUMS, 64, 4))
-        self.binned = np.zeros((4, 64, BINS, 4))
-        self.scaled = np.zeros((64, 4, 4))
-        self.requests = np.zeros(64)
-        self.decisions = 0
-        self.answered = 0
-        self.labelled = 0
-        self.free = 0  # free choices, of which
-        self.drawn = 0  # these had more than one possible outcome
-        self.weighable = 0  # turns with valid propensities: what Expected.drawable is a share of
-        self.spent_usd = 0.0
-        self.cost_unknown = 0
-        self.by_model: Counter[str] = Counter()
-        self.basis: Counter[str] = Counter()
-        self.expected: dict[str, CandidateTotals] = {}
-        self.quality: deque[Labelled] = deque(maxlen=QUALITY_ROWS)
-        self.policies: Counter[str] = Counter()
-        self._groups: dict[str, int] = {}
-        self._episodes = 0
-        self._last: dict[str, tuple[float, str | None, dict[str, float], int]] = {}
-
-    def group(self, key: str) -> int:
-        """The row of sums that a session belongs to."""
-        found = self._groups.get(key)
-        if found is None:
-            n = len(self._groups)
-            if n >= GROUPS:
-                return crc32(key.encode("utf-8", "replace")) % GROUPS
-            found = self._groups[key] = n
-        return found
-
-    @property
-    def groups(self) -> int:
-        return len(self._groups)
-
-    def column(self, model: str) -> int:
-        return self.models.setdefault(model, len(self.models))
-
-    def room(self) -> None:
-        """Room for the groups and models met so far."""
-        _, g, k = self.sums.shape
-        g = max(0, len(self._groups) - g) and max(g, len(self._groups) - g)
-        k = max(0, len(self.models) - k) and max(k, len(self.models) - k)
-        if g or k:
-            self.sums = np.pad(self.sums, ((0, 0), (0, g), (0, k)))
-            self.binned = np.pad(self.binned, ((0, 0), (0, g), (0, 0), (0, k)))
-            self.scaled = np.pad(self.scaled, ((0, g), (0, k), (0, k)))
-            self.requests = np.pad(self.requests, (0, g))
-
-    def trim(self) -> None:
-        """Away with the room that was never used: at least one group stays."""
-        self.room()
-        g, k = max(1, self.groups), len(self.models)
-        self.sums = self.sums[:, :g, :k]
-        self.binned = self.binned[:, :g, :, :k]
-        self.scaled = self.scaled[:g, :k, :k]
-        self.requests = self.requests[:g]
-
-    def choice(
-        self, row: Mapping[str, Any], shares: dict[str, float]
-    ) -> tuple[dict[str, float], int]:
-        """(propensities, free choice) that this turn stands on: its own, or those of the turn whose
-        model it only kept to."""
-        key, chosen, at = row["session"], row["chosen"], float(row["created_s"])
-        before = self._last.get(key) if key is not None else None
-        if before is not None and at - before[0] > _SESSION_S:
-            before = None
-        kept = (
-            before is not None
-            and chosen == before[1]
-            and shares.get(chosen, 0.0) >= _CERTAIN
-            and before[2].get(chosen, 0.0) > 0.0
-        )
-        if kept and before is not None:
-            shares, episode = before[2], before[3]
-        else:
-            episode = self._episodes
-            self._episodes += 1
-            self.free += 1
-            self.drawn += shares.get(chosen, 0.0) < _CERTAIN
-        if key is not None:
-            incumbent = row["model"] if row["model"] is not None and row["status"] < 400 else None
-            if incumbent is None and before is not None:
-                incumbent = before[1]
-            self._last[key] = (at, incumbent, shares, episode)
-            if len(self._last) > 100_000:
-                self._last = {k: v for k, v in self._last.items() if at - v[0] <= _SESSION_S}
-        return shares, episode
+    samplable: int = 0
+    inverse_propensity: float = 0.0
 
 
 @dataclass
-class Source:
-    """Feedback of one source as it stands now."""
+class NamedTotals:
+    """Requests that named one model, so no policy decided them."""
+
+    requests: int = 0
+    spent_usd: float = 0.0
+    cost_unknown: int = 0
+
+
+@dataclass
+class SourceTotals:
+    """Current feedback of one source."""
 
     kind: str
     decisions: int = 0
@@ -167,41 +72,287 @@ class Source:
     total: float = 0.0
 
 
+class RouteTraffic:
+    """What one route's policy decided.
+
+    Attributes:
+        models: Model -> its column, in order of appearance.
+        requests: The requests whose predictions can be read.
+        turns: The newest labelled decisions with a feature vector of the current schema.
+        weighable: Number of decisions with valid propensities.
+        candidates: Model -> totals over the weighable decisions.
+        free_choices, random_choices: Number of free choices, and of those with several outcomes.
+    """
+
+    def __init__(self) -> None:
+        self.models: dict[str, int] = {}
+        self.requests = RequestColumns()
+        self.turns: deque[Turn] = deque(maxlen=MAX_LABELLED)
+        self.decisions = 0
+        self.answered = 0
+        self.labelled = 0
+        self.weighable = 0
+        self.free_choices = 0
+        self.random_choices = 0
+        self.spent_usd = 0.0
+        self.cost_unknown = 0
+        self.answers: Counter[str] = Counter()
+        self.basis: Counter[str] = Counter()
+        self.policies: Counter[str] = Counter()
+        self.candidates: dict[str, CandidateTotals] = {}
+        self._groups: dict[str, int] = {}
+        self._choices = FreeChoices()
+
+    @property
+    def groups(self) -> int:
+        """Number of sessions, up to `MAX_GROUPS`."""
+        return len(self._groups)
+
+    def group(self, key: str) -> int:
+        """Return the number of a session."""
+        if key not in self._groups and len(self._groups) >= MAX_GROUPS:
+            return crc32(key.encode("utf-8", "replace")) % MAX_GROUPS
+        return self._groups.setdefault(key, len(self._groups))
+
+    def column(self, model: str) -> int:
+        """Return the column of a model."""
+        return self.models.setdefault(model, len(self.models))
+
+    def count(self, row: RowMapping, usd: float | None, answered: bool) -> None:
+        """Add a decision to the totals that need no predictions."""
+        self.decisions += 1
+        self.answered += answered
+        self.spent_usd += usd or 0.0
+        self.cost_unknown += usd is None
+        self.basis[row["basis"]] += 1
+        self.policies[f"{row['policy']} {row['policy_version']}"] += 1
+        if answered:
+            self.answers[row["model"]] += 1
+
+    def add_request(
+        self,
+        row: RowMapping,
+        predictions: Sequence[Prediction],
+        usd: float | None,
+        score: float | None,
+    ) -> int:
+        """Add a request with its predictions and return the number of its session.
+
+        Args:
+            row: Of the table `decisions`.
+            predictions: Of all candidates.
+            usd: Cost of the answer; `None` if it is unknown or there is no answer.
+            score: Mean explicit feedback; `None` if there is none.
+        """
+        group = self.group(row["id"] if row["session"] is None else row["session"])
+        candidates = [self._candidate(p) for p in predictions]
+        self.labelled += score is not None
+        self.requests.append(
+            group,
+            -1 if row["model"] is None else self.column(row["model"]),
+            candidates,
+            paid_usd=usd,
+            difficulty=row["difficulty"],
+            first_attempt=row["attempts"] == 1,
+            score=score,
+        )
+        return group
+
+    def _candidate(self, p: Prediction) -> Candidate:
+        usd = p.cost_usd
+        if usd is None or not isfinite(usd) or usd < 0:
+            usd = nan
+        return self.column(p.model), usd, nan if p.quality is None else p.quality
+
+    def add_choice(
+        self, row: RowMapping, propensities: Mapping[str, float], score: float | None, session: int
+    ) -> None:
+        """Add a decision whose choice was possible under its propensities."""
+        answered_by = row["model"] if row["status"] < 400 else None
+        choice = self._choices.assign(
+            row["session"], float(row["created_s"]), row["chosen"], answered_by, propensities
+        )
+        self.free_choices += choice.is_new
+        self.random_choices += choice.is_new and choice.propensities[row["chosen"]] < CERTAIN
+        self.weighable += 1
+        for model, p in choice.propensities.items():
+            if p > 0.0:
+                totals = self.candidates.setdefault(model, CandidateTotals())
+                totals.samplable += 1
+                totals.inverse_propensity += 1.0 / p
+        signals = _vector(row["features"], "<f4", len(features.SIGNAL_NAMES))
+        if score is None or signals is None or row["features_schema"] != features.SCHEMA:
+            return
+        self.turns.append(
+            Turn(
+                chosen=row["chosen"],
+                score=score,
+                propensities=choice.propensities,
+                session=session,
+                episode=choice.episode,
+                signals=signals,
+                embedding=_vector(row["embedding"], "<f2", features.DIMENSIONS),
+            )
+        )
+
+
 @dataclass
 class Traffic:
-    """All that was read. buckets: start of an interval of `bucket_s` -> model -> requests, and
-    spent, failed beside it. attempts: model -> outcome -> (calls, USD of the known costs, of how many
-    calls)."""
+    """Everything that was read.
 
+    Attributes:
+        first_s, last_s: Unix time of the first and last request.
+        bucket_s: Length of a time bucket in seconds.
+        named: Model -> requests that named it.
+        routes: Route -> what its policy decided.
+        answers, spent_usd_by_bucket, failures: By start of the bucket.
+        sources: Source of feedback -> its totals.
+        attempts: Totals of calls by model and outcome.
+        overruled: Decisions whose choice was impossible under their propensities.
+    """
+
+    first_s: float
+    last_s: float
+    bucket_s: float
     requests: int = 0
-    first_s: float = 0.0
-    last_s: float = 0.0
-    bucket_s: float = 60.0
     spent_usd: float = 0.0
     cost_unknown: int = 0
-    bypass: int = 0
-    bypass_usd: float = 0.0
+    named: dict[str, NamedTotals] = field(default_factory=dict)
     audits: int = 0
     audits_usd: float = 0.0
     overruled: int = 0
-    routes: dict[str, RouteTotals] = field(default_factory=dict)
-    statuses: Counter[int] = field(default_factory=Counter)
     failed: int = 0
-    client_left: int = 0
+    client_disconnects: int = 0
     failovers: int = 0
     retried: int = 0
+    routes: dict[str, RouteTraffic] = field(default_factory=dict)
+    statuses: Counter[int] = field(default_factory=Counter)
     overhead_ms: array[float] = field(default_factory=lambda: array("f"))
     latency_s: dict[str, array[float]] = field(default_factory=dict)
     first_chunk_s: dict[str, array[float]] = field(default_factory=dict)
-    mix: dict[float, Counter[str]] = field(default_factory=dict)
-    spent: Counter[float] = field(default_factory=Counter)
+    answers: dict[float, Counter[str]] = field(default_factory=dict)
+    spent_usd_by_bucket: dict[float, float] = field(default_factory=dict)
     failures: Counter[float] = field(default_factory=Counter)
-    sources: dict[str, Source] = field(default_factory=dict)
-    attempts: dict[str, dict[str, tuple[int, float, int]]] = field(default_factory=dict)
-    n_skipped: int = 0
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    sources: dict[str, SourceTotals] = field(default_factory=dict)
+    attempts: list[AttemptTotals] = field(default_factory=list)
+    skipped: int = 0
+    skipped_rows: list[tuple[str, str]] = field(default_factory=list)
 
-    def skip(self, decision_id: object, why: str) -> None:
-        self.n_skipped += 1
-        if len(self.skipped) < _SHOWN:
-            self.skipped.append((str(decision_id), why))
+    def skip(self, decision_id: str, reason: str) -> None:
+        """Count a row, or a part of one, that cannot be read."""
+        self.skipped += 1
+        if len(self.skipped_rows) < _MAX_NAMED:
+            self.skipped_rows.append((decision_id, reason))
+
+    def add(self, decision: StoredDecision) -> None:
+        """Add one stored decision with its scores."""
+        row = decision.row
+        self._add_feedback(decision)
+        usd = row["cost_usd"]
+        if usd is not None and not (isfinite(usd) and usd >= 0):
+            self.skip(row["id"], f"its cost is {usd!r}")
+            usd = None
+        if row["route"].startswith(AUDIT_ROUTE_PREFIX):
+            self.audits += 1
+            self.audits_usd += usd or 0.0
+            return
+        answered = row["model"] is not None and row["status"] < 400
+        self._count(row, usd, answered)
+        if row["basis"] == "bypass":
+            named = self.named.setdefault(row["chosen"], NamedTotals())
+            named.requests += 1
+            named.spent_usd += usd or 0.0
+            named.cost_unknown += usd is None
+            return
+        route = self.routes.setdefault(row["route"], RouteTraffic())
+        route.count(row, usd, answered)
+        try:
+            predictions = reader.decode_detail(row["detail"]).predictions
+        except (ValueError, TypeError) as error:  # msgspec's errors are ValueErrors
+            self.skip(row["id"], str(error).splitlines()[0])
+            return
+        score = reader.mean_score(decision.scores, explicit=True)
+        session = route.add_request(row, predictions, usd if answered else None, score)
+        propensities = {p.model: float(p.propensity) for p in predictions}
+        if len(propensities) < len(predictions) or not _is_distribution(propensities):
+            values = list(propensities.values())
+            self.skip(row["id"], f"its propensities {values} are no distribution")
+            return
+        possible = {m: p if p >= _MIN_PROPENSITY else 0.0 for m, p in propensities.items()}
+        if possible.get(row["chosen"], 0.0) == 0.0:
+            # The client's own order of providers, or a cooling model, changed the choice.
+            self.overruled += 1
+            return
+        route.add_choice(row, possible, score, session)
+
+    def _add_feedback(self, decision: StoredDecision) -> None:
+        seen = set()
+        for s in decision.scores:
+            totals = self.sources.setdefault(s.source, SourceTotals(s.kind))
+            totals.scores += 1
+            totals.total += s.score
+            totals.decisions += s.source not in seen
+            seen.add(s.source)
+
+    def _count(self, row: RowMapping, usd: float | None, answered: bool) -> None:
+        """Add a request to the totals over all routes."""
+        self.requests += 1
+        self.spent_usd += usd or 0.0
+        self.cost_unknown += usd is None
+        bucket = int((row["created_s"] - self.first_s) // self.bucket_s)
+        start_s = self.first_s + bucket * self.bucket_s
+        spent = self.spent_usd_by_bucket.get(start_s, 0.0)
+        self.spent_usd_by_bucket[start_s] = spent + (usd or 0.0)
+        status, model = row["status"], row["model"]
+        self.statuses[status] += 1
+        if answered:
+            self.answers.setdefault(start_s, Counter())[model] += 1
+            self.latency_s.setdefault(model, array("f")).append(row["latency_s"])
+            if row["stream"] and row["first_chunk_s"] is not None:
+                self.first_chunk_s.setdefault(model, array("f")).append(row["first_chunk_s"])
+            self.failovers += model != row["chosen"]
+        elif status == 499:
+            self.client_disconnects += 1
+        else:
+            self.failed += 1
+            self.failures[start_s] += 1
+        self.retried += row["attempts"] > 1
+        self.overhead_ms.append(row["overhead_ms"])
+
+
+def read_traffic(url: str, *, since_s: float | None = None, route: str | None = None) -> Traffic:
+    """Read everything that was recorded; write nothing.
+
+    Args:
+        url: Of the store.
+        since_s: Unix time of the oldest request; `None` for no limit.
+        route: Only this route.
+
+    Raises:
+        StoreError: If there is no store, or it cannot be read.
+    """
+    with reader.open_reader(url) as store:
+        span = store.span(since_s=since_s, route=route, audits=True)
+        traffic = Traffic(span.first_s, span.last_s, _bucket(span.last_s - span.first_s))
+        for decision in store.decisions(
+            _COLUMNS, since_s=since_s, route=route, audits=True, on_invalid=traffic.skip
+        ):
+            traffic.add(decision)
+        traffic.attempts = store.attempts(since_s=since_s, route=route, audits=True)
+    return traffic
+
+
+def _bucket(span_s: float) -> float:
+    """Return a length of time buckets, in seconds, that gives about 60 of them at most."""
+    return next((s for s in _BUCKETS_S if span_s / s <= _MAX_BUCKETS), 364 * 86400.0)
+
+
+def _is_distribution(propensities: Mapping[str, float]) -> bool:
+    values = propensities.values()
+    return all(0.0 <= p <= 1.0 + 1e-9 for p in values) and abs(sum(values) - 1.0) <= 1e-6
+
+
+def _vector(blob: bytes | None, dtype: str, size: int) -> NDArray[np.float32] | None:
+    if blob is None or len(blob) != size * np.dtype(dtype).itemsize:
+        return None
+    return np.frombuffer(blob, dtype).astype(np.float32)
