@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from suffice.lab.data.table import FloatArray
 from suffice.lab.ope.estimators import LoggedData
+from suffice.routing.sessions import MAX_IDLE_S
 
-SESSION_IDLE_S = 3600.0  # as the router: an idle conversation is forgotten after this
 CERTAIN = 1.0 - 1e-9  # a propensity from here on is no random choice
-_MAX_SESSIONS = 100_000  # sessions remembered before idle ones are dropped
+_MAX_SESSIONS = 100_000  # remembered before those that the router forgot are dropped
 
 
 class FreeChoice(NamedTuple):
@@ -67,7 +67,7 @@ class FreeChoices:
             propensities: Model -> probability as logged for this turn.
         """
         before = self._last.get(session) if session is not None else None
-        if before is not None and created_s - before.created_s > SESSION_IDLE_S:
+        if before is not None and created_s - before.created_s > MAX_IDLE_S:
             before = None
         inherits = (
             before is not None
@@ -84,7 +84,7 @@ class FreeChoices:
             incumbent = answered_by if answered_by or before is None else before.incumbent
             self._last[session] = _LastTurn(created_s, incumbent, choice)
             if len(self._last) > _MAX_SESSIONS:
-                oldest_s = created_s - SESSION_IDLE_S
+                oldest_s = created_s - MAX_IDLE_S
                 self._last = {k: t for k, t in self._last.items() if t.created_s >= oldest_s}
         return choice
 

@@ -19,7 +19,6 @@ from suffice.lab.data.decisions import LoggedDecision
 from suffice.lab.data.table import FloatArray
 from suffice.lab.ope.estimators import LoggedData
 from suffice.lab.ope.logged_choices import (
-    SESSION_IDLE_S,
     FreeChoices,
     Turn,
     by_model,
@@ -27,9 +26,9 @@ from suffice.lab.ope.logged_choices import (
 )
 from suffice.lab.predictors.base import track
 from suffice.policies.base import TrafficAware
+from suffice.routing.sessions import MAX_IDLE_S, PREFIX_CACHE_S
 from suffice.types import Candidate, Features, Model, Objective, Policy, Session
 
-_PREFIX_CACHE_S = 300.0  # as the router: a provider keeps a prompt's prefix this long
 _PROMPT = features.SIGNAL_NAMES.index("log_prompt_tokens")
 _TURNS = features.SIGNAL_NAMES.index("turns")
 _CHARS = features.SIGNAL_NAMES.index("log_chars")
@@ -195,7 +194,7 @@ class _Rollouts:
     def _turn(self, route: RoutePolicy, row: LoggedDecision) -> tuple[Turn, Mapping[str, float]]:
         """Return the logged turn, and the policy's probabilities at it."""
         before = self._sessions.get(row.session) if row.session is not None else None
-        if before is not None and row.created_s - before.created_s > SESSION_IDLE_S:
+        if before is not None and row.created_s - before.created_s > MAX_IDLE_S:
             before = None
         policy = _policy_distribution(route, row, self._pool(row), before)
         answered_by = row.model if row.model is not None and row.status < 400 else None
@@ -260,7 +259,7 @@ def _policy_distribution(
     if before is None or row.session is None or (turns == 0 and not in_loop):
         return route.distribution(x, pool, row, None)
     idle_s = row.created_s - before.created_s
-    cached_tokens = before.prompt_tokens if idle_s <= _PREFIX_CACHE_S else 0
+    cached_tokens = before.prompt_tokens if idle_s <= PREFIX_CACHE_S else 0
     mixture: dict[str, float] = {}
     for incumbent, weight in before.policy.items():
         session = Session(row.session, incumbent, cached_tokens, before.failed - {incumbent})
