@@ -1,4 +1,4 @@
-"""Who may call. Keys are compared as digests, in constant time."""
+"""Which clients may call. Keys are compared as digests, in constant time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from suffice.errors import UnauthorizedError
 
 
 class Auth:
-    """Checks the client's key. With no keys configured everybody on this host may call."""
+    """Checks the client's key. With no keys configured every client may call."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         digests = [sha256(k.encode()).digest() for k in keys if k]
@@ -18,30 +18,38 @@ class Auth:
 
     @property
     def open(self) -> bool:
+        """Whether no key is needed."""
         return not self._ids
 
     def check(self, headers: Mapping[bytes, bytes]) -> str | None:
-        """The id of the key that the request carries; None where no key is asked for.
+        """Check the key that a request carries.
 
-        Raises Unauthorized. Reads `authorization: Bearer` and `x-api-key`.
+        Args:
+            headers: lower-case names to values; `authorization: Bearer` and `x-api-key` are read.
+
+        Returns:
+            The id of the key; None if no key is needed.
+
+        Raises:
+            UnauthorizedError: there is no key, or it is unknown.
         """
         if not self._ids:
             return None
-        given = headers.get(b"x-api-key")
-        if given is None:
+        key = headers.get(b"x-api-key")
+        if key is None:
             scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
-            given = value.strip() if scheme.lower() == b"bearer" else None
-        if not given:
+            key = value.strip() if scheme.lower() == b"bearer" else None
+        if not key:
             raise UnauthorizedError(
                 "This gateway asks for a key.",
                 remedy="Send it as 'authorization: Bearer KEY' or 'x-api-key: KEY'.",
                 code="missing_api_key",
             )
-        digest = sha256(given).digest()
-        found = None
-        for known, key_id in self._ids.items():  # all of them: no early way out to time
+        digest = sha256(key).digest()
+        match = None
+        for known, key_id in self._ids.items():  # compare all of them: no early exit to time
             if hmac.compare_digest(known, digest):
-                found = key_id
-        if found is None:
+                match = key_id
+        if match is None:
             raise UnauthorizedError("This key is not known here.")
-        return found
+        return match

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.applications import Starlette
@@ -24,13 +25,15 @@ from suffice.errors import (
     UnprocessableError,
 )
 from suffice.gateway.chat import read_body, request_id_of
-from suffice.gateway.render import error_body, error_headers, failure, to_json
+from suffice.gateway.render import error_body, error_headers, to_error_response, to_json
 
 if TYPE_CHECKING:
     from suffice.gateway.auth import Auth
     from suffice.router import Router
 
 _log = logging.getLogger("suffice.gateway")
+_IDEMPOTENCY_KEY = b"idempotency-key"
+_CLIENT_CLOSED_REQUEST = 499
 
 
 class _FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -45,13 +48,157 @@ class _FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_feedback = msgspec.json.Decoder(_FeedbackBody).decode
-_decode_any = msgspec.json.Decoder().decode
-
-_KEY = b"idempotency-key"
+_decode_object = msgspec.json.Decoder(dict[str, object]).decode
 
 
-def _batch_of(body: dict[str, Any], key: str | None) -> list[Any]:
-    """The items of {"feedback": [...]}; those without a key of their own get the request's."""
+def create_api(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette:
+    """The Starlette app for all paths but chat. Every error leaves it in the dialect's own shape."""
+    return Starlette(
+        routes=Api(router, auth, max_body_bytes).routes(),
+        exception_handlers={
+            HTTPException: _on_http_exception,
+            SufficeError: _on_error,
+            ClientDisconnect: _on_disconnect,
+            500: _on_error,
+        },
+    )
+
+
+class Api:
+    """The endpoints, over one Router."""
+
+    def __init__(self, router: Router, auth: Auth, max_body_bytes: int) -> None:
+        self._router = router
+        self._auth = auth
+        self._max_body_bytes = max_body_bytes
+
+    def routes(self) -> list[Route]:
+        """What is served at which path."""
+        return [
+            Route("/", self.home, methods=["GET"]),
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self.model, methods=["GET"]),
+            Route("/v1/route", self.route, methods=["POST"]),
+            Route("/v1/decisions/{id}", self.decision, methods=["GET"]),
+            Route("/v1/feedback", self.feedback, methods=["POST"]),
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+            # POST never comes here: the app hands it to the chat endpoint before Starlette sees it.
+            Route(
+                "/v1/chat/completions",
+                self.chat_with_another_method,
+                methods=["GET", "PUT", "PATCH", "DELETE", "OPTIONS"],
+            ),
+        ]
+
+    async def home(self, request: Request) -> Response:
+        """GET /: the version, and the paths."""
+        paths = sorted(route.path for route in self.routes())
+        return _json({"service": "suffice", "version": __version__, "paths": paths}, request)
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models: routes, then models."""
+        self._auth.check(_headers(request))
+        names = [(name, "suffice") for name in self._router.routes]
+        names += [(m.name, m.provider) for m in self._router.models()]
+        return _json({"object": "list", "data": [_model(*n) for n in names]}, request)
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{name}: a route or a model."""
+        self._auth.check(_headers(request))
+        name = request.path_params["name"]
+        route = self._router.resolve(name)
+        owner = route.models[0].provider if route.is_pinned else "suffice"
+        return _json(_model(name, owner), request)
+
+    async def route(self, request: Request) -> Response:
+        """POST /v1/route: the Decision for a chat body; nothing is called."""
+        headers = _headers(request)
+        self._auth.check(headers)
+        body = await read_body(request.receive, headers, self._max_body_bytes)
+        query = parse_chat(body, headers, request_id=_request_id(request))
+        return _json(self._router.explain(self._router.decide(query)), request)
+
+    async def decision(self, request: Request) -> Response:
+        """GET /v1/decisions/{id}: a recorded decision."""
+        key_id = self._auth.check(_headers(request))
+        decision_id = request.path_params["id"]
+        row = await asyncio.to_thread(self._router.decision, decision_id)
+        # Another client's decision may hold its prompt: for this client it does not exist.
+        if row is None or (key_id is not None and row.get("key_id") != key_id):
+            raise NotFoundError(f"There is no decision {decision_id!r}.", param="id")
+        return _json(row, request)
+
+    async def feedback(self, request: Request) -> Response:
+        """POST /v1/feedback: one score, or a batch of scores."""
+        headers = _headers(request)
+        key_id = self._auth.check(headers)
+        body = await read_body(request.receive, headers, self._max_body_bytes)
+        raw_key = headers.get(_IDEMPOTENCY_KEY)
+        key = None if raw_key is None else raw_key.decode("latin-1")
+        if "feedback" in decode(_decode_fields, body):
+            return await self._feedback_batch(request, body, key, key_id)
+        score: _FeedbackBody = decode(_decode_feedback, body)
+        stored = await asyncio.to_thread(
+            self._router.feedback,
+            score.decision_id,
+            score.score,
+            verdict=score.verdict,
+            source="user" if score.source is None else score.source,
+            comment=score.comment,
+            key=key if score.key is None else score.key,
+            created_s=score.created,
+            key_id=key_id,
+        )
+        shown = {
+            "decision_id": stored.decision_id,
+            "score": stored.score,
+            "source": stored.source,
+        }
+        return _json({"object": "feedback", **shown}, request)
+
+    async def _feedback_batch(
+        self, request: Request, body: bytes, key: str | None, key_id: str | None
+    ) -> Response:
+        items = parse_batch(decode(_decode_object, body), key)
+        results = await asyncio.to_thread(self._router.feedback_batch, items, key_id=key_id)
+        totals = Counter(r["status"] for r in results)
+        counts = {status: totals[status] for status in ("stored", "not_found", "invalid")}
+        return _json({"object": "feedback.batch", **counts, "results": results}, request)
+
+    async def healthz(self, request: Request) -> Response:
+        """GET /healthz: the process runs."""
+        return _json({"status": "ok"}, request)
+
+    async def readyz(self, request: Request) -> Response:
+        """GET /readyz: 503 if no model of any route can be called now."""
+        state = self._router.ready()
+        return _json(state, request, 503 if state["status"] == "unready" else 200)
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics: Prometheus text."""
+        text = await asyncio.to_thread(self._router.metrics)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def chat_with_another_method(self, request: Request) -> Response:
+        """Refuse another method than POST at the chat endpoint."""
+        raise HTTPException(405, headers={"Allow": "POST"})
+
+
+def parse_batch(body: Mapping[str, object], key: str | None) -> list[dict[str, object]]:
+    """The items of `{"feedback": [...]}`.
+
+    Args:
+        body: the request's.
+        key: the request's idempotency key, for items without their own.
+
+    Returns:
+        The items as they were sent; each is validated later.
+
+    Raises:
+        UnprocessableError: `feedback` is not a list, or another field is next to it.
+    """
     items = body["feedback"]
     if not isinstance(items, list):
         raise UnprocessableError("`feedback`: Expected a list of scores.", param="feedback")
@@ -66,7 +213,11 @@ def _batch_of(body: dict[str, Any], key: str | None) -> list[Any]:
     return [{**i, "key": key} if isinstance(i, dict) and i.get("key") is None else i for i in items]
 
 
-def _json(value: Any, request: Request, status: int = 200) -> Response:
+def _model(name: str, owner: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+
+
+def _json(value: object, request: Request, status: int = 200) -> Response:
     return Response(
         to_json(value),
         status,
@@ -80,18 +231,18 @@ def _headers(request: Request) -> dict[bytes, bytes]:
 
 
 def _request_id(request: Request) -> str:
-    found = getattr(request.state, "request_id", None)
-    if found is None:
-        found = request.state.request_id = request_id_of(_headers(request))
-    return str(found)
+    state: dict[str, str] = request.scope.setdefault("state", {})
+    if "request_id" not in state:
+        state["request_id"] = request_id_of(_headers(request))
+    return state["request_id"]
 
 
 def _error(request: Request, error: Exception) -> Response:
-    f = failure(error)
-    if f.status == 500:
+    shown = to_error_response(error)
+    if shown.status == 500:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    response = Response(error_body(f, request.url.path), f.status)
-    response.raw_headers += error_headers(f, _request_id(request))
+    response = Response(error_body(shown, request.url.path), shown.status)
+    response.raw_headers += error_headers(shown, _request_id(request))
     return response
 
 
@@ -104,14 +255,11 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
         )
     if exc.status_code == 405:
         allow = (exc.headers or {}).get("Allow", "")
-        response = _error(
-            request,
-            MethodNotAllowedError(f"{method} is not allowed on {path}.", remedy=f"Use {allow}."),
-        )
+        error = MethodNotAllowedError(f"{method} is not allowed on {path}.", remedy=f"Use {allow}.")
+        response = _error(request, error)
         response.headers["allow"] = allow
         return response
-    error = RequestError(exc.detail)
-    response = _error(request, error)
+    response = _error(request, RequestError(exc.detail))
     response.status_code = exc.status_code
     return response
 
@@ -120,118 +268,5 @@ async def _on_error(request: Request, exc: Exception) -> Response:
     return _error(request, exc)
 
 
-def create_rest(router: Router, auth: Auth, *, max_body_bytes: int) -> Starlette:
-    """The Starlette app for all but chat. Every error leaves it in the dialect's own shape."""
-
-    async def body_of(request: Request) -> bytes:
-        auth.check(_headers(request))
-        return await read_body(request.receive, _headers(request), max_body_bytes)
-
-    async def models(request: Request) -> Response:
-        auth.check(_headers(request))
-        rows = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "suffice"}
-            for name in router.routes
-        ]
-        rows += [
-            {"id": m.name, "object": "model", "created": 0, "owned_by": m.provider}
-            for m in router.models()
-        ]
-        return _json({"object": "list", "data": rows}, request)
-
-    async def model(request: Request) -> Response:
-        auth.check(_headers(request))
-        name = request.path_params["name"]
-        target = router.resolve(name)
-        owner = target.models[0].provider if target.is_pinned else "suffice"
-        row = {"id": name, "object": "model", "created": 0, "owned_by": owner}
-        return _json(row, request)
-
-    async def route(request: Request) -> Response:
-        body = await body_of(request)
-        query = parse_chat(body, _headers(request), request_id=_request_id(request))
-        return _json(router.explain(router.decide(query)), request)
-
-    async def decision(request: Request) -> Response:
-        key_id = auth.check(_headers(request))
-        decision_id = request.path_params["id"]
-        found = await asyncio.to_thread(router.decision, decision_id)
-        # Another client's decision may hold its prompt: it is not there for this one.
-        if found is None or (key_id is not None and found.get("key_id") != key_id):
-            raise NotFoundError(f"There is no decision {decision_id!r}.", param="id")
-        return _json(found, request)
-
-    async def feedback(request: Request) -> Response:
-        headers = _headers(request)
-        key_id = auth.check(headers)
-        body = await body_of(request)
-        key = headers[_KEY].decode("latin-1") if _KEY in headers else None
-        if "feedback" in decode(_decode_fields, body):
-            items = _batch_of(decode(_decode_any, body), key)
-            results = await asyncio.to_thread(router.feedback_batch, items, key_id=key_id)
-            told = Counter(r["status"] for r in results)
-            counts = {status: told[status] for status in ("stored", "not_found", "invalid")}
-            return _json({"object": "feedback.batch", **counts, "results": results}, request)
-        f: _FeedbackBody = decode(_decode_feedback, body)
-        given = await asyncio.to_thread(
-            router.feedback,
-            f.decision_id,
-            f.score,
-            verdict=f.verdict,
-            source="user" if f.source is None else f.source,
-            comment=f.comment,
-            key=key if f.key is None else f.key,
-            created_s=f.created,
-            key_id=key_id,
-        )
-        stored = {"decision_id": given.decision_id, "score": given.score, "source": given.source}
-        return _json({"object": "feedback", **stored}, request)
-
-    async def healthz(request: Request) -> Response:
-        return _json({"status": "ok"}, request)
-
-    async def readyz(request: Request) -> Response:
-        state = router.ready()
-        return _json(state, request, 503 if state["status"] == "unready" else 200)
-
-    async def metrics(request: Request) -> Response:
-        text = await asyncio.to_thread(router.metrics)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    async def home(request: Request) -> Response:
-        paths = sorted(r.path for r in routes)
-        return _json({"service": "suffice", "version": __version__, "paths": paths}, request)
-
-    async def chat_other_method(request: Request) -> Response:
-        raise HTTPException(405, headers={"Allow": "POST"})
-
-    routes = [
-        Route("/", home, methods=["GET"]),
-        Route("/v1/models", models, methods=["GET"]),
-        Route("/v1/models/{name:path}", model, methods=["GET"]),
-        Route("/v1/route", route, methods=["POST"]),
-        Route("/v1/decisions/{id}", decision, methods=["GET"]),
-        Route("/v1/feedback", feedback, methods=["POST"]),
-        Route("/healthz", healthz, methods=["GET"]),
-        Route("/readyz", readyz, methods=["GET"]),
-        Route("/metrics", metrics, methods=["GET"]),
-        # POST never comes here: the app hands it to the chat endpoint before Starlette sees it.
-        Route(
-            "/v1/chat/completions",
-            chat_other_method,
-            methods=["GET", "PUT", "PATCH", "DELETE", "OPTIONS"],
-        ),
-    ]
-
-    async def on_disconnect(request: Request, exc: Exception) -> Response:
-        return Response(status_code=499)
-
-    return Starlette(
-        routes=routes,
-        exception_handlers={
-            HTTPException: _on_http_exception,
-            SufficeError: _on_error,
-            ClientDisconnect: on_disconnect,
-            500: _on_error,
-        },
-    )
+async def _on_disconnect(_request: Request, _exc: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)

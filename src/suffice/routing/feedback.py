@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
-
-import msgspec
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from suffice.errors import NotFoundError
 from suffice.feedback import validation
@@ -82,7 +80,7 @@ class FeedbackService:
         results: list[FeedbackResult] = []
         for item in items:
             if not isinstance(item, Feedback):
-                results.append(msgspec.convert(item, FeedbackResult))
+                results.append(cast(FeedbackResult, item))  # what validation says of it
             elif next(stored):
                 self._telemetry.feedback(item)
                 results.append({"decision_id": item.decision_id, "status": "stored"})
