@@ -125,7 +125,8 @@ def read_verdict(reply: str) -> Verdict | None:
 def normalize(text: str) -> str:
     """Fold case, white space and compatibility characters (NFKC).
 
-    Quotes and emphasis around the text and a full stop at its end are removed.
+    Returns:
+        The text without quotes and emphasis around it and without a full stop at its end.
 
     >>> normalize(' "The  Answer." ')
     'the answer'
@@ -195,7 +196,10 @@ _FAMILIES = {
 
 
 def model_family(model: str) -> str:
-    """The family of models that a name belongs to, by how it begins.
+    """Find the family of models that a name belongs to.
+
+    Returns:
+        The family, by how the name begins.
 
     >>> model_family("openai/gpt-5-nano")
     'gpt'

@@ -63,12 +63,10 @@ class Account:
         self.spent = self.reserved_here = self.reserved_elsewhere = self.expected_in_flight = 0
 
     def covers(self, max_cost_usd: float) -> bool:
-        """Whether a call of this maximum cost, corrected by `cost_overrun`, may be made now.
-
-        A call that costs nothing always may, even if a lowered budget is overspent.
-        """
+        """Whether a call of this maximum cost, corrected by `cost_overrun`, may be made now."""
         if not (isfinite(max_cost_usd) and max_cost_usd >= 0.0):
             return False
+        # What costs nothing may be called even if a lowered budget is overspent.
         return max_cost_usd == 0.0 or nano_usd(max_cost_usd) <= self.free
 
     def reserve(self, call: str, model: str, cost_usd: float, max_cost_usd: float) -> int | None:

@@ -113,7 +113,10 @@ def cost_bound(
 
 
 def affordable_tokens(limit_usd: float, input_usd: float, output_usd_per_mtok: float) -> int:
-    """Output tokens with which a call costs at most `limit_usd`; 0 if the input alone costs more.
+    """Cap the output so that a call costs at most `limit_usd`.
+
+    Returns:
+        Output tokens; 0 if the input alone costs more.
 
     >>> affordable_tokens(0.01, 0.002, 10.0)
     800
@@ -126,7 +129,10 @@ def affordable_tokens(limit_usd: float, input_usd: float, output_usd_per_mtok: f
 
 
 def format_usd(usd: float) -> str:
-    """Write an amount for a sentence, without an exponent.
+    """Write an amount for a sentence.
+
+    Returns:
+        Text without an exponent.
 
     >>> format_usd(7.349), format_usd(0.00021), format_usd(0.0)
     ('$7.35', '$0.00021', '$0.00')

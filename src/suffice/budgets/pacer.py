@@ -172,11 +172,9 @@ class Pacer:
         return "no model's maximum cost fits what is left of today's budget"
 
     def _overspends(self) -> bool:
-        """Whether 1 % of the day's aim more was committed than the last solution promised.
-
-        The reference is the solution, not the share of the day that has passed: the traffic is only
-        forecast, so each revised forecast would look like overspending.
-        """
+        """Whether 1 % of the day's aim more was committed than the last solution promised."""
+        # The reference is the solution, not the share of the day that has passed: the traffic is only
+        # forecast, so each revised forecast would look like overspending.
         promised = self._since_solved * self._multiplier.usd_per_request * NANO
         spent = self._account.committed - self._committed_at_solve
         return spent > promised + _OVERSPEND * self._aim_nano_usd()

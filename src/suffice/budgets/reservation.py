@@ -281,6 +281,9 @@ class Reservation:
         Args:
             decision: The decision with its whole plan, fallbacks included.
 
+        Returns:
+            The decision with the steps that may be made.
+
         Raises:
             NoEligibleModelError: The limit per query leaves no model.
             BudgetExceededError: Only the daily budget is in the way.

@@ -1,9 +1,8 @@
-"""What today's calls have cost and have reserved, by route, for all workers of one gateway.
+"""What today's calls have cost and have reserved, per route, for all workers of one gateway.
 
-A small file of integers that every worker maps into its memory, under one lock of the operating
-system (some microseconds): a reservation sees all others, so the ceiling holds however the
-connections fall on the workers. A worker that is killed leaves what it had reserved behind, which
-counts as spent from then on; the lock of a killed process is let go by the system.
+A small file of integers that every worker maps into memory, under one lock of the operating system (some
+microseconds). A reservation sees all others, so the ceiling holds however the connections are spread over
+the workers. What a killed worker had reserved counts as spent from then on; the system releases its lock.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any, Self
+from pathlib import Path
+from typing import Self
 
 from suffice.errors import ConfigError
 from suffice.store.spool import alive
 
-LEDGER_ENV = "SUFFICE_LEDGER"  # the file's path; or, where there are no such files, the workers
+LEDGER_ENV = "SUFFICE_LEDGER"  # the file's path; without file locks, the number of workers
 
 SLOTS = 128  # processes at a time; a gateway has at most 64 workers
 ROWS = 256  # routes with a budget
@@ -28,12 +28,19 @@ ROWS = 256  # routes with a budget
 # A row in words of 64 bits: key (2), day, spent, requests, then (day, reserved) of each slot.
 _DAY, _SPENT, _REQUESTS, _HEAD = 2, 3, 4, 5
 _WIDTH = _HEAD + 2 * SLOTS
-_WORDS = SLOTS + ROWS * _WIDTH  # before the rows the process of each slot
+_WORDS = SLOTS + ROWS * _WIDTH  # the process of each slot, then the rows
 
 
 @contextmanager
 def shared_ledger(workers: int) -> Iterator[str]:
-    """What `LEDGER_ENV` must hold for the workers of one gateway while they run."""
+    """Make the ledger of one gateway for as long as its workers run.
+
+    Args:
+        workers: Their number.
+
+    Yields:
+        The value of `LEDGER_ENV` for the workers.
+    """
     try:
         import fcntl  # noqa: F401
     except ImportError:  # no locks between processes here: each worker gets an equal part
@@ -45,13 +52,17 @@ def shared_ledger(workers: int) -> Iterator[str]:
         os.close(handle)
         yield path
     finally:
-        os.unlink(path)
+        Path(path).unlink()
 
 
 class Ledger:
-    """path: of the shared file, None = this process alone.
+    """The ledger as one process sees it. As a context manager it holds the lock.
 
-    Raises ConfigError where the file cannot be opened or all slots are taken.
+    Args:
+        path: The shared file; `None` = only this process spends.
+
+    Raises:
+        ConfigError: The file cannot be opened, or all slots are taken.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -71,7 +82,7 @@ class Ledger:
             raise ConfigError(
                 f"The workers' ledger {path!r} cannot be used: {error}.",
                 field=LEDGER_ENV,
-                remedy="Unset it; the gateway sets it for its own workers.",
+                remedy="Unset it; the gateway sets it for its workers.",
             ) from None
         self._words = memoryview(mapped).cast("q")
         with self:
@@ -93,7 +104,7 @@ class Ledger:
         self._mutex.release()
 
     def _claim_slot(self) -> int:
-        """A slot of our own. What a process that is no more had reserved may have been billed."""
+        """Take a free slot, after releasing those of processes that have ended."""
         words = self._words
         for slot in range(SLOTS):
             if words[slot] and not alive(words[slot]):
@@ -105,17 +116,18 @@ class Ledger:
         raise ConfigError(f"More than {SLOTS} processes share one budget.", field="server.workers")
 
     def _release_slot(self, slot: int) -> None:
+        """Free a slot. What its process had reserved may have been billed, so it counts as spent."""
         words = self._words
         for base in range(SLOTS, _WORDS, _WIDTH):
-            at = base + _HEAD + 2 * slot
-            if words[at + 1]:
-                if words[at] == words[base + _DAY]:
-                    words[base + _SPENT] += words[at + 1]
-                words[at + 1] = 0
+            index = base + _HEAD + 2 * slot
+            if words[index + 1]:
+                if words[index] == words[base + _DAY]:
+                    words[base + _SPENT] += words[index + 1]
+                words[index + 1] = 0
         words[slot] = 0
 
     def row(self, route: str) -> LedgerRow:
-        """The row of a route, made where there is none."""
+        """The row of a route, made if there is none. Raises ConfigError if all rows are taken."""
         digest = blake2b(route.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         key = (
             int.from_bytes(digest[:8], "big", signed=True) or 1,
@@ -131,29 +143,33 @@ class Ledger:
         raise ConfigError(f"More than {ROWS} routes have a budget.", field="routes")
 
     def close(self) -> None:
-        """Give the slot back; what is still reserved counts as spent. Idempotent. The numbers can be
-        read on, but must not be written any more: the slot may be another's by then."""
+        """Release the slot; what is still reserved counts as spent. Idempotent.
+
+        The numbers can still be read, but must not be written: another process may take the slot.
+        """
         if self._file is None:
             return
         with self:
             self._release_slot(self._slot)
             self.closed = True
-        # Unlocked first: the mapping has a descriptor of its own, which would keep the lock.
+        # Closed after unlocking: the mapping holds a second descriptor, which would keep the lock.
         file, self._file = self._file, None
         os.close(file)
 
 
 class LedgerRow:
-    """One route's numbers, in nano-dollars. To be read and written inside `with row:`, which no
-    other worker can be in at the same time."""
+    """The numbers of one route, in nano-dollars.
 
-    __slots__ = ("_at", "_base", "_ledger", "_words")
+    Read and write them inside `with row:`, which excludes all other workers.
+    """
 
-    def __init__(self, ledger: Ledger, words: Any, base: int, slot: int) -> None:
+    __slots__ = ("_base", "_index", "_ledger", "_words")
+
+    def __init__(self, ledger: Ledger, words: memoryview[int], base: int, slot: int) -> None:
         self._ledger = ledger
         self._words = words
         self._base = base
-        self._at = base + _HEAD + 2 * slot
+        self._index = base + _HEAD + 2 * slot
 
     def __enter__(self) -> Self:
         self._ledger.__enter__()
@@ -164,32 +180,33 @@ class LedgerRow:
 
     @property
     def closed(self) -> bool:
-        """Nothing must be written any more."""
+        """Whether nothing must be written any more."""
         return self._ledger.closed
 
     @property
     def day(self) -> int:
-        """Days since 1970 in UTC; 0: nobody has begun."""
-        return int(self._words[self._base + _DAY])
+        """Days since 1970 in UTC; 0 = no day has begun."""
+        return self._words[self._base + _DAY]
 
     def start_day(self, day: int, spent: int = 0, requests: int = 0) -> None:
-        """A day's row, from here on."""
+        """Start the numbers of a day."""
         words, base = self._words, self._base
         words[base + _SPENT], words[base + _REQUESTS] = spent, requests
-        words[base + _DAY] = day  # last: whoever dies before this has begun nothing
+        words[base + _DAY] = day  # last: a process that dies before this has started nothing
 
     @property
     def spent(self) -> int:
-        return int(self._words[self._base + _SPENT])
+        """Settled today, by all workers."""
+        return self._words[self._base + _SPENT]
 
     @spent.setter
-    def spent(self, nano: int) -> None:
-        self._words[self._base + _SPENT] = nano
+    def spent(self, nano_usd: int) -> None:
+        self._words[self._base + _SPENT] = nano_usd
 
     @property
     def requests(self) -> int:
-        """Decided today, by all workers."""
-        return int(self._words[self._base + _REQUESTS])
+        """Requests decided today, by all workers."""
+        return self._words[self._base + _REQUESTS]
 
     @requests.setter
     def requests(self, n: int) -> None:
@@ -198,17 +215,17 @@ class LedgerRow:
     @property
     def reserved_here(self) -> int:
         """Reserved by calls of this worker."""
-        words, at = self._words, self._at
-        return int(words[at + 1]) if words[at] == self.day else 0
+        words, index = self._words, self._index
+        return words[index + 1] if words[index] == self.day else 0
 
     @reserved_here.setter
-    def reserved_here(self, nano: int) -> None:
-        self._words[self._at + 1] = nano
-        self._words[self._at] = self.day
+    def reserved_here(self, nano_usd: int) -> None:
+        self._words[self._index + 1] = nano_usd
+        self._words[self._index] = self.day
 
     @property
     def reserved(self) -> int:
         """Reserved by calls of all workers."""
         words, first, day = self._words, self._base + _HEAD, self.day
         slots = range(first, first + 2 * SLOTS, 2)
-        return sum(int(words[at + 1]) for at in slots if words[at + 1] and words[at] == day)
+        return sum(words[i + 1] for i in slots if words[i + 1] and words[i] == day)

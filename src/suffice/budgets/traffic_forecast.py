@@ -123,10 +123,7 @@ class TrafficForecast:
         return observed / predicted
 
     def _forecast_without_history(self, into_s: float, share: float) -> RemainingTraffic:
-        """Forecast a first day.
-
-        While much of the day remains, the mean so far is used; its end follows the present rate and trend.
-        """
+        """Forecast a first day: its mean so far, and towards its end the present rate and trend."""
         first, index = self._first_bin, min(BINS - 1, int(into_s / _BIN_S))
         observed_s = max(1.0, into_s - (1.0 - self.observed_fraction) * DAY_S)
         baseline = self._baseline_until(first, index)

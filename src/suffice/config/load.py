@@ -141,13 +141,15 @@ def parse_settings(data: Mapping[str, object], source: str = "settings") -> Sett
     """
     for name in _NOT_KEYS:
         if name in data:
-            raise _unknown_key((name,), source)
+            error: ConfigError = _unknown_key((name,), source)
+            raise error
     warnings: list[str] = []
     current = _rename_keys(data, source, warnings)
     try:
         return Settings.model_validate({**current, "source": source, "warnings": tuple(warnings)})
-    except ValidationError as error:
-        raise _config_error(error, source) from None
+    except ValidationError as failure:
+        error = _config_error(failure, source)
+        raise error from None
 
 
 def _rename_keys(

@@ -83,7 +83,7 @@ class AuditedRoute(NamedTuple):
     timeouts: Timeouts
 
 
-class AuditFailed(Exception):  # an outcome of an audit, not a fault
+class AuditFailedError(Exception):  # an outcome of an audit, not a fault
     """An audit that brings no label, with the reason in words."""
 
     def __init__(self, outcome: Outcome, reason: str) -> None:
@@ -135,7 +135,7 @@ class JudgeClient:
             The text of the answer.
 
         Raises:
-            AuditFailed: There is no answer, or none that can be read.
+            AuditFailedError: There is no answer, or none that can be read.
         """
         dropped = ("stream", "stream_options", "n")  # one whole answer is enough
         fields = {k: v for k, v in query.fields.items() if k not in dropped}
@@ -143,7 +143,7 @@ class JudgeClient:
         try:
             return await self._complete(purpose, model, whole)
         except AllAttemptsFailedError as error:
-            raise AuditFailed("failed", str(error)) from None
+            raise AuditFailedError("failed", str(error)) from None
 
     async def verdict(
         self, purpose: AuditCall, judge: Model, messages: Sequence[Message], a: str, b: str
@@ -161,7 +161,7 @@ class JudgeClient:
             The verdict.
 
         Raises:
-            AuditFailed: There is no verdict, or none that can be read.
+            AuditFailedError: There is no verdict, or none that can be read.
         """
         chat = judging.compare(messages, a, b)
         call = ModelCall(
@@ -175,15 +175,15 @@ class JudgeClient:
                 call, lambda query: self._complete(purpose, judge.name, query)
             )
         except AllAttemptsFailedError as error:
-            raise AuditFailed("failed", str(error)) from None
+            raise AuditFailedError("failed", str(error)) from None
         verdict = judging.read_verdict(text)
         if verdict is None:
             end = text.strip()[-80:]
-            raise AuditFailed("unreadable", f"{judge.name} gave no verdict (it ends {end!r})")
+            raise AuditFailedError("unreadable", f"{judge.name} gave no verdict (it ends {end!r})")
         return verdict
 
     async def _complete(self, purpose: AuditCall, model: str, query: Query) -> str:
-        """Make a call and record it. Raises AllAttemptsFailedError, or AuditFailed if unreadable."""
+        """Make a call and record it. Raises AllAttemptsFailedError, or AuditFailedError if unreadable."""
         timeouts = purpose.route.timeouts
         input_tokens = sum(len(m.text) for m in query.messages) // 4
         attempts: list[Attempt] = []
@@ -230,7 +230,7 @@ class JudgeClient:
                 )
             )
         if text is None:
-            raise AuditFailed("unreadable", f"the answer of {model} cannot be read")
+            raise AuditFailedError("unreadable", f"the answer of {model} cannot be read")
         return text
 
 

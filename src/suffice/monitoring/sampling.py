@@ -29,7 +29,7 @@ from suffice.monitoring.labelling import (
     JUDGE_TOKENS,
     AuditCall,
     AuditedRoute,
-    AuditFailed,
+    AuditFailedError,
     JudgeClient,
     MonitorDependencies,
     Outcome,
@@ -95,11 +95,8 @@ class _Job(NamedTuple):
 
 
 def is_sampled(decision_id: str, rate: float) -> bool:
-    """Whether a decision is among the audited share.
-
-    The 64 random bits at the end of the id decide. They do not depend on query or choice, so the sample
-    can be verified later.
-    """
+    """Whether a decision is among the audited share, by the 64 random bits at the end of its id."""
+    # The bits do not depend on query or choice, and the sample can be verified later.
     return int(decision_id[-16:], 16) < rate * 2.0**64
 
 
@@ -260,7 +257,7 @@ class AuditSampler:
         await asyncio.sleep(self._delay_s)
         try:
             result = await self._score_with_judge(job, self._routes[name])
-        except AuditFailed as failure:
+        except AuditFailedError as failure:
             self._count(name, failure.outcome)
             if failure.outcome != "capped":
                 self._update_yield(name, 0.0)
@@ -275,7 +272,7 @@ class AuditSampler:
         before = self._label_yield.get(name, 1.0)
         self._label_yield[name] = before + (label - before) * _YIELD_WEIGHT
 
-    def _warn_once(self, name: str, failure: AuditFailed) -> None:
+    def _warn_once(self, name: str, failure: AuditFailedError) -> None:
         """Log each kind of failure once per route. All are counted."""
         kind = f"{name}/{failure.outcome}"
         if kind not in self._warned:
@@ -283,21 +280,23 @@ class AuditSampler:
             _log.warning("route %s: an audit brought no label: %s", name, failure)
 
     async def _score_with_judge(self, job: _Job, route: AuditedRoute) -> judging.PairwiseScore:
-        """Compare a cheaper model's answer with the reference's. Raises AuditFailed."""
+        """Compare a cheaper model's answer with the reference's. Raises AuditFailedError."""
         sample, judge = job.sample, route.spec.judge
         answer = job.answer_text()
         if answer is None or judge is None:
-            raise AuditFailed("unreadable", "the answer cannot be read, or is too long to keep")
+            raise AuditFailedError(
+                "unreadable", "the answer cannot be read, or is too long to keep"
+            )
         usd = self._expected_usd(sample, judge, answer)
         if usd is None:
-            raise AuditFailed("unknown_price", f"the price of {sample.reference} is unknown")
+            raise AuditFailedError("unknown_price", f"the price of {sample.reference} is unknown")
         await self._reserve_budget(route, usd)
         try:
             score = await self._compare(sample, judge, answer, route)
         finally:
             self._reserved_usd[route.name] -= usd
         if score.score is None:
-            raise AuditFailed("failed", score.reason or "the score is unknown")
+            raise AuditFailedError("failed", score.reason or "the score is unknown")
         return score
 
     async def _compare(
@@ -318,7 +317,7 @@ class AuditSampler:
         return judging.score_verdicts(as_a, as_b)
 
     async def _reserve_budget(self, route: AuditedRoute, usd: float) -> None:
-        """Reserve `usd` of the daily budget as soon as it is free. Raises AuditFailed if it is spent."""
+        """Reserve `usd` of the daily budget once it is free. Raises AuditFailedError if it is spent."""
         cap = route.spec.max_usd_per_day
         while self.pause_reason(route.name) is None:
             day = self._clock() // DAY_S
@@ -327,7 +326,7 @@ class AuditSampler:
                     self._dependencies.spend, AUDIT_ROUTE_PREFIX + route.name, day * DAY_S
                 )
             except StoreError as error:
-                raise AuditFailed("store", str(error)) from None
+                raise AuditFailedError("store", str(error)) from None
             if spent.usd + usd > cap:
                 reason = (
                     f"max_usd_per_day = {cap:g} of its audits is reached (${spent.usd:.4f} spent)"
@@ -339,7 +338,7 @@ class AuditSampler:
                 self._reserved_usd[route.name] += usd
                 return
             await asyncio.sleep(_BUDGET_RETRY_S)  # others mostly reserve more than they spend
-        raise AuditFailed("capped", "the daily budget of audits is spent")
+        raise AuditFailedError("capped", "the daily budget of audits is spent")
 
     def _expected_usd(self, sample: AuditSample, judge: Model, answer: str) -> float | None:
         """The predicted cost of the reference's answer, and of two verdicts at their longest."""

@@ -119,6 +119,9 @@ class SequentialTest(msgspec.Struct, frozen=True, kw_only=True):
     def from_dict(cls, state: Mapping[str, object]) -> SequentialTest:
         """Read the state that `to_dict` returned.
 
+        Returns:
+            The test.
+
         Raises:
             ValueError: It is not such a state.
         """
@@ -157,18 +160,14 @@ def start(max_loss: float, false_alarm: float = 0.05) -> SequentialTest:
 
 
 def _reserve(labels: int) -> float:
-    """The part of the starting wealth that is kept for changes after so many labels.
-
-    It falls as slowly as 1 / log, so that some is left for a change after a long good time.
-    """
+    """The part of the starting wealth that is kept for changes after so many labels."""
+    # It falls as slowly as 1 / log, so that some is left for a change after a long good time.
     return 1.0 / log(labels + e)
 
 
 def _bets(max_loss: float) -> tuple[float, ...]:
-    """(n_bets,) stakes per label.
-
-    For a right/wrong loss, g / (1 - max_loss) is the best bet on growth from max_loss to (1 + g) max_loss.
-    It is capped, so that one label cannot take all wealth.
-    """
+    """(n_bets,) stakes per label."""
+    # For a right/wrong loss, g / (1 - max_loss) is the best bet on growth from max_loss to
+    # (1 + g) max_loss. It is capped, so that one label cannot take all wealth.
     cap = MAX_BET / max_loss
     return tuple(min(g / (1.0 - max_loss), cap) for g in _GROWTH)

@@ -355,10 +355,7 @@ async def _stopped_within(stop: asyncio.Event, seconds: float) -> bool:
 
 
 def _charged_usd(ask: Ask, cost_usd: float | None, text: str, max_usd: float) -> float:
-    """What an answer counts against the cap.
-
-    It is the cost, or the most that its bytes can cost if the upstream counted no tokens.
-    """
+    """What an answer counts against the cap: its cost, or a bound if no tokens were counted."""
     if cost_usd is not None:
         return cost_usd
     if not max_usd:
