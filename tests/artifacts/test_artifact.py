@@ -1,4 +1,4 @@
-"""An artifact is what it says it is, or it is refused with the reason."""
+"""An artifact is loaded as it was saved, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from suffice.errors import ArtifactError
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_saved_is_loaded(kind: str, tmp_path: Path) -> None:
+def test_a_saved_artifact_is_loaded_unchanged(kind: str, tmp_path: Path) -> None:
     made = artifact(kind)
-    found = artifacts.load(saved(tmp_path, kind))
-    assert found.card == made.card
-    assert found.version == made.version
+    loaded = artifacts.load(saved(tmp_path, kind))
+    assert loaded.card == made.card
+    assert loaded.version == made.version
     rng = np.random.default_rng(0)
     signals = rng.normal(2, 1, (50, len(features.SIGNAL_NAMES))).astype(np.float32)
     vectors = rng.normal(size=(50, 256)).astype(np.float32)
     for a, b in zip(
-        found.estimator.predict(signals, vectors),
+        loaded.estimator.predict(signals, vectors),
         made.estimator.predict(signals, vectors),
         strict=True,
     ):
         assert np.array_equal(a, b)
-    assert np.array_equal(found.training_keys, made.training_keys)
+    assert np.array_equal(loaded.training_keys, made.training_keys)
     assert list(tmp_path.iterdir()) == [tmp_path / f"{kind}.npz"]
 
 
@@ -43,10 +43,10 @@ def test_the_same_artifact_gives_the_same_bytes() -> None:
 
 def changed(raw: bytes, **arrays: np.ndarray) -> bytes:
     with np.load(BytesIO(raw)) as file:
-        kept = {n: file[n] for n in file.files}
-    out = BytesIO()
-    np.savez(out, **{**kept, **arrays})
-    return out.getvalue()
+        original = {n: file[n] for n in file.files}
+    buffer = BytesIO()
+    np.savez(buffer, **{**original, **arrays})
+    return buffer.getvalue()
 
 
 def test_a_changed_weight_is_refused() -> None:
@@ -80,7 +80,7 @@ def test_any_other_bytes_are_refused(raw: bytes) -> None:
 
 @settings(max_examples=40)
 @given(st.data())
-def test_a_cut_or_bent_file_is_refused(data: st.DataObject) -> None:
+def test_a_cut_file_is_refused(data: st.DataObject) -> None:
     raw = artifacts.pack(artifact("constant"))
     cut = data.draw(st.integers(0, len(raw) - 1))
     with pytest.raises(ArtifactError):
@@ -91,13 +91,13 @@ def test_a_cut_or_bent_file_is_refused(data: st.DataObject) -> None:
 @given(st.data())
 def test_a_flipped_byte_is_refused_or_changes_nothing(data: st.DataObject) -> None:
     raw = bytearray(artifacts.pack(artifact("constant")))
-    at = data.draw(st.integers(0, len(raw) - 1))
-    raw[at] ^= data.draw(st.integers(1, 255))
+    index = data.draw(st.integers(0, len(raw) - 1))
+    raw[index] ^= data.draw(st.integers(1, 255))
     try:
-        found = artifacts.unpack(bytes(raw))
+        unpacked = artifacts.unpack(bytes(raw))
     except ArtifactError:
         return
-    assert found.card == artifact("constant").card  # a byte of the zip that nobody reads
+    assert unpacked.card == artifact("constant").card  # a byte of the zip that is never read
 
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
@@ -107,28 +107,28 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
         artifacts.load(path)
 
 
-def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = artifacts.pack(artifact("linear"))
     monkeypatch.setattr(artifacts, "MAX_BYTES", 1000)
-    with pytest.raises(ArtifactError, match="unpacks"):
+    with pytest.raises(ArtifactError, match="too large when unpacked"):
         artifacts.unpack(raw)
 
 
-def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="No such file"):
         artifacts.load(tmp_path / "none.npz")
 
 
-def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_arrays_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     made = artifact("constant")
-    bent = msgspec.structs.replace(
+    mismatched = msgspec.structs.replace(
         made, card=msgspec.structs.replace(made.card, models=("a", "b", "c"))
     )
     with pytest.raises(ArtifactError, match="3 models"):
-        artifacts.unpack(artifacts.pack(bent))
+        artifacts.unpack(artifacts.pack(mismatched))
 
 
-def test_a_kind_that_is_not_installed_says_what_to_install() -> None:
+def test_an_unknown_kind_is_an_error_that_names_what_to_install() -> None:
     made = artifact("constant")
     odd = msgspec.structs.replace(made, card=msgspec.structs.replace(made.card, kind="acme"))
     with pytest.raises(ArtifactError, match=r"acme.*suffice\.predictors"):
@@ -144,7 +144,7 @@ def test_features_of_another_version_are_refused() -> None:
         artifacts.check_versions(card, card.features, "other", "x")
 
 
-def test_an_unwritable_place_loses_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     target = tmp_path / "folder.npz"
     target.mkdir()
     with pytest.raises(ArtifactError, match="cannot be written"):
@@ -152,6 +152,6 @@ def test_an_unwritable_place_loses_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_it_is_a_plain_zip_of_arrays(tmp_path: Path) -> None:
+def test_an_artifact_is_a_plain_zip_of_arrays(tmp_path: Path) -> None:
     with zipfile.ZipFile(saved(tmp_path)) as file:
         assert all(n.endswith(".npy") for n in file.namelist())

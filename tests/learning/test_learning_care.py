@@ -3,7 +3,6 @@ a failure of its own, an operator who knows better."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,7 +263,7 @@ def test_what_an_operator_promotes_is_the_warm_start_from_then_on(tmp_path: Path
         assert mine.base is None
         # A trained policy, made elsewhere: here what was learned, with its levels moved.
         found = mine.refit(1011.0)
-        e = dataclasses.replace(found.estimator, intercept=found.estimator.intercept - 0.01)
+        e = msgspec.structs.replace(found.estimator, intercept=found.estimator.intercept - 0.01)
         raw = artifacts.pack(msgspec.structs.replace(found, estimator=e))
         told = make_snapshot(
             route="auto", kind="brain", content=raw, created_s=1011.0, created_by="cli",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import msgspec
 import numpy as np
 import pytest
@@ -56,7 +54,9 @@ def test_a_predicted_quality_is_a_share_though_a_linear_head_is_not() -> None:
     made = artifact("linear")
     steep = msgspec.structs.replace(
         made,
-        estimator=dataclasses.replace(made.estimator, intercept=np.array([-0.2, 1.4, 5.0, 5.0])),
+        estimator=msgspec.structs.replace(
+            made.estimator, intercept=np.array([-0.2, 1.4, 5.0, 5.0])
+        ),
     )
     p = TrainedPolicy(steep)
     for text in TEXTS:

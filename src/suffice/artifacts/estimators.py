@@ -1,45 +1,53 @@
-"""What was learned, as arrays: the forms a trained policy may have, for serving and lab alike.
+"""What was learned, as arrays: the estimators of trained policies, for serving and the lab alike.
 
-All take the same numbers, `signals` float32 (n, n_signals) and `vectors` float32 (n, n_dimensions)
-as the features room makes them, and expect of each of k models a quality, in about [0, 1], and a
-cost. NumPy only. A form of one's own is a class with these manners behind an entry point of the
-group "suffice.predictors".
+All take `signals`, float32 (n, n_signals), and `vectors`, float32 (n, n_dimensions), as
+`suffice.features` makes them. They predict the quality, in about [0, 1], and the cost of each of k
+models. NumPy only. A user's own estimator is a class with the same methods behind an entry point of
+the group "suffice.predictors".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.artifacts.npz import Array, Arrays
 from suffice.types import Float32Array, FloatArray
-
-Arrays = dict[str, NDArray[Any]]
 
 
 class Estimator(Protocol):
-    """kind: its name in an artifact. models: (k,) column names.
+    """Predicts the quality and cost of k models.
 
-    predict: (quality (n, k), cost (n, k) in USD a query of the training table, NaN where unknown).
-    output_tokens: (n, k) predicted tokens of the answers, or None where never labelled.
-    arrays / from_arrays: all of its state, for the artifact. from_arrays raises ValueError or
-    KeyError where the arrays do not fit together.
+    Attributes:
+        kind: its name in an artifact.
     """
 
     kind: ClassVar[str]
 
     @property
-    def models(self) -> tuple[str, ...]: ...
+    def models(self) -> tuple[str, ...]:
+        """The names of the columns, (k,)."""
+
     def predict(
         self, signals: Float32Array, vectors: Float32Array
-    ) -> tuple[FloatArray, FloatArray]: ...
-    def output_tokens(self, signals: Float32Array, vectors: Float32Array) -> FloatArray | None: ...
-    def arrays(self) -> Arrays: ...
+    ) -> tuple[FloatArray, FloatArray]:
+        """Quality (n, k), and cost (n, k) in USD per query of the training table, NaN = unknown."""
+
+    def output_tokens(self, signals: Float32Array, vectors: Float32Array) -> FloatArray | None:
+        """Tokens of the answers, (n, k); None if they were not in the table."""
+
+    def arrays(self) -> Arrays:
+        """The whole state, for the artifact."""
+
     @classmethod
-    def from_arrays(cls, models: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self: ...
+    def from_arrays(cls, models: Sequence[str], arrays: Mapping[str, Array]) -> Self:
+        """The inverse of `arrays`. Raises ValueError or KeyError if they do not fit together."""
+
+
+_BATCH = 1024  # queries whose similarities are in memory at once
 
 
 def _check(ok: bool, what: str) -> None:
@@ -47,13 +55,21 @@ def _check(ok: bool, what: str) -> None:
         raise ValueError(f"arrays do not fit together: {what}")
 
 
-@dataclass(frozen=True)
-class LinearEstimator:
-    """Everything linear in the clipped, standardised signals and the vector.
+class LinearEstimator(msgspec.Struct, frozen=True, eq=False):
+    """Linear in the clipped, standardised signals and the vector.
 
-    mean, std: (n_signals,). signals: (n_signals, h) and vectors: (n_dimensions, h) weights,
-    intercept: (h,), for h heads: k qualities, then k log costs if `has_cost`, then k log output
-    tokens if `has_tokens`. cost: (k,) mean USD a query, for tables whose costs are no head.
+    It has h heads: k qualities, then k log costs if `has_cost`, then k log output tokens if
+    `has_tokens`.
+
+    Attributes:
+        models: (k,) names.
+        mean, std: (n_signals,) that the signals are standardised by.
+        clip: the largest standardised signal.
+        signals: (n_signals, h) weights.
+        vectors: (n_dimensions, h) weights.
+        intercept: (h,).
+        cost: (k,) mean USD per query, if the cost has no heads; NaN = unknown.
+        has_cost, has_tokens: which heads there are.
     """
 
     kind: ClassVar[str] = "linear"
@@ -80,14 +96,14 @@ class LinearEstimator:
         _check(self.cost.shape == (k,), f"cost {self.cost.shape}")
 
     def standardise(self, signals: Float32Array) -> Float32Array:
-        """(n, n_signals), or one row."""
+        """Standardised, clipped signals, (n, n_signals) or one row."""
         z = (signals - self.mean) / self.std
         return np.asarray(np.clip(z, -self.clip, self.clip))
 
     def heads(self, signals: Float32Array, vectors: Float32Array) -> FloatArray:
-        """(n, h)."""
-        out = self.intercept + self.standardise(signals) @ self.signals + vectors @ self.vectors
-        return np.asarray(out, float)
+        """The values of all heads, (n, h)."""
+        y = self.intercept + self.standardise(signals) @ self.signals + vectors @ self.vectors
+        return np.asarray(y, float)
 
     def predict(
         self, signals: Float32Array, vectors: Float32Array
@@ -99,12 +115,13 @@ class LinearEstimator:
         return y[:, :k], np.broadcast_to(self.cost, (len(y), k))
 
     def output_tokens(self, signals: Float32Array, vectors: Float32Array) -> FloatArray | None:
+        """Tokens of the answers, (n, k); None = not learned."""
         if not self.has_tokens:
             return None
         return np.asarray(np.exp(self.heads(signals, vectors)[:, -len(self.models) :]))
 
     def concat(self, other: LinearEstimator) -> LinearEstimator:
-        """The models of both, in order; heads that only one of them has are dropped."""
+        """The estimator of the models of both. Heads that only one of them has are dropped."""
         _check(np.array_equal(self.mean, other.mean), "standardised alike")
         _check(len(self.vectors) == len(other.vectors), "vectors of one length")
         has_cost = self.has_cost and other.has_cost
@@ -133,6 +150,7 @@ class LinearEstimator:
         )
 
     def arrays(self) -> Arrays:
+        """The whole state, for the artifact."""
         return {
             "mean": self.mean,
             "deviation": self.std,
@@ -145,7 +163,8 @@ class LinearEstimator:
         }
 
     @classmethod
-    def from_arrays(cls, models: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, models: Sequence[str], arrays: Mapping[str, Array]) -> Self:
+        """The inverse of `arrays`."""
         has = arrays["has"]
         return cls(
             tuple(models),
@@ -161,16 +180,22 @@ class LinearEstimator:
         )
 
 
-@dataclass(frozen=True)
-class ConstantEstimator:
-    """The same for every query: mean quality and mean cost of each model, (k,) each."""
+class ConstantEstimator(msgspec.Struct, frozen=True, eq=False):
+    """Predicts the same for every query.
+
+    Attributes:
+        models: (k,) names.
+        quality: (k,) mean.
+        cost: (k,) mean USD per query; NaN = unknown.
+        tokens: (k,) mean output tokens; NaN = unknown.
+    """
 
     kind: ClassVar[str] = "constant"
 
     models: tuple[str, ...]
     quality: FloatArray
     cost: FloatArray
-    tokens: FloatArray  # mean output tokens, NaN where unknown
+    tokens: FloatArray
 
     def __post_init__(self) -> None:
         k = len(self.models)
@@ -184,12 +209,13 @@ class ConstantEstimator:
         return np.broadcast_to(self.quality, shape), np.broadcast_to(self.cost, shape)
 
     def output_tokens(self, signals: Float32Array, vectors: Float32Array) -> FloatArray | None:
+        """Tokens of the answers, (n, k); None = not learned."""
         if np.isnan(self.tokens).all():
             return None
         return np.broadcast_to(self.tokens, (len(signals), len(self.models)))
 
     def concat(self, other: ConstantEstimator) -> ConstantEstimator:
-        """The models of both, in order."""
+        """The estimator of the models of both, in order."""
         return ConstantEstimator(
             (*self.models, *other.models),
             np.append(self.quality, other.quality),
@@ -198,24 +224,32 @@ class ConstantEstimator:
         )
 
     def arrays(self) -> Arrays:
+        """The whole state, for the artifact."""
         return {"quality": self.quality, "cost": self.cost, "tokens": self.tokens}
 
     @classmethod
-    def from_arrays(cls, models: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, models: Sequence[str], arrays: Mapping[str, Array]) -> Self:
+        """The inverse of `arrays`."""
         a = {n: arrays[n].astype(float) for n in ("quality", "cost", "tokens")}
         return cls(tuple(models), a["quality"], a["cost"], a["tokens"])
 
 
-@dataclass(frozen=True)
-class ClusterEstimator:
-    """A table of mean qualities (c, k) for the c nearest-centre cells of the vector."""
+class ClusterEstimator(msgspec.Struct, frozen=True, eq=False):
+    """Predicts the mean quality of the cluster whose centre is nearest to the vector.
+
+    Attributes:
+        models: (k,) names.
+        centres: (c, n_dimensions).
+        table: (c, k) mean quality.
+        cost: (k,) mean USD per query; NaN = unknown.
+    """
 
     kind: ClassVar[str] = "cluster"
 
     models: tuple[str, ...]
-    centres: Float32Array  # (c, n_dimensions)
-    table: FloatArray  # (c, k)
-    cost: FloatArray  # (k,)
+    centres: Float32Array
+    table: FloatArray
+    cost: FloatArray
 
     def __post_init__(self) -> None:
         k = len(self.models)
@@ -227,18 +261,21 @@ class ClusterEstimator:
         self, signals: Float32Array, vectors: Float32Array
     ) -> tuple[FloatArray, FloatArray]:
         # |v - c|^2 without |v|^2, which is the same for all centres.
-        far = (self.centres**2).sum(axis=1) - 2.0 * (vectors @ self.centres.T)
-        quality = self.table[np.argmin(far, axis=1)]
+        distance = (self.centres**2).sum(axis=1) - 2.0 * (vectors @ self.centres.T)
+        quality = self.table[np.argmin(distance, axis=1)]
         return quality, np.broadcast_to(self.cost, quality.shape)
 
     def output_tokens(self, signals: Float32Array, vectors: Float32Array) -> FloatArray | None:
+        """Tokens of the answers, (n, k); None = not learned."""
         return None
 
     def arrays(self) -> Arrays:
+        """The whole state, for the artifact."""
         return {"centres": self.centres, "table": self.table, "cost": self.cost}
 
     @classmethod
-    def from_arrays(cls, models: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, models: Sequence[str], arrays: Mapping[str, Array]) -> Self:
+        """The inverse of `arrays`."""
         return cls(
             tuple(models),
             arrays["centres"].astype(np.float32),
@@ -247,11 +284,17 @@ class ClusterEstimator:
         )
 
 
-@dataclass(frozen=True)
-class KNNEstimator:
-    """kNN: the mean score of the `neighbours` nearest labelled queries by cosine; the models' means
-    where none of them has a score. points: (n, n_dimensions) of length 1; score: (n, k), NaN =
-    unknown; mean, cost: (k,)."""
+class KNNEstimator(msgspec.Struct, frozen=True, eq=False):
+    """Predicts the mean score of the nearest labelled queries by cosine.
+
+    Attributes:
+        models: (k,) names.
+        points: (n, n_dimensions) of length 1.
+        score: (n, k); NaN = unknown.
+        mean: (k,) mean score, if none of the neighbours has one.
+        cost: (k,) mean USD per query; NaN = unknown.
+        neighbours: how many.
+    """
 
     kind: ClassVar[str] = "knn"
 
@@ -271,21 +314,24 @@ class KNNEstimator:
     def predict(
         self, signals: Float32Array, vectors: Float32Array
     ) -> tuple[FloatArray, FloatArray]:
-        out = np.empty((len(vectors), len(self.models)))
-        for at in range(0, len(vectors), 1024):
-            near = unit_rows(vectors[at : at + 1024]) @ self.points.T
-            top = np.argpartition(-near, self.neighbours - 1, axis=1)[:, : self.neighbours]
-            scores = self.score[top]
-            seen = ~np.isnan(scores)
-            total = np.where(seen, scores, 0.0).sum(axis=1)
-            count = seen.sum(axis=1)
-            out[at : at + 1024] = np.where(count > 0, total / np.maximum(count, 1), self.mean)
-        return out, np.broadcast_to(self.cost, out.shape)
+        quality = np.empty((len(vectors), len(self.models)))
+        for start in range(0, len(vectors), _BATCH):
+            similarity = unit_rows(vectors[start : start + _BATCH]) @ self.points.T
+            nearest = np.argpartition(-similarity, self.neighbours - 1, axis=1)
+            scores = self.score[nearest[:, : self.neighbours]]
+            known = ~np.isnan(scores)
+            total = np.where(known, scores, 0.0).sum(axis=1)
+            count = known.sum(axis=1)
+            mean = np.where(count > 0, total / np.maximum(count, 1), self.mean)
+            quality[start : start + _BATCH] = mean
+        return quality, np.broadcast_to(self.cost, quality.shape)
 
     def output_tokens(self, signals: Float32Array, vectors: Float32Array) -> FloatArray | None:
+        """Tokens of the answers, (n, k); None = not learned."""
         return None
 
     def arrays(self) -> Arrays:
+        """The whole state, for the artifact."""
         return {
             "points": self.points.astype(np.float16),
             "score": self.score.astype(np.float32),
@@ -295,7 +341,8 @@ class KNNEstimator:
         }
 
     @classmethod
-    def from_arrays(cls, models: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, models: Sequence[str], arrays: Mapping[str, Array]) -> Self:
+        """The inverse of `arrays`."""
         return cls(
             tuple(models),
             arrays["points"].astype(np.float32),
@@ -307,12 +354,14 @@ class KNNEstimator:
 
 
 def unit_rows(v: Float32Array) -> Float32Array:
-    """The rows of v at length 1; a row of zeros stays one."""
+    """Scale the rows to length 1; rows of zeros stay zeros."""
     length = np.sqrt((v * v).sum(axis=1, keepdims=True))
     return np.asarray(v / np.maximum(length, 1e-9))
 
 
-ESTIMATORS: dict[str, Callable[[Sequence[str], Mapping[str, NDArray[Any]]], Estimator]] = {
+EstimatorFactory = Callable[[Sequence[str], Mapping[str, Array]], Estimator]
+
+ESTIMATORS: dict[str, EstimatorFactory] = {
     "linear": LinearEstimator.from_arrays,
     "constant": ConstantEstimator.from_arrays,
     "cluster": ClusterEstimator.from_arrays,

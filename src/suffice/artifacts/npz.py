@@ -1,8 +1,7 @@
-"""Arrays and a card as bytes, and bytes as a file: what artifacts, certificates and the states of
-learners have in common.
+"""Arrays and a card as bytes, and bytes as a file, for artifacts, certificates and learners' states.
 
-An npz of plain arrays, never a pickle; the same content gives the same bytes. Whatever cannot be
-read is an ArtifactError.
+An npz of plain arrays, never a pickle. The same content gives the same bytes. Bytes that cannot be
+read raise ArtifactError.
 """
 
 from __future__ import annotations
@@ -24,11 +23,14 @@ from numpy.typing import NDArray
 
 from suffice.errors import ArtifactError
 
-Arrays = dict[str, NDArray[Any]]
+Array = NDArray[Any]  # of any type of numbers
+Arrays = dict[str, Array]
 CARD = "card"
+MAX_STATE_BYTES = 500_000_000  # unpacked; the largest state is a tenth of that
+_STATE_REMEDY = "Go back to an earlier snapshot, or start without one."
 _T = TypeVar("_T")
 
-# What damaged bytes may raise on their way to arrays.
+# What damaged bytes can raise on their way to arrays.
 _UNREADABLE = (
     ValueError,
     TypeError,
@@ -36,12 +38,12 @@ _UNREADABLE = (
     OSError,
     EOFError,
     MemoryError,
-    RuntimeError,  # a zip that says it is encrypted; NotImplementedError, an unknown compression
+    RuntimeError,  # an encrypted zip; NotImplementedError: an unknown compression
     struct.error,
     zipfile.BadZipFile,
     zlib.error,
     msgspec.MsgspecError,
-    SyntaxError,  # the header of an array is a literal of Python's, which NumPy parses
+    SyntaxError,  # the header of an array is a Python literal, which NumPy parses
     TokenError,
 )
 
@@ -50,11 +52,19 @@ class _Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def pack_npz(card: bytes, arrays: Mapping[str, NDArray[Any]], level: int | None = None) -> bytes:
-    """The bytes of an npz with the card, JSON, beside the arrays. level: of compression, 1 fast to
-    9 small; None: zlib's own."""
-    out = BytesIO()
-    with zipfile.ZipFile(out, "w") as file:
+def pack_npz(card: bytes, arrays: Mapping[str, Array], level: int | None = None) -> bytes:
+    """Pack arrays and a card as the bytes of an npz.
+
+    Args:
+        card: JSON.
+        arrays: by name.
+        level: of compression, 1 fast to 9 small; None = zlib's default.
+
+    Returns:
+        The bytes, the same for the same content.
+    """
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
         # np.savez would write the time of day into it.
         for name, array in sorted({**arrays, CARD: np.frombuffer(card, np.uint8)}.items()):
             buffer = BytesIO()
@@ -62,105 +72,76 @@ def pack_npz(card: bytes, arrays: Mapping[str, NDArray[Any]], level: int | None 
             info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             info.compress_type = zipfile.ZIP_DEFLATED
             file.writestr(info, buffer.getvalue(), compresslevel=level)
-    return out.getvalue()
+    return packed.getvalue()
 
 
 def unpack_npz(
-    raw: bytes, decode: Callable[[bytes], _T], *, most_bytes: int, what: str, none: str, remedy: str
+    raw: bytes, decode: Callable[[bytes], _T], *, max_bytes: int, what: str, kind: str, remedy: str
 ) -> tuple[_T, Arrays]:
-    """(card, arrays) of bytes that `pack_npz` made.
+    """Unpack what `pack_npz` made.
 
-    decode: of the card's JSON. Raises ArtifactError, which begins with `what`: cut, damaged, without
-    a card (`none` says in words that it is not what it should be), or larger unpacked than
-    `most_bytes`.
+    Args:
+        raw: the bytes.
+        decode: decodes the card's JSON.
+        max_bytes: the largest size when unpacked.
+        what: the name of the bytes, which an error begins with.
+        kind: what the bytes should be, with its article, for errors.
+        remedy: for errors.
+
+    Returns:
+        The card and the arrays.
+
+    Raises:
+        ArtifactError: the bytes are cut, damaged, without a card or too large.
     """
     arrays: Arrays = {}
     try:
         with zipfile.ZipFile(BytesIO(raw)) as file:
-            if sum(i.file_size for i in file.infolist()) > most_bytes:
-                raise ArtifactError(f"{what}: unpacks to more than any of ours holds.")
+            if sum(i.file_size for i in file.infolist()) > max_bytes:
+                raise ArtifactError(f"{what}: is too large when unpacked to be {kind}.")
             for info in file.infolist():
-                # Whole first, which checks its sum: a damaged header must not reach a parser.
+                # Read whole first, which checks the checksum: a damaged header must not reach a parser.
                 data = BytesIO(file.read(info))
                 name = info.filename.removesuffix(".npy")
                 arrays[name] = np.lib.format.read_array(data, allow_pickle=False)
         if CARD not in arrays:
-            raise ArtifactError(f"{what}: holds no card, so it {none}.", remedy=remedy)
+            raise ArtifactError(f"{what}: has no card, so it is not {kind}.", remedy=remedy)
         return decode(arrays.pop(CARD).tobytes()), arrays
     except ArtifactError:
         raise
     except _UNREADABLE as error:
-        said = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ArtifactError(f"{what}: {none}, or was cut: {said}.", remedy=remedy) from None
+        message = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ArtifactError(
+            f"{what}: is not {kind}, or was cut: {message}.", remedy=remedy
+        ) from None
 
 
-def hash_arrays(into: _Hash, arrays: Mapping[str, NDArray[Any]], lead: str = "") -> None:
-    """Names, types, shapes and content of all arrays, in the order of their names."""
+def hash_arrays(into: _Hash, arrays: Mapping[str, Array], prefix: str = "") -> None:
+    """Hash the names, types, shapes and content of all arrays, in the order of their names."""
     for name in sorted(arrays):
         a = np.asarray(arrays[name], order="C")
-        into.update(f"{lead}{name}/{a.dtype.str}/{a.shape}/".encode())
+        into.update(f"{prefix}{name}/{a.dtype.str}/{a.shape}/".encode())
         into.update(a.tobytes())
 
 
 def write_atomically(raw: bytes, path: Path) -> None:
-    """A file, whole or not at all. Raises ArtifactError."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file completely or not at all.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(raw)
-        os.replace(beside, path)
+        temporary.write_bytes(raw)
+        temporary.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise ArtifactError(
-            f"{path}: it cannot be written: {error.strerror}.", remedy="Give another --out."
+            f"{path}: cannot be written: {error.strerror}.", remedy="Give another --out."
         ) from None
 
 
-MAX_STATE_BYTES = 500_000_000  # unpacked; the largest state of ours is a tenth of that
-_REMEDY = "Go back to an earlier snapshot, or start without one."
-
-
-def pack_state(schema: str, card: Any, arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """schema: kind and version, such as "explorer-1". card: a msgspec Struct of plain values."""
-    inner = msgspec.json.encode(card, order="deterministic")
-    head = msgspec.json.encode(
-        {"schema": schema, "digest": _digest(schema, inner, arrays), "card": msgspec.Raw(inner)}
-    )
-    return pack_npz(head, arrays, level=0)
-
-
-def unpack_state(raw: bytes, schema: str, card: type[_T]) -> tuple[_T, dict[str, NDArray[Any]]]:
-    """(card, arrays) of bytes that `pack_state` made. Raises ArtifactError: cut, changed, or of another
-    schema."""
-    kind = schema.rpartition("-")[0]
-    head, arrays = unpack_npz(
-        raw,
-        msgspec.json.Decoder(_Header).decode,
-        most_bytes=MAX_STATE_BYTES,
-        what=f"{kind} state",
-        none="is none",
-        remedy=_REMEDY,
-    )
-    if head.schema != schema:
-        raise ArtifactError(
-            f"{kind} state: has schema {head.schema!r}; this version reads {schema!r}.",
-            remedy=_REMEDY,
-        )
-    if _digest(schema, bytes(head.card), arrays) != head.digest:
-        raise ArtifactError(
-            f"{kind} state: its content does not match its digest {head.digest[:12]}: it was "
-            "changed after it was written.",
-            remedy=_REMEDY,
-        )
-    try:
-        return msgspec.json.decode(head.card, type=card), arrays
-    except msgspec.MsgspecError as error:
-        raise ArtifactError(f"{kind} state: its card is wrong: {error}.", remedy=_REMEDY) from None
-
-
-def mismatch_error(schema: str, what: str) -> ArtifactError:
-    """The error for a state whose parts do not fit together."""
-    kind = schema.rpartition("-")[0]
-    return ArtifactError(f"{kind} state: parts do not fit together: {what}.", remedy=_REMEDY)
+# ── states of learners ───────────────────────────────────────────────────────────────────────────
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -169,7 +150,67 @@ class _Header(msgspec.Struct, frozen=True):
     card: msgspec.Raw
 
 
-def _digest(schema: str, card: bytes, arrays: Mapping[str, NDArray[Any]]) -> str:
+def pack_state(schema: str, card: msgspec.Struct, arrays: Mapping[str, Array]) -> bytes:
+    """Pack what an online learner has learned, with a digest.
+
+    Args:
+        schema: kind and version, such as "explorer-1".
+        card: plain values.
+        arrays: by name.
+
+    Returns:
+        The bytes, the same for the same content.
+    """
+    content = msgspec.json.encode(card, order="deterministic")
+    digest = _state_digest(schema, content, arrays)
+    header = msgspec.json.encode({"schema": schema, "digest": digest, "card": msgspec.Raw(content)})
+    return pack_npz(header, arrays, level=0)
+
+
+def unpack_state(raw: bytes, schema: str, card: type[_T]) -> tuple[_T, Arrays]:
+    """Unpack what `pack_state` made.
+
+    Returns:
+        The card and the arrays.
+
+    Raises:
+        ArtifactError: the bytes are cut, were changed, or have another schema.
+    """
+    kind = schema.rpartition("-")[0]
+    header, arrays = unpack_npz(
+        raw,
+        msgspec.json.Decoder(_Header).decode,
+        max_bytes=MAX_STATE_BYTES,
+        what=f"{kind} state",
+        kind=f"a state of kind {kind}",
+        remedy=_STATE_REMEDY,
+    )
+    if header.schema != schema:
+        raise ArtifactError(
+            f"{kind} state: has schema {header.schema!r}; this version reads {schema!r}.",
+            remedy=_STATE_REMEDY,
+        )
+    if _state_digest(schema, bytes(header.card), arrays) != header.digest:
+        raise ArtifactError(
+            f"{kind} state: its content does not match its digest {header.digest[:12]}: it was "
+            "changed after it was written.",
+            remedy=_STATE_REMEDY,
+        )
+    try:
+        return msgspec.json.decode(header.card, type=card), arrays
+    except msgspec.MsgspecError as error:
+        raise ArtifactError(
+            f"{kind} state: its card is invalid: {error}.", remedy=_STATE_REMEDY
+        ) from None
+
+
+def mismatch_error(schema: str, what: str) -> ArtifactError:
+    """The error for a state whose parts do not fit together."""
+    kind = schema.rpartition("-")[0]
+    return ArtifactError(f"{kind} state: parts do not fit together: {what}.", remedy=_STATE_REMEDY)
+
+
+def _state_digest(schema: str, card: bytes, arrays: Mapping[str, Array]) -> str:
     h = sha256(f"{schema}\0".encode() + card)
-    hash_arrays(h, arrays, lead="\0")
+    hash_arrays(h, arrays, prefix="\0")
     return h.hexdigest()

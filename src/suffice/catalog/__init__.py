@@ -7,8 +7,8 @@ field. What is not known stays None and is shown as unknown.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.resources import files
 from math import inf
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -43,7 +43,7 @@ class _File(msgspec.Struct):
 
 def builtin_models() -> tuple[Model, ...]:
     """The models that ship with suffice, with dated list prices and rough priors."""
-    raw = files(__package__).joinpath("models.json").read_bytes()
+    raw = Path(__file__).with_name("models.json").read_bytes()
     data = msgspec.json.decode(raw, type=_File)
     return tuple(
         Model(

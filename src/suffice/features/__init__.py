@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from math import expm1, log1p
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -172,7 +172,7 @@ class _ScalerFile(msgspec.Struct):
 
 
 def _scaler_file() -> _ScalerFile:
-    raw = files(__package__).joinpath("standard.json").read_bytes()
+    raw = Path(__file__).with_name("standard.json").read_bytes()
     return msgspec.json.decode(raw, type=_ScalerFile)
 
 

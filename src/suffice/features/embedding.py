@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
-from io import BytesIO
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -95,7 +94,7 @@ class _TableCard(msgspec.Struct):
 @cache
 def load_default() -> StaticEmbedding:
     """The shipped token table, made by scripts/build_table.py."""
-    with np.load(BytesIO(files(__package__).joinpath("table.npz").read_bytes())) as file:
+    with np.load(Path(__file__).with_name("table.npz")) as file:
         card = msgspec.json.decode(file["card"].tobytes(), type=_TableCard)
         if card.schema != "table-1" or card.bits != 4:
             raise ValueError(f"table.npz: expected schema table-1 of 4 bits, got {card}")

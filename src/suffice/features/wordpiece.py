@@ -15,7 +15,7 @@ import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 _CHUNK_CHARS = 40  # longer chunks are not cached: they hardly ever repeat
 _WORD_CHARS = 48  # a longer word is unknown (BERT: 100): languages do not have them, encodings do
@@ -50,13 +50,12 @@ class WordPiece:
         count: Callable[[str], tuple[int, ...]] | None = None,
         generation: int = 32_768,
     ) -> None:
-        ids = {piece: i for i, piece in enumerate(vocabulary)}
-        if "[UNK]" not in ids:
+        if "[UNK]" not in vocabulary:
             raise ValueError("vocabulary: [UNK] is missing")
-        self.size = len(ids)
-        self._unknown = ids["[UNK]"]
-        self._head = {p: i for p, i in ids.items() if not p.startswith("##") or p in ("#", "##")}
-        self._tail = {p[2:]: i for p, i in ids.items() if p.startswith("##") and len(p) > 2}
+        self.size = len(vocabulary)
+        self._unknown = vocabulary.index("[UNK]")
+        self._head = {p: i for i, p in enumerate(vocabulary) if p[:2] != "##" or p == "##"}
+        self._tail = {p[2:]: i for i, p in enumerate(vocabulary) if p[:2] == "##" and p != "##"}
         self._head_longest = _longest(self._head)
         self._tail_longest = _longest(self._tail)
         self._count = count
@@ -145,12 +144,7 @@ class WordPiece:
 
 def _longest(known: Iterable[str]) -> dict[str, int]:
     """First two characters -> length of the longest entry that begins with them."""
-    lengths: dict[str, int] = {}
-    for piece in known:
-        start = piece[:2]
-        if len(piece) > lengths.get(start, 0):
-            lengths[start] = len(piece)
-    return lengths
+    return {piece[:2]: len(piece) for piece in sorted(known, key=len)}
 
 
 def _is_mixed(word: str) -> bool:
@@ -205,5 +199,5 @@ def _words(chunk: str) -> list[str]:
 
 def load_vocabulary() -> list[str]:
     """The shipped vocabulary, in the order of the ids."""
-    text = files(__package__).joinpath("wordpiece.txt").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("wordpiece.txt").read_text(encoding="utf-8")
     return text.rstrip("\n").split("\n")

@@ -18,7 +18,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -434,7 +433,7 @@ def _with_tokens(e: LinearEstimator, base: Artifact | None, usual: FloatArray) -
                 at = c - len(old.models)
                 signals[:, j], vectors[:, j] = old.signals[:, at], old.vectors[:, at]
                 intercept[j] = old.intercept[at]
-    return replace(
+    return msgspec.structs.replace(
         e,
         signals=np.concatenate([e.signals, signals], axis=1),
         vectors=np.concatenate([e.vectors, vectors], axis=1),

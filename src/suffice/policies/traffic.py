@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from math import nan
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -33,7 +32,7 @@ def default_quantiles() -> tuple[float, ...]:
     Returns:
         The 0 %, 1 %, ..., 100 % quantiles.
     """
-    raw = files(__package__).joinpath("quantiles.json").read_bytes()
+    raw = Path(__file__).with_name("quantiles.json").read_bytes()
     return msgspec.json.decode(raw, type=_QuantilesFile).quantiles
 
 
@@ -122,8 +121,7 @@ class ScoreWindow(_Window[float]):
         return quantile_table(prior + self._rows)
 
 
-@dataclass(frozen=True)
-class PredictionSample:
+class PredictionSample(NamedTuple):
     """Predictions for each model on a sample of queries.
 
     Attributes:

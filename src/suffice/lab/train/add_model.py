@@ -94,16 +94,18 @@ def _joined(old: Artifact, table: Table, x: Batch, name: str) -> Artifact:
     # Few labels pull the gap towards none, as they pull every mean.
     weight = rows.sum() / (rows.sum() + PSEUDO_LABELS)
     mean_gap = float(gap[rows].mean() * weight)
-    if isinstance(old.estimator, ConstantEstimator):
-        quality = float(old.estimator.quality[anchor] + mean_gap)
+    estimator = old.estimator
+    if isinstance(estimator, ConstantEstimator):
+        quality = float(estimator.quality[anchor] + mean_gap)
         spent = np.nan if tokens is None else float(np.nanmean(tokens))
         made: LinearEstimator | ConstantEstimator = ConstantEstimator(
             (name,), np.array([quality]), np.array([mean_usd]), np.array([spent])
         )
     else:
-        made = _column(old.estimator, anchor, x.take(rows), gap[rows], mean_gap, name, mean_usd)
-        if old.estimator.has_tokens:
-            made = _with_tokens(made, old.estimator, anchor, x.take(rows), tokens, rows)
+        assert isinstance(estimator, LinearEstimator)  # the caller refuses other kinds
+        made = _column(estimator, anchor, x.take(rows), gap[rows], mean_gap, name, mean_usd)
+        if estimator.has_tokens:
+            made = _with_tokens(made, estimator, anchor, x.take(rows), tokens, rows)
     more = msgspec.structs.replace(old, estimator=made, **_sampled(old, made, anchor))
     return artifacts.with_models(old, more)
 
@@ -135,8 +137,6 @@ def _with_tokens(
     rows: NDArray[np.bool_],
 ) -> LinearEstimator:
     """The new model's token head: from its labels, else the anchor's."""
-    from dataclasses import replace
-
     k = len(e.models)
     signals, vectors = e.signals[:, [anchor - k]], e.vectors[:, [anchor - k]]
     intercept = e.intercept[[anchor - k]]
@@ -145,7 +145,7 @@ def _with_tokens(
         s = len(e.mean)
         signals, vectors = w[:s], w[s:] * VECTOR_SCALE
         intercept = np.asarray(b)
-    return replace(
+    return msgspec.structs.replace(
         made,
         signals=np.concatenate([made.signals, signals], axis=1),
         vectors=np.concatenate([made.vectors, vectors], axis=1),
@@ -165,6 +165,7 @@ def _sampled(
         tokens = np.full(m, made.tokens[0])
     else:
         e = old.estimator
+        assert isinstance(e, LinearEstimator)
         shift = float(made.intercept[0] - e.intercept[anchor])
         slope = float(made.signals[0, 0] - e.signals[0, anchor])
         quality = old.sample_quality[:, anchor] + shift + slope * old.sample_length

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -285,12 +286,12 @@ def _with_tokens(e: estimators.Estimator, table: Table, x: Batch) -> estimators.
     if (np.isfinite(positive).sum(axis=0) < 10).any():
         return e
     if isinstance(e, estimators.ConstantEstimator):
-        return replace(e, tokens=np.nanmean(positive, axis=0))
+        return msgspec.structs.replace(e, tokens=np.nanmean(positive, axis=0))
     if not isinstance(e, estimators.LinearEstimator):
         return e
     weights, intercept = linear.fit_log_heads(x, positive)
     s = len(e.mean)
-    return replace(
+    return msgspec.structs.replace(
         e,
         signals=np.concatenate([e.signals, weights[:s]], axis=1),
         vectors=np.concatenate([e.vectors, weights[s:] * VECTOR_SCALE], axis=1),
