@@ -59,6 +59,7 @@ lint: .stamp-dev
 
 types: .stamp-dev
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing examples scripts/measure_structure.py scripts/check_coverage.py
 
 contracts: .stamp-test
 	$(BIN)/lint-imports --no-cache
