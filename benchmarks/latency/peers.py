@@ -158,7 +158,7 @@ class Server:
         self.folder = folder
         self.port = upstream_port if self.peer.direct else processes.free_port()
         self.stream_port = stream_port if self.peer.direct else self.port
-        self.process = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.start_s: float | None = None
         values = {
             "FOLDER": str(folder),
@@ -187,8 +187,8 @@ class Server:
         """Start the process and wait for its first correct answer."""
         peer = self.peer
         if peer.config:
-            text = (HERE / "peers" / peer.config).read_text()
-            filled = string.Template(text).safe_substitute(values)
+            template = string.Template((HERE / "peers" / peer.config).read_text())
+            filled = template.safe_substitute(values)
             (self.folder / peer.config).write_text(filled)
         env = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
         env |= {"HOME": str(self.folder)}
@@ -202,14 +202,14 @@ class Server:
             try:
                 if peer.port_from_file:
                     self.port = self.stream_port = int((self.folder / "port").read_text())
-                status, text = post(self.endpoint(), request_body(peer.model))
+                status, answer = post(self.endpoint(), request_body(peer.model))
             except (OSError, ValueError) as error:
                 failure = str(error)
             else:
                 if status == 200:
                     self.start_s = time.monotonic() - began
                     return
-                failure = f"{status} {text[:200]!r}"
+                failure = f"{status} {answer[:200]!r}"
             time.sleep(0.01)
         self.stop()
         raise RuntimeError(f"{peer.label} did not answer: {failure}\n{log.read_text()[-1000:]}")

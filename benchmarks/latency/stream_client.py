@@ -19,7 +19,7 @@ from processes import cpu_s
 try:
     import uvloop
 except ImportError:  # slower, but the same figures of the server's CPU time
-    uvloop = None
+    uvloop = None  # type: ignore[assignment]  # tested for below
 
 _MARK = re.compile(rb"s(\d+)t(\d+)e")
 _RAMP_S = 1.5

@@ -17,7 +17,7 @@ from typing import Any
 try:
     import uvloop
 except ImportError:  # slower, but the same behaviour
-    uvloop = None
+    uvloop = None  # type: ignore[assignment]  # tested for below
 
 _HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
