@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,13 +12,18 @@ EASY = "What's the weather today?"
 PROOF = "Prove that there are infinitely many primes."
 
 
-def require(component: str, present: bool, why: str) -> None:
-    """Skip where a component is absent; fail where SUFFICE_TEST_REQUIRE demands it."""
+def ask(text: str) -> Any:
+    """A conversation of one user message."""
+    return [{"role": "user", "content": text}]
+
+
+def require(component: str, present: bool, reason: str) -> None:
+    """Skip if a component is absent; fail if SUFFICE_TEST_REQUIRE names it."""
     if present:
         return
     if component in os.environ.get("SUFFICE_TEST_REQUIRE", "").split(","):
-        pytest.fail(f"{component} is required here and absent: {why}")
-    pytest.skip(f"{component}: {why}")
+        pytest.fail(f"{component} is required here and absent: {reason}")
+    pytest.skip(f"{component}: {reason}")
 
 
 def toml(base_url: str, db: Path, routes: str = "", models: str = "") -> str:
