@@ -151,7 +151,8 @@ API: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("suffice", ("Objective", "Policy", "Settings", "ConfigError", "SufficeError")),
     ("suffice.providers.fake", ("FakeUpstream",)),
     ("suffice.lab.predictors.base", ("Predictor",)),
-    ("suffice.lab.ope.estimators", ("LoggedData", "ips", "snips", "doubly_robust", "estimate")),
+    ("suffice.lab.ope.estimators", ("LoggedData", "ips", "snips", "doubly_robust")),
+    ("suffice.lab.ope.intervals", ("estimate_policy_value",)),
 )
 
 

@@ -288,7 +288,7 @@ def test_intervals_of_quality_hold_the_truth() -> None:
                     embedding=None,
                 )
             )
-        q = quality.estimate_quality(route, STRONG)
+        q = quality.estimate_quality(route, route.requests.arrays(), STRONG)
         assert q.kept_ci is not None
         missed += not q.kept_ci[0] <= 0.7 / 0.8 <= q.kept_ci[1]
     assert missed <= 8

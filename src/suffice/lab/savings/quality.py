@@ -94,9 +94,14 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
-def estimate_quality(route: RouteTraffic, reference: str) -> Quality:
-    """Estimate a route's quality against `reference` if its labels suffice."""
-    requests = route.requests.arrays()
+def estimate_quality(route: RouteTraffic, requests: RequestArrays, reference: str) -> Quality:
+    """Estimate a route's quality against `reference` if its labels suffice.
+
+    Args:
+        route: What the route's policy decided.
+        requests: Its requests, `route.requests.arrays()`.
+        reference: Name of the reference model.
+    """
     totals = route.candidates.get(reference)
     support = totals.samplable / max(1, route.weighable) if totals is not None else 0.0
     # The inverse of the mean worth of a label as a label of the reference.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from suffice.artifacts import artifact
 from suffice.config import RouteSpec, Settings, resolve
 from suffice.errors import ArtifactError
-from suffice.lab.savings.traffic import RouteTraffic
+from suffice.lab.savings.requests import RequestArrays
 from suffice.names import match_model
 from suffice.policies import is_path
 from suffice.store import reader
@@ -42,19 +42,23 @@ def reference_models(settings: Settings, env: Mapping[str, str]) -> dict[str, Re
     }
 
 
-def best_predicted(route: RouteTraffic) -> Reference:
-    """Return the reference of a route that is not configured: the best by its predictions."""
+def best_predicted(models: Collection[str], requests: RequestArrays) -> Reference:
+    """Return the reference of a route that is not configured: the best by its predictions.
+
+    Args:
+        models: In the order of their columns.
+        requests: Of the route.
+    """
     reason = "the best by the recorded predictions"
-    if not route.models:
+    if not models:
         return Reference("unknown", reason)
-    requests = route.requests.arrays()
     answered = requests.of_answering_model(requests.predicted_quality)
     known = ~np.isnan(requests.predicted_quality) & ~np.isnan(answered[requests.request])
-    model, k = requests.model[known], len(route.models)
+    model, k = requests.model[known], len(models)
     count = np.bincount(model, minlength=k)
     total = np.bincount(model, requests.predicted_quality[known], minlength=k)
     mean = np.where(count > 0, total / np.maximum(count, 1), -1.0)
-    return Reference(list(route.models)[int(mean.argmax())], reason)
+    return Reference(list(models)[int(mean.argmax())], reason)
 
 
 def _reference(spec: RouteSpec, trained: str | None) -> Reference:

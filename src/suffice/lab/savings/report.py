@@ -109,7 +109,7 @@ def build_report(
 
 def _report_route(route: RouteTraffic, reference: Reference | None) -> RouteReport:
     requests = route.requests.arrays()
-    reference = reference or best_predicted(route)
+    reference = reference or best_predicted(route.models, requests)
     return RouteReport(
         decisions=route.decisions,
         answered=route.answered,
@@ -120,7 +120,7 @@ def _report_route(route: RouteTraffic, reference: Reference | None) -> RouteRepo
         reference=reference.model,
         reference_reason=reference.reason,
         singles=single_model_costs(requests, route.models),
-        quality=estimate_quality(route, reference.model),
+        quality=estimate_quality(route, requests, reference.model),
         policies=dict(route.policies.most_common()),
     )
 
