@@ -107,9 +107,9 @@ def test_on_a_terminal_it_asks_before_it_spends(
         )  # fmt: skip
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # how a terminal says that the other side has left
+        with contextlib.suppress(OSError):  # a terminal raises it when the other side has closed
             while piece := os.read(ours, 65536):
-                if b"Go on?" not in shown and b"Go on?" in shown + piece:
+                if b"Continue?" not in shown and b"Continue?" in shown + piece:
                     assert not fake.requests
                     os.write(ours, typed)
                 shown += piece
@@ -143,7 +143,7 @@ def test_killed_and_run_again_nothing_is_paid_for_twice(folder: Path, fake: Fake
         ledger.write(b'{"kind":"answer","key":"to')
     code, out, err = suffice(folder, *args, "--json")
     assert code == 0
-    assert "calls under way" in err
+    assert "calls in flight" in err
     seen = calls(fake)
     distinct = QUERIES * 2 + QUERIES * 2  # answers, and verdicts both ways round
     assert len(seen) == distinct
@@ -173,7 +173,7 @@ def test_ctrl_c_waits_for_what_is_paid_and_writes_the_table(
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert "calls under way are paid for" in err
+    assert "calls in flight are paid for" in err
     summary = json.loads(out)
     assert summary["stopped"] == "interrupted"
     assert summary["uncertain_usd"] == 0.0, "nothing was dropped"
@@ -212,7 +212,7 @@ def test_the_cap_ends_it_with_a_note(folder: Path) -> None:
     args = (*BOTH, "--max-usd", "0.002", "--max-output-tokens", "100", "--scorer", "exact")
     code, _, err = suffice(folder, *args, "--concurrency", "1")
     assert code == 0
-    assert "--max-usd 0.002 ended it after" in err
+    assert "--max-usd 0.002 stopped it after" in err
     assert 0 < len(load_table(folder / "labels")) < QUERIES
     code, _, err = suffice(folder, *BOTH, "--max-usd", "1", "--max-output-tokens", "100")
     assert code == 0

@@ -18,9 +18,16 @@ from hypothesis import strategies as st
 from suffice.errors import TableError, UsageError
 from suffice.features import SIGNAL_NAMES
 from suffice.lab.collect import judge, sampling
-from suffice.lab.collect.budget import Budget, Hold, worst_usd
-from suffice.lab.collect.journal import Answer, CallStarted, Failed, Ledger, SamplingRound, key_of
-from suffice.lab.collect.queries import read_pool
+from suffice.lab.collect.budget import Budget, QueryReservation, max_cost_usd
+from suffice.lab.collect.journal import (
+    Answer,
+    CallJournal,
+    CallStarted,
+    Failed,
+    SamplingRound,
+    key_of,
+)
+from suffice.lab.collect.queries import read_queries
 from suffice.lab.predictors.base import Batch
 from suffice.types import Message, Model, Price
 
@@ -119,15 +126,15 @@ def batch(n: int, seed: int = 0) -> Batch:
 
 def test_a_sample_is_its_seed_and_has_no_row_twice() -> None:
     x = batch(300)
-    a, b = (sampling.choose(x, 60, [], 7) for _ in range(2))
+    a, b = (sampling.choose_round(x, 60, [], 7) for _ in range(2))
     assert a == b
-    assert a != sampling.choose(x, 60, [], 8)
-    rows = sampling.selected([a])
+    assert a != sampling.choose_round(x, 60, [], 8)
+    rows = sampling.selected_rows([a])
     assert len(rows) == len(set(rows)) == 60
     assert len(a.random) == round(0.3 * 60)
-    more = sampling.choose(x, 100, [a], 7)
-    assert len(set(sampling.selected([a, more]))) == 100
-    assert len(sampling.selected([sampling.choose(x, 1, [], 0)])) == 1
+    more = sampling.choose_round(x, 100, [a], 7)
+    assert len(set(sampling.selected_rows([a, more]))) == 100
+    assert len(sampling.selected_rows([sampling.choose_round(x, 1, [], 0)])) == 1
 
 
 def test_what_is_chosen_is_spread_over_length_and_meaning() -> None:
@@ -136,7 +143,7 @@ def test_what_is_chosen_is_spread_over_length_and_meaning() -> None:
     x.vectors[:] = 0.001 * x.vectors
     for g in range(5):
         x.vectors[g * 10 : g * 10 + 10, g] += 1.0
-    chosen = np.array(sampling.choose(x, 100, [], 1).chosen)
+    chosen = np.array(sampling.choose_round(x, 100, [], 1).chosen)
     assert all(((chosen >= g * 10) & (chosen < g * 10 + 10)).any() for g in range(5))
     rank = np.argsort(np.argsort(x.signals[:, 0]))
     counts = np.bincount(rank[chosen] * 5 // 1000, minlength=5)
@@ -148,18 +155,18 @@ def test_labels_draw_the_next_pass_to_where_models_differ() -> None:
     x = batch(1000)
     hard = x.vectors[:, 0] > np.quantile(x.vectors[:, 0], 0.8)
     x.vectors[:, 0] *= 8
-    first = sampling.choose(x, 150, [], 3)
+    first = sampling.choose_round(x, 150, [], 3)
     score = np.full((1000, 2), np.nan)
-    rows = sampling.selected([first])
+    rows = sampling.selected_rows([first])
     score[rows] = np.where(hard[rows, None], [[0.0, 1.0]], 1.0)
-    expected = sampling.disagreement(x, score)
+    expected = sampling.expected_disagreement(x, score)
     assert expected is not None
-    second = sampling.choose(x, 250, [first], 3, expected)
+    second = sampling.choose_round(x, 250, [first], 3, expected)
     assert hard[second.chosen].mean() > 0.5, "a fifth of the pool is hard"
     assert hard[second.random].mean() < 0.4, "the random part knows nothing of it"
-    assert sampling.disagreement(x, np.full((1000, 2), np.nan)) is None
+    assert sampling.expected_disagreement(x, np.full((1000, 2), np.nan)) is None
     score[rows] = 1.0
-    assert sampling.disagreement(x, score) is None
+    assert sampling.expected_disagreement(x, score) is None
 
 
 @given(st.integers(0, 10**6))
@@ -167,15 +174,15 @@ def test_weights_sum_to_the_pool(seed: int) -> None:
     x = batch(40, seed)
     passes: list[SamplingRound] = []
     for size in (8, 15, 23):
-        passes.append(sampling.choose(x, size, passes, seed))
-        w = sampling.weights(passes, 40)
+        passes.append(sampling.choose_round(x, size, passes, seed))
+        w = sampling.sampling_weights(passes, 40)
         assert math.isclose(sum(w.values()), 40.0)
-        assert sorted(w) == list(sampling.selected(passes))
+        assert sorted(w) == list(sampling.selected_rows(passes))
         kept = list(w)[::2]
-        thin = sampling.thinned(w, kept)
+        thin = sampling.reweight_incomplete(w, kept)
         assert sorted(thin) == sorted(kept)
         assert math.isclose(sum(thin.values()), 40.0)
-        assert sampling.thinned(w, list(w)) == pytest.approx(w)
+        assert sampling.reweight_incomplete(w, list(w)) == pytest.approx(w)
 
 
 def test_means_over_the_pool_stay_estimable() -> None:
@@ -188,8 +195,10 @@ def test_means_over_the_pool_stay_estimable() -> None:
         rng = np.random.default_rng(seed)
         first = rng.choice(300, 20, replace=False)
         passes = [SamplingRound(sorted(first[:14].tolist()), sorted(first[14:].tolist()))]
-        passes.append(sampling.choose(x, 60, passes, seed, interest=x.signals[:, 0].astype(float)))
-        w = sampling.weights(passes, 300)
+        passes.append(
+            sampling.choose_round(x, 60, passes, seed, interest=x.signals[:, 0].astype(float))
+        )
+        w = sampling.sampling_weights(passes, 300)
         estimates.append(sum(w[i] * y[i] for i in w) / 300)
         plain.append(np.mean([y[i] for i in w]))
     error = np.std(estimates) / np.sqrt(400)
@@ -206,12 +215,12 @@ def answer(key: str, usd: float | None = 0.5) -> Answer:
 
 def test_a_ledger_is_what_was_written_to_it(tmp_path: Path) -> None:
     path = tmp_path / "t" / "ledger.jsonl"
-    ledger = Ledger(path).open()
-    ledger.note(CallStarted("a", "p/m", 2.0, 1.0))
-    asyncio.run(ledger.keep(answer("a")))
-    ledger.note(Failed("b", "p/m", "server", "500", 0.0, 1.0))
+    ledger = CallJournal(path).open()
+    ledger.append(CallStarted("a", "p/m", 2.0, 1.0))
+    asyncio.run(ledger.append_synced(answer("a")))
+    ledger.append(Failed("b", "p/m", "server", "500", 0.0, 1.0))
     ledger.close()
-    again = Ledger(path).open()
+    again = CallJournal(path).open()
     assert again.answers == {"a": answer("a")}
     assert list(again.failures) == ["b"]
     assert (again.charged_usd, again.uncertain_usd, again.lost) == (0.5, 0.0, 0)
@@ -223,15 +232,15 @@ def test_a_torn_last_line_is_dropped_and_what_was_under_way_is_counted(
     tmp_path_factory: pytest.TempPathFactory, cut: int
 ) -> None:
     path = tmp_path_factory.mktemp("l") / "ledger.jsonl"
-    ledger = Ledger(path).open()
-    ledger.note(answer("a"))
-    ledger.note(CallStarted("b", "p/m", 2.0, 1.0))
+    ledger = CallJournal(path).open()
+    ledger.append(answer("a"))
+    ledger.append(CallStarted("b", "p/m", 2.0, 1.0))
     before = path.stat().st_size
-    ledger.note(answer("b"))
+    ledger.append(answer("b"))
     ledger.close()
     path.write_bytes(path.read_bytes()[: before + cut])
     for lost in (1, 0):  # written off once, not on every run
-        again = Ledger(path).open()
+        again = CallJournal(path).open()
         assert list(again.answers) == ["a"]
         assert again.lost == lost
         assert again.charged_usd == 2.5
@@ -243,27 +252,27 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"kind":"lost","key":"a","model":"m","charged_usd":1,"at_s":1}\n{"x": 1}\n')
     with pytest.raises(TableError) as error:
-        Ledger(path).open()
+        CallJournal(path).open()
     assert error.value.row == 2
     path.write_text('{"kind":"run","version":99,"suffice":"9.9","queries":"","models":[],"scorer":"",'
                     '"judge":null,"reference":null,"temperature":0,"max_output_tokens":1,"seed":0,'
                     '"at_s":0}\n')  # fmt: skip
     with pytest.raises(TableError, match="newer"):
-        Ledger(path).open()
+        CallJournal(path).open()
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    first = Ledger(path).open()
+    first = CallJournal(path).open()
     with pytest.raises(UsageError, match="another suffice collect"):
-        Ledger(path).open()
-    first.note(answer("a"))
+        CallJournal(path).open()
+    first.append(answer("a"))
     first.close()
-    Ledger(path).open().close()
+    CallJournal(path).open().close()
 
 
 def test_a_ledger_without_a_line_is_not_left_behind(tmp_path: Path) -> None:
-    Ledger(tmp_path / "t" / "ledger.jsonl").open().close()
+    CallJournal(tmp_path / "t" / "ledger.jsonl").open().close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -271,12 +280,12 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from suffice.errors import JobError
-from suffice.lab.collect.journal import CallStarted, Ledger
+from suffice.lab.collect.journal import CallStarted, CallJournal
 resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150))  # as a full disk: the second line is cut
-ledger = Ledger(Path(sys.argv[1])).open()
-ledger.note(CallStarted("a", "p/m", 2.0, 1.0))
+ledger = CallJournal(Path(sys.argv[1])).open()
+ledger.append(CallStarted("a", "p/m", 2.0, 1.0))
 try:
-    ledger.note(CallStarted("b" * 100, "p/m", 2.0, 1.0))
+    ledger.append(CallStarted("b" * 100, "p/m", 2.0, 1.0))
 except JobError as error:
     print(error)
 """
@@ -307,10 +316,10 @@ PRICED = Model("p/m", "p", "m", Price(1.0, 10.0))
 
 
 def test_the_worst_case_bounds_tokens_by_bytes() -> None:
-    assert worst_usd(PRICED, 1000, 1, 100) >= (1000 * 1.0 + 100 * 10.0) / 1e6
+    assert max_cost_usd(PRICED, 1000, 1, 100) >= (1000 * 1.0 + 100 * 10.0) / 1e6
     cached = Model("p/m", "p", "m", Price(1.0, 10.0, cache_write_usd_per_mtok=4.0))
-    assert worst_usd(cached, 1000, 1, 0) == pytest.approx(4 * worst_usd(PRICED, 1000, 1, 0))
-    assert worst_usd(Model("p/m", "p", "m"), 1000, 1, 100) == 0.0
+    assert max_cost_usd(cached, 1000, 1, 0) == pytest.approx(4 * max_cost_usd(PRICED, 1000, 1, 0))
+    assert max_cost_usd(Model("p/m", "p", "m"), 1000, 1, 100) == 0.0
 
 
 @given(st.data())
@@ -325,11 +334,11 @@ def test_what_is_spent_and_held_never_exceeds_the_cap(data: st.DataObject) -> No
 
     async def job(budget: Budget, calls: list[float]) -> None:
         expected = sum(calls[: 1 + len(calls) // 2])  # some calls come to more than was foreseen
-        if not await budget.hold(expected):
+        if not await budget.reserve(expected):
             return
-        hold = Hold(budget, expected)
+        hold = QueryReservation(budget, expected)
         for worst in calls:
-            if not hold.take(worst):
+            if not hold.draw(worst):
                 break
             for _ in range(pauses.pop() if pauses else 0):
                 await asyncio.sleep(0)
@@ -345,7 +354,7 @@ def test_what_is_spent_and_held_never_exceeds_the_cap(data: st.DataObject) -> No
 
     budget = asyncio.run(everything())
     assert peak[0] <= limit + 1e-9
-    assert budget._held == pytest.approx(0.0, abs=1e-9)
+    assert budget.reserved_usd == pytest.approx(0.0, abs=1e-9)
 
 
 # ── queries ──────────────────────────────────────────────────────────────────────────────────────
@@ -367,9 +376,9 @@ def test_queries_are_sent_as_they_are(tmp_path: Path) -> None:
         {"query_id": "old", "prompt": "x", "model": "m", "score": 1.0},
     ]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    pool = read_pool(str(path), ("expected",))
+    pool = read_queries(str(path), ("expected",))
     assert json.loads(pool.messages[0]) == rich[:2]
-    assert pool.needs(0) == {"vision"}
+    assert pool.required_capabilities(0) == {"vision"}
     assert pool.expected[0] == {"a": 1}
     assert pool.ids[0] == "r"
     assert pool.ids[1].startswith("q-")
@@ -377,7 +386,7 @@ def test_queries_are_sent_as_they_are(tmp_path: Path) -> None:
     assert json.loads(pool.messages[1]) == [{"role": "user", "content": "plain"}]
     assert pool.table.models == ()
     assert pool.warnings == (
-        "1 conversations ended with an answer, which was cut off",
+        "1 conversations ended with an answer, which was removed",
         "1 queries without text were left out",
     )
 
@@ -385,22 +394,24 @@ def test_queries_are_sent_as_they_are(tmp_path: Path) -> None:
 def test_text_files_csv_and_originals(tmp_path: Path) -> None:
     text = tmp_path / "q.txt"
     text.write_bytes(b"\xef\xbb\xbffirst\n\n  second \nfirst\n")
-    assert read_pool(str(text)).table.prompts == ("first", "second")
+    assert read_queries(str(text)).table.prompts == ("first", "second")
     text.write_bytes(b"ok\n\xff\n")
     with pytest.raises(TableError, match="UTF-8") as error:
-        read_pool(str(text))
+        read_queries(str(text))
     assert error.value.row == 2
     (tmp_path / "q.csv").write_text("query_id,prompt,expected\n1,hi,5\n2,ho,\n")
-    assert read_pool(str(tmp_path / "q.csv"), ("expected",)).expected == ("5", "")
+    assert read_queries(str(tmp_path / "q.csv"), ("expected",)).expected == ("5", "")
     # A public original: questions with their answers, and no ids.
     (tmp_path / "g.jsonl").write_text(
         json.dumps({"question": "How many?", "answer": "so\n#### 5"}) + "\n"
         + json.dumps({"question": "And now?", "answer": "#### 6"}) + "\n"
     )  # fmt: skip
-    pool = read_pool(str(tmp_path / "g.jsonl"), ("expected", "answer"), must=True, every=True)
+    pool = read_queries(
+        str(tmp_path / "g.jsonl"), ("expected", "answer"), required=True, every=True
+    )
     assert pool.expected == ("so\n#### 5", "#### 6")
     with pytest.raises(TableError, match="no such file"):
-        read_pool(str(tmp_path / "none.jsonl"))
+        read_queries(str(tmp_path / "none.jsonl"))
     (tmp_path / "e.jsonl").write_text('{"prompt": " "}\n')
     with pytest.raises(TableError, match="any text"):
-        read_pool(str(tmp_path / "e.jsonl"))
+        read_queries(str(tmp_path / "e.jsonl"))

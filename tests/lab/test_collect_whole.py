@@ -30,22 +30,22 @@ output_usd_per_mtok = 0.0
 
 class Silent:
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.notices: list[str] = []
         self.forecasts: list[Forecast] = []
         self.steps = 0
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
+    def notify(self, text: str) -> None:
+        self.notices.append(text)
 
-    def agree(self, forecast: Forecast) -> bool:
+    def confirm(self, forecast: Forecast) -> bool:
         self.forecasts.append(forecast)
         return True
 
-    def begin(self, calls: int) -> None: ...
-    def step(self, calls: int, spent_usd: float) -> None:
+    def start(self, calls: int) -> None: ...
+    def advance(self, calls: int, spent_usd: float) -> None:
         self.steps += calls
 
-    def end(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 class Bench:
@@ -54,7 +54,7 @@ class Bench:
     def __init__(self, folder: Path, fake: FakeUpstream, config: Path) -> None:
         self.folder = folder
         self.fake = fake
-        self.screen = Silent()
+        self.ui = Silent()
         self.config = config
 
     def queries(self, n: int, **columns: Any) -> str:
@@ -68,12 +68,12 @@ class Bench:
         return str(path)
 
     def run(self, queries: str, models: str = "p/weak,p/strong", **options: Any) -> Summary:
-        self.screen = Silent()
+        self.ui = Silent()
         given: dict[str, Any] = {
             "out": self.folder / "labels", "config": str(self.config), "max_output_tokens": 100,
             "models": tuple(models.split(",")), **options,
         }  # fmt: skip
-        return collect(Options(queries=queries, **given), self.screen, {})
+        return collect(Options(queries=queries, **given), self.ui, {})
 
     def calls(self) -> Counter[str]:
         return Counter(s.model for s in self.fake.requests)
@@ -131,7 +131,7 @@ def test_answers_become_a_table_that_the_lab_reads(bench: Bench, out: str) -> No
     assert t.cost_usd[0, 1] == pytest.approx(per_call)
     assert s.spent_usd == pytest.approx(t.cost_usd.sum())
     assert s.models["p/strong"].quality == 1.0
-    assert bench.screen.steps == bench.screen.forecasts[0].calls == 12
+    assert bench.ui.steps == bench.ui.forecasts[0].calls == 12
     assert not [p for p in bench.folder.rglob("*") if p.name.endswith(".tmp")]
 
 
@@ -142,13 +142,13 @@ def test_nothing_is_paid_for_twice_whatever_scores_it(bench: Bench) -> None:
     s = bench.run(queries, scorer="contains")
     assert bench.calls() == first
     assert s.run_usd == 0.0
-    assert bench.screen.forecasts[0].calls == 0
+    assert bench.ui.forecasts[0].calls == 0
     assert set(bench.table().values()) == {1.0}
     s = bench.run(queries, models="p/weak,p/strong,p/free", scorer="contains")
     assert bench.calls() - first == Counter(free=5), "a new model is one column"
     bench.run(queries, scorer="contains", temperature=1.0)
     assert bench.calls()["weak"] == 10, "other parameters are other answers"
-    assert any("its answers are others" in x for x in bench.screen.said)
+    assert any("its answers are not reused" in x for x in bench.ui.notices)
 
 
 def test_the_same_question_twice_in_a_table_is_asked_once(bench: Bench) -> None:
@@ -188,7 +188,7 @@ def test_a_parameter_that_a_model_refuses_is_renamed_or_left_out(bench: Bench) -
     last = body(bench.fake.requests[-1])
     assert last["max_completion_tokens"] == 100
     assert not {"max_tokens", "temperature"} & set(last)
-    assert any("takes no temperature" in w for w in s.warnings)
+    assert any("accepts no temperature" in w for w in s.warnings)
 
 
 # ── failures ─────────────────────────────────────────────────────────────────────────────────────
@@ -228,7 +228,7 @@ def test_a_model_that_cannot_answer_is_given_up(bench: Bench) -> None:
     s = bench.run(bench.queries(30, expected="4"), scorer="exact", concurrency=2)
     assert bench.calls()["weak"] <= 2
     assert bench.calls()["strong"] == 30
-    assert any("p/weak was given up" in w and "401" in w for w in s.warnings)
+    assert any("p/weak was not asked any further" in w and "401" in w for w in s.warnings)
     bench.fake.set_model("weak", FakeModel(actions=({"status": 422, "repeat": True},)))
     bench.fake.requests.clear()
     bench.run(bench.queries(30, expected="4"), scorer="exact", concurrency=1)
@@ -305,7 +305,7 @@ def test_the_cap_holds_under_concurrency_at_the_worst_case(bench: Bench, judge: 
 
 
 def test_a_cap_below_one_query_says_so(bench: Bench) -> None:
-    with pytest.raises(JobError, match="does not cover the worst case of a single query"):
+    with pytest.raises(JobError, match="does not cover the maximum cost of a single query"):
         bench.run(bench.queries(3), max_usd=0.0001)
     assert not bench.fake.requests
 
@@ -316,7 +316,7 @@ def test_unknown_prices_are_refused_under_a_cap(bench: Bench) -> None:
         bench.run(queries, models="p/weak,p/unpriced", max_usd=1.0)
     assert not bench.fake.requests
     s = bench.run(queries, models="p/weak,p/unpriced", max_usd=1.0, allow_unknown_price=True)
-    assert bench.screen.forecasts[0].usd is None
+    assert bench.ui.forecasts[0].usd is None
     assert s.models["p/unpriced"].mean_usd is None
     assert load_table(bench.folder / "labels", need_scores=False).cost_usd is not None
 
@@ -333,7 +333,7 @@ def test_the_forecast_learns_from_the_ledger(bench: Bench) -> None:
     queries = bench.queries(10)
     bench.run(bench.queries(6), models="p/weak")
     bench.run(bench.queries(10), models="p/weak")
-    (row,) = bench.screen.forecasts[0].rows
+    (row,) = bench.ui.forecasts[0].rows
     assert (row.calls, row.known, row.output_tokens) == (4, 6, 360)
     assert row.usd == pytest.approx((row.input_tokens * 0.15 + 360 * 0.6) / 1e6)
     assert row.most_usd == pytest.approx((row.input_tokens * 0.15 + 400 * 0.6) / 1e6)
@@ -371,7 +371,7 @@ def test_plain_cases_need_no_judge(bench: Bench) -> None:
     bench.run(bench.queries(3), judge="p/judge")
     assert bench.calls()["judge"] == 0
     assert set(bench.table().values()) == {1.0}
-    assert bench.screen.steps == bench.screen.forecasts[0].calls
+    assert bench.ui.steps == bench.ui.forecasts[0].calls
 
 
 def test_an_unreadable_verdict_is_null_and_not_bought_again(bench: Bench) -> None:
@@ -388,7 +388,7 @@ def test_a_judge_that_fails_leaves_nulls_and_is_asked_again(bench: Bench) -> Non
     bench.fake.set_model("judge", FakeModel(actions=({"status": 401, "repeat": True},)))
     queries = bench.queries(3)
     s = bench.run(queries, judge="p/judge")
-    assert any("p/judge was given up" in w for w in s.warnings)
+    assert any("p/judge was not asked any further" in w for w in s.warnings)
     assert Counter(bench.table().values()) == {None: 3, 1.0: 3}
     bench.fake.set_model("judge", FakeModel(reply="VERDICT: TIE"))
     bench.run(queries, judge="p/judge")
@@ -419,7 +419,7 @@ def test_one_model_alone_is_graded(bench: Bench) -> None:
 
 def test_the_judges_family_and_the_reference_are_said(bench: Bench) -> None:
     bench.run(bench.queries(1), models="p/weak,p/strong", judge="p/weak", reference="p/weak")
-    assert any("judges its own answers" in x for x in bench.screen.said)
+    assert any("judges its own answers" in x for x in bench.ui.notices)
     assert bench.calls() == Counter(weak=3, strong=1)
     with pytest.raises(UsageError, match="not among --models"):
         bench.run(bench.queries(1), judge="p/judge", reference="p/judge")
@@ -466,7 +466,7 @@ def test_bad_options_are_found_before_a_call(bench: Bench, monkeypatch: pytest.M
     refused(UsageError, "twice", models="p/weak,p/weak")
     refused(UsageError, "exclude each other", judge="p/judge", scorer="exact")
     refused(UsageError, "--pattern needs a --scorer", pattern="x")
-    refused(UsageError, "as '.xlsx'", out=bench.folder / "t.xlsx")
+    refused(UsageError, "unsupported table format", out=bench.folder / "t.xlsx")
     refused(UsageError, "at least 1", sample=0)
     refused(UsageError, "more than 0", max_usd=float("nan"))
     (bench.folder / "mine.csv").write_text("a,b\n1,2\n")

@@ -18,8 +18,8 @@ from suffice.dialects import openai_message
 from suffice.errors import AllAttemptsFailedError, ConfigError, UpstreamError, nearest
 from suffice.execution import CircuitBreaker, CircuitBreakerSettings, Engine, LatencyTracker, Reply
 from suffice.execution.retry import Call, Exhausted, FailoverFlow, Wait
-from suffice.lab.collect.budget import Budget, Hold, worst_usd
-from suffice.lab.collect.journal import Answer, CallStarted, Failed, Ledger
+from suffice.lab.collect.budget import Budget, QueryReservation, max_cost_usd
+from suffice.lab.collect.journal import Answer, CallStarted, Failed, CallJournal
 from suffice.model_client import MAY_CHARGE, ModelCall, ModelClient
 from suffice.providers import PROVIDERS
 from suffice.providers.transport import HTTPTransport
@@ -145,7 +145,7 @@ def _full_name(name: str, settings: config.Settings) -> str:
 
 
 @dataclass(frozen=True)
-class Ask:
+class PlannedCall:
     """One call to make, and what it is for."""
 
     key: str
@@ -155,7 +155,7 @@ class Ask:
     """JSON, as it is sent."""
     canonical: tuple[Message, ...]
     """The same messages in our own form."""
-    needs: frozenset[str]
+    required_capabilities: frozenset[str]
     temperature: float | None
     max_output_tokens: int
     purpose: str = "answer"
@@ -171,16 +171,16 @@ class Ask:
             self.canonical,
             self.max_output_tokens,
             self.temperature,
-            self.needs,
+            self.required_capabilities,
         )
 
     @property
-    def worst_usd(self) -> float:
+    def max_cost_usd(self) -> float:
         """The most that one attempt can cost."""
         markers = (b'"type":"image_url"', b'"type":"input_audio"')
         media = sum(self.messages.count(marker) for marker in markers)
         size = len(self.messages) + media * _MEDIA_BYTES
-        return worst_usd(self.model, size, len(self.canonical), self.call.output_limit)
+        return max_cost_usd(self.model, size, len(self.canonical), self.call.output_limit)
 
 
 @dataclass
@@ -197,7 +197,7 @@ class CallStats:
 
 
 @dataclass
-class Asker:
+class BatchCaller:
     """Makes calls, each answered and paid for once.
 
     At most `concurrency` run at once, none that the journal has an answer to, none beyond the budget. Once
@@ -205,7 +205,7 @@ class Asker:
     """
 
     connection: ModelConnection
-    ledger: Ledger
+    journal: CallJournal
     budget: Budget
     concurrency: int
     stop: asyncio.Event
@@ -217,19 +217,19 @@ class Asker:
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Make what `concurrency` asks for."""
+        """Create the semaphore that limits concurrency."""
         self._slots = asyncio.Semaphore(self.concurrency)
 
     def tally(self, model: str) -> CallStats:
         """The statistics of a model."""
         return self.tallies.setdefault(model, CallStats())
 
-    async def ask(self, ask: Ask, hold: Hold) -> Answer | None:
+    async def ask(self, planned: PlannedCall, reservation: QueryReservation) -> Answer | None:
         """Get an answer from the journal or from the model.
 
         Args:
-            ask: The call.
-            hold: The money that was reserved for its query.
+            planned: The call.
+            reservation: The money that was reserved for its query.
 
         Returns:
             The answer; `None` if there is none, which the tally explains.
@@ -238,23 +238,23 @@ class Asker:
             JobError: The journal cannot be written.
         """
         # The same query may be in a table twice.
-        async with self._locks.setdefault(ask.key, asyncio.Lock()):
-            known = self.ledger.answers.get(ask.key)
+        async with self._locks.setdefault(planned.key, asyncio.Lock()):
+            known = self.journal.answers.get(planned.key)
             if known is not None:
                 return known
-            if self.tally(ask.model.name).given_up is not None:
+            if self.tally(planned.model.name).given_up is not None:
                 return None
-            reason = self.connection.exclusion_reason(ask.call)
+            reason = self.connection.exclusion_reason(planned.call)
             if reason is not None:
-                message = f"{ask.model.name} cannot take this query: {reason}."
-                await self._close(ask, "no_candidate", message, 0.0)
-                self._count_failure(ask.model.name, message)
+                message = f"{planned.model.name} cannot take this query: {reason}."
+                await self._close(planned, "no_candidate", message, 0.0)
+                self._count_failure(planned.model.name, message)
                 return None
-            return await self._with_retries(ask, hold)
+            return await self._with_retries(planned, reservation)
 
-    async def _with_retries(self, ask: Ask, hold: Hold) -> Answer | None:
+    async def _with_retries(self, planned: PlannedCall, reservation: QueryReservation) -> Answer | None:
         flow = FailoverFlow(
-            (PlanStep(ask.model.name),), self.retries, total_s=_TOTAL_S, seed=self.seed
+            (PlanStep(planned.model.name),), self.retries, total_s=_TOTAL_S, seed=self.seed
         )
         began_s = time.monotonic()
         while True:
@@ -262,54 +262,54 @@ class Asker:
             if isinstance(action, Call):
                 if self.stop.is_set():
                     return None
-                max_usd = ask.worst_usd
-                if not hold.take(max_usd):
+                max_usd = planned.max_cost_usd
+                if not reservation.draw(max_usd):
                     self.capped += 1
                     return None
                 try:
-                    return await self._attempt(ask, max_usd)
+                    return await self._attempt(planned, max_usd)
                 except UpstreamError as error:
                     flow.record_failure(error, time.monotonic() - began_s)
                 finally:
-                    await hold.settle(max_usd)
+                    await reservation.settle(max_usd)
             elif isinstance(action, Wait):
                 if await _stopped_within(self.stop, action.seconds):
                     return None
                 flow.record_wait(time.monotonic() - began_s)
             else:
-                self._give_up(ask.model.name, action)
+                self._give_up(planned.model.name, action)
                 return None
 
-    async def _attempt(self, ask: Ask, max_usd: float) -> Answer:
+    async def _attempt(self, planned: PlannedCall, max_usd: float) -> Answer:
         """Make one attempt. Raises UpstreamError."""
         async with self._slots:
-            self.ledger.note(CallStarted(ask.key, ask.model.name, max_usd, time.time()))
+            self.journal.append(CallStarted(planned.key, planned.model.name, max_usd, time.time()))
             try:
-                reply = await self.connection.client.ask(ask.call, self._send)
+                reply = await self.connection.client.ask(planned.call, self._send)
             except AllAttemptsFailedError as error:
                 last = error.last
                 # What it may have cost is spent, even if a retry succeeds.
                 charged = max_usd if last.kind in MAY_CHARGE else 0.0
-                await self._close(ask, last.kind, last.message, charged)
+                await self._close(planned, last.kind, last.message, charged)
                 raise last from None
         text = openai_message.text_of_completion(reply.body, tool_calls=False) or ""
-        verdict = None if ask.read is None else ask.read(text)
+        verdict = None if planned.read is None else planned.read(text)
         record = Answer(
-            key=ask.key,
-            model=ask.model.name,
+            key=planned.key,
+            model=planned.model.name,
             text=text,
-            charged_usd=_charged_usd(ask, reply.cost_usd, text, max_usd),
+            charged_usd=_charged_usd(planned, reply.cost_usd, text, max_usd),
             cost_usd=reply.cost_usd,
             usage=reply.usage,
             latency_s=reply.attempts[-1].latency_s,
             finish_reason=reply.attempts[-1].finish_reason,
             at_s=time.time(),
-            query_id=ask.query_id,
-            purpose=ask.purpose,
+            query_id=planned.query_id,
+            purpose=planned.purpose,
             verdict=None if verdict is None else str(verdict),
         )
-        await self.ledger.keep(record)
-        tally = self.tally(ask.model.name)
+        await self.journal.append_synced(record)
+        tally = self.tally(planned.model.name)
         tally.answered += 1
         tally.consecutive_failures = 0
         return record
@@ -334,15 +334,15 @@ class Asker:
         tally.consecutive_failures += 1
         tally.first = tally.first or message
 
-    async def _close(self, ask: Ask, reason: str, message: str, charged_usd: float) -> None:
+    async def _close(self, planned: PlannedCall, reason: str, message: str, charged_usd: float) -> None:
         """Record the end of an attempt that brought no answer."""
         record = Failed(
-            ask.key, ask.model.name, reason, message, charged_usd, time.time(), ask.query_id
+            planned.key, planned.model.name, reason, message, charged_usd, time.time(), planned.query_id
         )
         if charged_usd:
-            await self.ledger.keep(record)
+            await self.journal.append_synced(record)
         else:
-            self.ledger.note(record)
+            self.journal.append(record)
 
 
 async def _stopped_within(stop: asyncio.Event, seconds: float) -> bool:
@@ -354,11 +354,11 @@ async def _stopped_within(stop: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-def _charged_usd(ask: Ask, cost_usd: float | None, text: str, max_usd: float) -> float:
+def _charged_usd(planned: PlannedCall, cost_usd: float | None, text: str, max_usd: float) -> float:
     """What an answer counts against the cap: its cost, or a bound if no tokens were counted."""
     if cost_usd is not None:
         return cost_usd
     if not max_usd:
         return 0.0  # an unknown price, which the operator allowed
     size = len(text.encode("utf-8", "surrogatepass"))
-    return min(max_usd, worst_usd(ask.model, len(ask.messages), len(ask.canonical), size))
+    return min(max_usd, max_cost_usd(planned.model, len(planned.messages), len(planned.canonical), size))

@@ -1,13 +1,14 @@
-"""What was paid for, kept so that no crash loses it: one JSON object a line, appended, synced.
+"""A journal of paid calls that survives a crash: one JSON object per line, appended and synced.
 
-    intent    a call is about to be made; what it costs at most
-    answer    what came back, with tokens, money and time
-    failed    what did not come back, and why; asked again on the next run
-    lost      an intent without an end: the process died meanwhile. Counted at its worst case
-    sample    which queries were chosen, so that another run chooses the same
+    intent    a call is about to be made, with its maximum cost
+    answer    an answer, with tokens, cost and time
+    failed    a call that failed, and why; it is made again on the next run
+    lost      an intent without an end: the process died meanwhile. Counted at its maximum cost
+    sample    which queries were selected, so that another run selects the same
+    run       the options of a run
 
-Whether a call was already answered is told by its key, a hash of model, messages and parameters:
-the same question is never paid for twice, whatever else changes between runs.
+A call is identified by its key, a hash of model, messages and parameters: the same call is never
+paid for twice, whatever else changes between runs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from suffice.types import Usage
 
 
 class CallStarted(msgspec.Struct, frozen=True, tag_field="kind", tag="intent", omit_defaults=True):
+    """A call is about to be made."""
+
     key: str
     model: str
     worst_usd: float
@@ -34,36 +37,37 @@ class CallStarted(msgspec.Struct, frozen=True, tag_field="kind", tag="intent", o
 
 
 class Answer(msgspec.Struct, frozen=True, tag_field="kind", tag="answer", omit_defaults=True):
-    """charged_usd: what the cap counts, cost_usd where that is known; None = unknown price or
-    tokens. verdict: what a judge said, as it was read."""
+    """An answer of a model or a judge."""
 
     key: str
     model: str
     text: str
-    charged_usd: float
-    cost_usd: float | None
+    charged_usd: float  # what the cap counts
+    cost_usd: float | None  # None = unknown price or tokens
     usage: Usage | None
     latency_s: float
     finish_reason: str | None
     at_s: float
     query_id: str = ""
     purpose: str = "answer"  # or "judge-1", the version of the judge's prompt
-    verdict: str | None = None
+    verdict: str | None = None  # of a judge, as it was parsed
 
 
 class Failed(msgspec.Struct, frozen=True, tag_field="kind", tag="failed", omit_defaults=True):
-    """charged_usd: the worst case where the upstream may have charged for it, else 0."""
+    """A call that failed."""
 
     key: str
     model: str
     why: str
     error: str
-    charged_usd: float
+    charged_usd: float  # its maximum cost if the upstream may have charged for it, else 0
     at_s: float
     query_id: str = ""
 
 
 class CallLost(msgspec.Struct, frozen=True, tag_field="kind", tag="lost"):
+    """A call whose process died before its end."""
+
     key: str
     model: str
     charged_usd: float
@@ -71,25 +75,24 @@ class CallLost(msgspec.Struct, frozen=True, tag_field="kind", tag="lost"):
 
 
 class SamplingRound(msgspec.Struct, frozen=True):
-    """Rows of the pool: some chosen on purpose, then some at random of all that were left."""
+    """Rows of the pool: some selected by design, then some at random from all others."""
 
     chosen: list[int]
     random: list[int]
 
 
-class Sampled(msgspec.Struct, frozen=True, tag_field="kind", tag="sample"):
-    """What `--sample` chose. pool: hash of the queries chosen from. size: how many were wanted.
-    passes: the first choice, and what each wish for more added."""
+class SampleChosen(msgspec.Struct, frozen=True, tag_field="kind", tag="sample"):
+    """The selection of `--sample`."""
 
-    pool: str
+    pool: str  # hash of the queries selected from
     seed: int
-    size: int
-    passes: list[SamplingRound]
+    size: int  # of the sample, as requested
+    passes: list[SamplingRound]  # the first selection, and what each larger size added
     at_s: float
 
 
 class Run(msgspec.Struct, frozen=True, tag_field="kind", tag="run"):
-    """A run began, and as what."""
+    """The options of a run."""
 
     version: int
     suffice: str
@@ -104,50 +107,50 @@ class Run(msgspec.Struct, frozen=True, tag_field="kind", tag="run"):
     at_s: float
 
 
-Record = CallStarted | Answer | Failed | CallLost | Sampled | Run
+JournalEntry = CallStarted | Answer | Failed | CallLost | SampleChosen | Run
 VERSION = 1
 
-_decode = msgspec.json.Decoder(Record).decode
+_decode = msgspec.json.Decoder(JournalEntry).decode
 _encode = msgspec.json.encode
 
 
 def key_of(model: str, messages: bytes, *parameters: object) -> str:
-    """What makes two calls the same. messages: JSON as it is sent."""
+    """The key of a call: the same key means the same call. messages: JSON as it is sent."""
     h = blake2b(digest_size=16)
     for part in (model.encode(), messages, *(repr(p).encode() for p in parameters)):
         h.update(b"%d:" % len(part) + part)
     return h.hexdigest()
 
 
-class Ledger:
-    """The ledger of one table. Only one process at a time may have it open.
-
-    answers, failures: by key; a failure is dropped once there is an answer. charged_usd: all money
-    of all runs, what may have been charged for failed and lost calls included. lost: how many calls
-    an earlier run left open.
-    """
+class CallJournal:
+    """The journal of one table. Only one process at a time can open it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.answers: dict[str, Answer] = {}
-        self.failures: dict[str, Failed] = {}
-        self.samples: list[Sampled] = []
+        self.answers: dict[str, Answer] = {}  # by key
+        self.failures: dict[str, Failed] = {}  # by key; dropped once there is an answer
+        self.samples: list[SampleChosen] = []
         self.runs: list[Run] = []
-        self.charged_usd = 0.0
-        self.uncertain_usd = 0.0  # of charged_usd: failed and lost calls at their worst case
-        self.lost = 0
-        self._intents: dict[str, CallStarted] = {}
+        self.charged_usd = 0.0  # by all runs, with what may have been charged for failed calls
+        self.uncertain_usd = 0.0  # part of charged_usd: failed and lost calls at their maximum cost
+        self.lost = 0  # calls that an earlier run left open
+        self._open_calls: dict[str, CallStarted] = {}
         self._fd = -1
         self._size = 0
-        self._made = False
+        self._created_folder = False
 
     def open(self) -> Self:
-        """Reads what is there, drops a torn last line, and takes the lock.
+        """Read the journal, drop an incomplete last line, and take the lock.
 
-        Raises UsageError where another process has it, TableError for a line that is no record.
+        Returns:
+            The journal itself.
+
+        Raises:
+            UsageError: If another process has it open, or it cannot be written.
+            TableError: If a line is not a journal entry.
         """
         try:
-            self._made = not self.path.parent.exists()
+            self._created_folder = not self.path.parent.exists()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
@@ -157,11 +160,11 @@ class Ledger:
             data = self.path.read_bytes()
             self._size = data.rfind(b"\n") + 1
             for number, line in enumerate(data[: self._size].splitlines(), 1):
-                self._take(line, number)
+                self._read_line(line, number)
             if self._size < len(data):
                 os.ftruncate(self._fd, self._size)
-            self.lost = len(self._intents)
-            self.write_off()
+            self.lost = len(self._open_calls)
+            self.close_unfinished()
         except BaseException:
             self.close()
             raise
@@ -170,7 +173,7 @@ class Ledger:
     def _lock(self) -> None:
         try:
             import fcntl
-        except ImportError:  # Windows: the lock is a courtesy there is no call for
+        except ImportError:  # Windows has no flock; the lock is optional there
             return
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,87 +183,92 @@ class Ledger:
                 remedy="Wait for it, or choose another --out.",
             ) from None
 
-    def _take(self, line: bytes, number: int) -> None:
+    def _read_line(self, line: bytes, number: int) -> None:
         try:
-            record = _decode(line)
+            entry = _decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TableError(
-                f"not a record of this ledger: {error}.",
+                f"not an entry of this journal: {error}.",
                 path=str(self.path),
                 row=number,
                 remedy="Remove that line, or choose another --out.",
             ) from None
-        if isinstance(record, Run) and record.version > VERSION:
+        if isinstance(entry, Run) and entry.version > VERSION:
             raise TableError(
-                f"this ledger was written by suffice {record.suffice}, which is newer.",
+                f"this journal was written by suffice {entry.suffice}, which is newer.",
                 path=str(self.path),
                 row=number,
                 remedy="Update suffice, or choose another --out.",
             )
-        self._note(record)
+        self._apply(entry)
 
-    def _note(self, record: Record) -> None:
-        if isinstance(record, CallStarted):
-            self._intents[record.key] = record
+    def _apply(self, entry: JournalEntry) -> None:
+        if isinstance(entry, CallStarted):
+            self._open_calls[entry.key] = entry
             return
-        if isinstance(record, Sampled):
-            self.samples.append(record)
+        if isinstance(entry, SampleChosen):
+            self.samples.append(entry)
             return
-        if isinstance(record, Run):
-            self.runs.append(record)
+        if isinstance(entry, Run):
+            self.runs.append(entry)
             return
-        self._intents.pop(record.key, None)
-        self.charged_usd += record.charged_usd
-        if isinstance(record, Answer):
-            self.answers[record.key] = record
-            self.failures.pop(record.key, None)
-            self.uncertain_usd += max(0.0, record.charged_usd - (record.cost_usd or 0.0))
+        self._open_calls.pop(entry.key, None)
+        self.charged_usd += entry.charged_usd
+        if isinstance(entry, Answer):
+            self.answers[entry.key] = entry
+            self.failures.pop(entry.key, None)
+            self.uncertain_usd += max(0.0, entry.charged_usd - (entry.cost_usd or 0.0))
             return
-        self.uncertain_usd += record.charged_usd
-        if isinstance(record, Failed):
-            self.failures[record.key] = record
+        self.uncertain_usd += entry.charged_usd
+        if isinstance(entry, Failed):
+            self.failures[entry.key] = entry
 
-    def note(self, record: Record) -> None:
-        """Append without waiting for the disk: survives the end of this process, not of the power."""
-        self._append(record)
+    def append(self, entry: JournalEntry) -> None:
+        """Append without waiting for the disk. It survives the process, but not a power failure."""
+        self._append(entry)
 
-    async def keep(self, record: Record) -> None:
-        """Append and wait until the disk has it. Raises JobError where it cannot be written."""
-        self._append(record)
+    async def append_synced(self, entry: JournalEntry) -> None:
+        """Append and wait until it is on disk.
+
+        Raises:
+            JobError: If it cannot be written.
+        """
+        self._append(entry)
         try:
             await asyncio.to_thread(os.fsync, self._fd)
         except OSError as error:
-            raise self._full(error) from None
+            raise self._write_error(error) from None
 
-    def _append(self, record: Record) -> None:
-        line = _encode(record) + b"\n"
+    def _append(self, entry: JournalEntry) -> None:
+        line = _encode(entry) + b"\n"
         try:
             written = os.write(self._fd, line)
             if written < len(line):
-                os.ftruncate(self._fd, self._size)  # no half line may stand before others
+                os.ftruncate(self._fd, self._size)  # no incomplete line may precede others
                 raise OSError(28, "the disk is full")
         except OSError as error:
-            raise self._full(error) from None
+            raise self._write_error(error) from None
         self._size += len(line)
-        self._note(record)
+        self._apply(entry)
 
-    def _full(self, error: OSError) -> JobError:
+    def _write_error(self, error: OSError) -> JobError:
         return JobError(
             f"{self.path} cannot be written: {error.strerror}.",
-            remedy="What was written stays; make room and run the same command again.",
+            remedy="Earlier entries are safe. Free some space and run the same command again.",
         )
 
-    def write_off(self) -> None:
-        """Count calls that were begun and will have no end at their worst case."""
-        for intent in list(self._intents.values()):
+    def close_unfinished(self) -> None:
+        """Count calls that were started and will have no end, at their maximum cost."""
+        for intent in list(self._open_calls.values()):
             self._append(CallLost(intent.key, intent.model, intent.worst_usd, time.time()))
 
     def close(self) -> None:
+        """Release the lock, and remove an empty journal."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             if not os.fstat(fd).st_size:
-                self.path.unlink(missing_ok=True)  # nothing came of it
-                if self._made:
-                    with contextlib.suppress(OSError):  # somebody else uses the folder by now
+                self.path.unlink(missing_ok=True)  # nothing was written
+                if self._created_folder:
+                    with contextlib.suppress(OSError):  # the folder is used by now
                         self.path.parent.rmdir()
             os.close(fd)

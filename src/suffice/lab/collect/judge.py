@@ -1,5 +1,7 @@
-"""A model as judge, for labels. Two or more models: the pair judge that serving audits with too, see
-`suffice.judging`. One model: its answer is graded by itself, 0 to 4, and the score is grade / 4.
+"""A model as a judge of answers.
+
+With two or more models it is the pairwise judge of `suffice.judging`, which audits use, too. With one
+model its answer is graded 0 to 4, and the score is grade / 4.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ _GRADE = re.compile(r"GRADE: *([0-4])", re.IGNORECASE)
 
 
 def grade(messages: Sequence[Message], answer: str, known_good: str | None = None) -> Chat:
-    """Messages that ask for a grade of one answer."""
+    """Build the messages that ask for a grade of one answer."""
     parts = [("request", format_conversation(messages))]
     if known_good is not None:
         parts.append(("known-good-answer", known_good))
@@ -76,6 +78,6 @@ def grade(messages: Sequence[Message], answer: str, known_good: str | None = Non
 
 
 def read_grade(reply: str) -> int | None:
-    """The grade in the last line; None where that line is anything else."""
+    """The grade in the last line; None if that line is not a grade."""
     match = _GRADE.fullmatch(last_line(reply))
     return None if match is None else int(match[1])

@@ -1,7 +1,7 @@
-"""What is to be asked: queries from any table, a store or a text file, exactly as they are sent.
+"""Reads the queries to ask from any table, a store or a text file, exactly as they are sent.
 
-`lab.loading` keeps the text of a conversation, which is enough to learn from; asking a model needs
-the messages as they were (parts, names, tool calls), and scoring needs the expected answer.
+`lab.data` keeps the text of a conversation, which is enough for training. Asking a model needs the
+complete messages (parts, names, tool calls), and scoring needs the expected answer.
 """
 
 from __future__ import annotations
@@ -25,53 +25,60 @@ _EMPTY = (None, "")
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Queries to choose from. table: (n,) without outcomes. ids: (n,) as they are written.
-    messages: (n,) JSON of OpenAI's `messages`. expected: (n,), None where unknown. column: where
-    expected came from; None: the queries have no such column."""
+class QueryPool:
+    """n queries to select from."""
 
-    table: Table
+    table: Table  # without outcomes
     ids: tuple[str, ...]
-    messages: tuple[bytes, ...]
-    expected: tuple[Any, ...]
-    column: str | None
+    messages: tuple[bytes, ...]  # JSON of OpenAI's `messages`
+    expected: tuple[Any, ...]  # None = unknown
+    column: str | None  # of the expected answers; None = there is no such column
     source: str
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def needs(self, i: int) -> frozenset[str]:
-        """Capabilities without which query i cannot be answered."""
+    def required_capabilities(self, i: int) -> frozenset[str]:
+        """Capabilities that a model needs for query i."""
         raw = self.messages[i]
-        found = {("vision", b'"image_url"'), ("audio", b'"input_audio"')}
-        return frozenset(name for name, mark in found if b'"type":' + mark in raw)
+        marks = {("vision", b'"image_url"'), ("audio", b'"input_audio"')}
+        return frozenset(name for name, mark in marks if b'"type":' + mark in raw)
 
 
-def read_pool(
-    source: str, columns: Sequence[str] = (), *, must: bool = False, every: bool = False
-) -> Pool:
-    """Queries of a file, folder or store.
+def read_queries(
+    source: str, columns: Sequence[str] = (), *, required: bool = False, every: bool = False
+) -> QueryPool:
+    """Read the queries of a file, folder or store.
 
-    columns: where an expected answer may stand; the first that is there is taken. must: one of them
-    has to be there. every: with a value for every query. Raises TableError.
+    Args:
+        source: A path or a store's URL.
+        columns: Columns that may hold the expected answer; the first that exists is used.
+        required: Whether one of the columns must exist.
+        every: Whether every query must have an expected answer.
+
+    Returns:
+        The queries.
+
+    Raises:
+        TableError: If they cannot be used; it names the place.
     """
     if "://" in source:
         pool = _from_store(source)
     else:
         path = Path(source)
         if not path.exists():
-            raise TableError("There is no such file or folder.", path=source)
+            raise TableError("no such file or folder.", path=source)
         if path.suffix.lower() == ".txt":
             pool = _from_rows(path, _lines(path), columns)
         elif path.is_dir() and (path / "queries.parquet").exists():
             pool = _from_rows(path, read_rows(path / "queries.parquet"), columns, once=True)
         elif path.is_dir() or public_formats.detect(path) is not None:
-            pool = _from_original(path, columns)
+            pool = _from_public_format(path, columns)
         else:
             pool = _from_rows(path, read_rows(path), columns)
     pool = _with_text(pool)
-    if must and pool.column is None:
+    if required and pool.column is None:
         raise TableError(
             f"There is no column {' or '.join(map(repr, columns))} with the expected answers.",
             path=source,
@@ -79,14 +86,14 @@ def read_pool(
             remedy="Add it, or name another with --expected-column.",
         )
     if every:
-        lacking = [i for i, e in enumerate(pool.expected) if e in _EMPTY]
-        if lacking:
+        missing = [i for i, e in enumerate(pool.expected) if e in _EMPTY]
+        if missing:
             raise TableError(
-                f"{len(lacking)} of {len(pool)} queries have no expected answer, the first is "
-                f"{pool.ids[lacking[0]]!r}.",
+                f"{len(missing)} of {len(pool)} queries have no expected answer, the first is "
+                f"{pool.ids[missing[0]]!r}.",
                 path=source,
                 column=pool.column,
-                remedy="Fill it in, or leave those queries out.",
+                remedy="Add it, or remove those queries.",
             )
     return pool
 
@@ -109,24 +116,24 @@ def _lines(path: Path) -> Iterator[Row]:
 
 def _from_rows(
     path: Path, rows: Iterable[Row], columns: Sequence[str], *, once: bool = False
-) -> Pool:
+) -> QueryPool:
     builder = TableBuilder(path.name if once else path.stem, str(path))
     raw: dict[str, bytes] = {}
     expected: dict[str, Any] = {}
     column: str | None = None
     seen: dict[str, None] = {}
-    cut = 0
+    shortened = 0
     for i, row in enumerate(rows, 1):
         seen.update(dict.fromkeys(row))
         if column is None:
             column = next((c for c in columns if c in row), None)
         messages = row.get("messages")
         if messages not in MISSING_VALUES:
-            messages = _decoded(messages)
+            messages = _decode_messages(messages)
             if isinstance(messages, list):
-                asked = _to_be_answered(messages)
-                cut += len(asked) < len(messages)
-                row = {**row, "messages": asked}
+                question = _without_last_answer(messages)
+                shortened += len(question) < len(messages)
+                row = {**row, "messages": question}
         query_id = builder.add_query(row, i, joined=not once)
         if query_id not in raw:
             raw[query_id] = _json_of(row)
@@ -138,22 +145,22 @@ def _from_rows(
         if close and close[0] not in ("prompt", "messages", "model", "query_id"):
             builder.warnings.append(f"the column nearest to {columns[0]!r} is {close[0]!r}")
     warnings = [*table.warnings]
-    if cut:
-        warnings.append(f"{cut} conversations ended with an answer, which was cut off")
+    if shortened:
+        warnings.append(f"{shortened} conversations ended with an answer, which was removed")
     return _pool(table, raw, expected, column, str(path), warnings)
 
 
-def _decoded(messages: Any) -> Any:
+def _decode_messages(messages: Any) -> Any:
     if not isinstance(messages, str):
         return messages
     try:
         return msgspec.json.decode(messages)
     except msgspec.DecodeError:
-        return messages  # the builder says what is wrong with it
+        return messages  # the builder reports what is wrong with it
 
 
-def _to_be_answered(messages: list[Any]) -> list[Any]:
-    """Without the assistant's messages at the end: they are what a model is asked for."""
+def _without_last_answer(messages: list[Any]) -> list[Any]:
+    """The messages without the assistant's at the end, which are what a model is asked for."""
     n = len(messages)
     while (
         n > 1
@@ -168,7 +175,7 @@ def _json_of(row: Row) -> bytes:
     messages = row.get("messages")
     if messages in MISSING_VALUES:
         return msgspec.json.encode([{"role": "user", "content": row.get("prompt")}])
-    # Parquet fills every field of a struct, with null where a message has none.
+    # Parquet fills every field of a struct, with null if a message has none.
     return msgspec.json.encode(
         [
             {k: v for k, v in m.items() if v is not None or k == "content"}
@@ -177,9 +184,11 @@ def _json_of(row: Row) -> bytes:
     )
 
 
-def _from_original(path: Path, columns: Sequence[str]) -> Pool:
-    """A public original: its loader knows its prompts. The expected answer is looked up by the
-    question's number or text."""
+def _from_public_format(path: Path, columns: Sequence[str]) -> QueryPool:
+    """The queries of a public benchmark's own format.
+
+    Its loader knows the prompts. The expected answer is looked up by the question's number or text.
+    """
     table = load.load_table(path, need_scores=False)
     by_key: dict[str, Any] = {}
     column: str | None = None
@@ -199,7 +208,7 @@ def _from_original(path: Path, columns: Sequence[str]) -> Pool:
     return _pool(table, {}, expected, column, str(path), table.warnings)
 
 
-def _from_store(url: str) -> Pool:
+def _from_store(url: str) -> QueryPool:
     table = table_from_store(url)
     from suffice.store import open_store
 
@@ -212,7 +221,9 @@ def _from_store(url: str) -> Pool:
     except StoreError as error:
         raise TableError(str(error), path=url) from None
     raw = {
-        str(r["id"]): _json_of({"messages": _decoded(r["prompt"])}) for r in rows if r.get("prompt")
+        str(r["id"]): _json_of({"messages": _decode_messages(r["prompt"])})
+        for r in rows
+        if r.get("prompt")
     }
     return _pool(table, raw, {}, None, url, table.warnings)
 
@@ -224,17 +235,17 @@ def _pool(
     column: str | None,
     source: str,
     warnings: Iterable[str],
-) -> Pool:
+) -> QueryPool:
     messages = tuple(
         raw.get(q) or msgspec.json.encode([{"role": m.role, "content": m.text} for m in c])
         for q, c in zip(table.query_ids, table.messages, strict=True)
     )
     ids = tuple(
-        # Where no id was given the text stood for it, which is no name to write into a table.
+        # Without an id the text takes its place, which is not a good id for a table.
         "q-" + blake2b(m, digest_size=8).hexdigest() if q == "\x1f".join(x.text for x in c) else q
         for q, c, m in zip(table.query_ids, table.messages, messages, strict=True)
     )
-    bare = replace(
+    without_outcomes = replace(
         table.select_models(()),
         cost_usd=None,
         input_tokens=None,
@@ -242,21 +253,21 @@ def _pool(
         latency_s=None,
     )
     values = tuple(expected.get(q) for q in table.query_ids)
-    return Pool(bare, ids, messages, values, column, source, tuple(warnings))
+    return QueryPool(without_outcomes, ids, messages, values, column, source, tuple(warnings))
 
 
-def _with_text(pool: Pool) -> Pool:
-    """Without queries that ask nothing."""
-    kept = [i for i, c in enumerate(pool.table.messages) if any(m.text.strip() for m in c)]
-    if not kept:
+def _with_text(pool: QueryPool) -> QueryPool:
+    """The queries that have text."""
+    rows = [i for i, c in enumerate(pool.table.messages) if any(m.text.strip() for m in c)]
+    if not rows:
         raise TableError("No query has any text.", path=pool.source, column="prompt")
-    if len(kept) == len(pool):
+    if len(rows) == len(pool):
         return pool
     return replace(
         pool,
-        table=pool.table.take(kept),
-        ids=tuple(pool.ids[i] for i in kept),
-        messages=tuple(pool.messages[i] for i in kept),
-        expected=tuple(pool.expected[i] for i in kept),
-        warnings=(*pool.warnings, f"{len(pool) - len(kept)} queries without text were left out"),
+        table=pool.table.take(rows),
+        ids=tuple(pool.ids[i] for i in rows),
+        messages=tuple(pool.messages[i] for i in rows),
+        expected=tuple(pool.expected[i] for i in rows),
+        warnings=(*pool.warnings, f"{len(pool) - len(rows)} queries without text were left out"),
     )

@@ -1,8 +1,9 @@
-"""Which queries are worth a label, and what each then stands for.
+"""Selection of the queries to label, and their sampling weights.
 
-A part is chosen on purpose: spread over difficulty and meaning, and once there are labels, where
-models are expected to differ. A part is drawn at random from all the rest, with known probability,
-so that means over the whole pool stay estimable: mean = sum(w * y) / sum(w) with the weights below.
+One part is selected by design: it covers length and meaning, and once there are labels, queries on
+which models are expected to differ. The other part is drawn at random from all other queries with
+known probability, so that means over the whole pool can be estimated:
+mean = sum(w * y) / sum(w) with the weights below.
 """
 
 from __future__ import annotations
@@ -17,75 +18,97 @@ from suffice.lab.data.table import FloatArray
 from suffice.lab.predictors.base import Batch
 
 RANDOM_SHARE = 0.3
-_STRATA = 5  # of difficulty, equally many queries each
-_SHORTLIST = 3  # times as many as are wanted, by expected disagreement, to spread over
-MIN_LABELS = 30  # labelled queries below which nothing is expected of them
+_STRATA = 5  # of length, with equally many queries each
+_SHORTLIST = 3  # times the wanted number, by expected disagreement, to select from
+MIN_LABELS = 30  # labelled queries from which disagreement is predicted
 
 Rows = NDArray[np.intp]
 
 
-def choose(
+def choose_round(
     x: Batch,
     size: int,
     passes: Sequence[SamplingRound],
     seed: int,
     interest: FloatArray | None = None,
 ) -> SamplingRound:
-    """One further pass, so that all passes together have `size` rows of the n of `x`.
+    """Select one further round, so that all rounds together have `size` of the n rows of `x`.
 
-    interest: (n,) expected disagreement of the models; None: not known. Deterministic by seed and
-    by what was chosen before.
+    The result depends only on the seed and on the earlier rounds.
+
+    Args:
+        x: Features of the n queries.
+        size: Number of rows of all rounds together.
+        passes: The earlier rounds.
+        seed: The seed.
+        interest: (n,) expected disagreement of the models; None = unknown.
+
+    Returns:
+        The further round.
     """
     n = len(x)
-    before = selected(passes)
+    before = selected_rows(passes)
     rng = np.random.default_rng([seed, len(before)])
     free = np.setdiff1d(np.arange(n), before)
     wanted = min(size - len(before), len(free))
-    at_random = max(1, round(RANDOM_SHARE * wanted))
-    on_purpose = wanted - at_random
+    n_random = max(1, round(RANDOM_SHARE * wanted))
+    n_designed = wanted - n_random
     if interest is None:
-        chosen = _stratified(x, free, on_purpose, before, rng)
+        chosen = _stratified(x, free, n_designed, before, rng)
     else:
         ranked = rng.permutation(free)
         ranked = ranked[np.argsort(-interest[ranked], kind="stable")]
-        chosen = spread(x.vectors, ranked[: _SHORTLIST * on_purpose], on_purpose, before, rng)
-    rest = np.setdiff1d(free, chosen)
-    drawn = rng.choice(rest, size=at_random, replace=False)
-    return SamplingRound(sorted(map(int, chosen)), sorted(map(int, drawn)))
+        chosen = k_means_pp(x.vectors, ranked[: _SHORTLIST * n_designed], n_designed, before, rng)
+    others = np.setdiff1d(free, chosen)
+    sampled = rng.choice(others, size=n_random, replace=False)
+    return SamplingRound(sorted(map(int, chosen)), sorted(map(int, sampled)))
 
 
-def selected(passes: Sequence[SamplingRound]) -> Rows:
-    """Rows of all passes, sorted."""
+def selected_rows(passes: Sequence[SamplingRound]) -> Rows:
+    """Rows of all rounds, sorted."""
     return np.array(sorted(i for p in passes for i in (*p.chosen, *p.random)), dtype=np.intp)
 
 
 def _stratified(x: Batch, free: Rows, wanted: int, before: Rows, rng: np.random.Generator) -> Rows:
-    """Equally many from each fifth of the pool by length, each fifth spread over meaning."""
+    """Select equally many from each fifth of the pool by length, with diverse meaning within each."""
     length = x.signals[:, 0]
     rank = np.empty(len(length), np.intp)
     rank[np.lexsort((np.arange(len(length)), length))] = np.arange(len(length))
     stratum = rank * _STRATA // len(length)
-    out: list[Rows] = []
-    left = wanted
-    # Small strata first: what they cannot give, the larger ones do.
+    selected: list[Rows] = []
+    remaining = wanted
+    # Small strata first: what they lack is taken from larger ones.
     groups = sorted((free[stratum[free] == s] for s in range(_STRATA)), key=len)
     for done, group in enumerate(groups):
-        take = min(len(group), round(left / (_STRATA - done)))
-        out.append(spread(x.vectors, group, take, before, rng))
-        left -= take
-    return np.concatenate(out)
+        number = min(len(group), round(remaining / (_STRATA - done)))
+        selected.append(k_means_pp(x.vectors, group, number, before, rng))
+        remaining -= number
+    return np.concatenate(selected)
 
 
-def spread(
+def k_means_pp(
     vectors: NDArray[np.float32],
     candidates: Rows,
     wanted: int,
     centres: Rows,
     rng: np.random.Generator,
 ) -> Rows:
-    """`wanted` of the candidates, far from each other and from `centres`: drawn one by one with a
-    probability proportional to the squared distance to the nearest (Arthur and Vassilvitskii 2007,
-    "k-means++", section 2.2). Unlike the very farthest points these are not all oddities."""
+    """Draw candidates that are far from each other and from `centres`.
+
+    They are drawn one by one with a probability proportional to the squared distance to the nearest
+    (Arthur and Vassilvitskii 2007, "k-means++", section 2.2). Unlike the farthest points, these are
+    not all outliers.
+
+    Args:
+        vectors: (n, n_dimensions).
+        candidates: Rows to draw from.
+        wanted: How many to draw.
+        centres: Rows drawn earlier.
+        rng: The random generator.
+
+    Returns:
+        The drawn rows.
+    """
     chosen: list[int] = []
     v = vectors[candidates].astype(float)
     near = np.full(len(candidates), np.inf)
@@ -96,58 +119,81 @@ def spread(
         weight = np.where(free, near if np.isfinite(near).all() else 1.0, 0.0)
         total = weight.sum()
         p = weight / total if total > 0 else free / free.sum()
-        at = int(rng.choice(len(candidates), p=p))
-        chosen.append(int(candidates[at]))
-        free[at] = False
-        near = np.minimum(near, ((v - v[at]) ** 2).sum(axis=1))
+        index = int(rng.choice(len(candidates), p=p))
+        chosen.append(int(candidates[index]))
+        free[index] = False
+        near = np.minimum(near, ((v - v[index]) ** 2).sum(axis=1))
     return np.array(chosen, dtype=np.intp)
 
 
-def weights(passes: Sequence[SamplingRound], n: int) -> dict[int, float]:
-    """row -> how many of the pool's n queries it stands for. They sum to n.
+def sampling_weights(passes: Sequence[SamplingRound], n: int) -> dict[int, float]:
+    """How many of the pool's n queries each selected row represents; the weights sum to n.
 
-    After pass j, with everything chosen so far known, its r_j random rows stand for the M_j that
-    were not chosen, M_j / r_j each, and all rows before for themselves: an unbiased total. The
-    passes' totals are averaged in proportion to r_j, which keeps it unbiased.
+    After round j, given all earlier selections, its r_j random rows represent the M_j rows that were
+    not selected by design, M_j / r_j each, and all earlier rows represent themselves. That total is
+    unbiased. The totals of the rounds are averaged in proportion to r_j, which keeps it unbiased.
+
+    Args:
+        passes: The rounds.
+        n: Size of the pool.
+
+    Returns:
+        Weight by row.
     """
     known: list[int] = []
-    out: dict[int, float] = {}
+    weights: dict[int, float] = {}
     draws = sum(len(p.random) for p in passes)
     for p in passes:
         known += p.chosen
         share = len(p.random) / draws
-        rest = n - len(known)
+        others = n - len(known)
         for i in known:
-            out[i] = out.get(i, 0.0) + share
+            weights[i] = weights.get(i, 0.0) + share
         for i in p.random:
-            out[i] = out.get(i, 0.0) + share * rest / len(p.random)
+            weights[i] = weights.get(i, 0.0) + share * others / len(p.random)
         known += p.random
-    return out
+    return weights
 
 
-def thinned(weight: dict[int, float], kept: Sequence[int]) -> dict[int, float]:
-    """Weights of the rows that were really asked, where money ended before all were. Rows are asked
-    in random order, so those of equal weight stand for each other; what no row is left to stand
-    for is shared by all."""
+def reweight_incomplete(weight: dict[int, float], asked: Sequence[int]) -> dict[int, float]:
+    """Weights of the rows that were asked, if the money ended before all were.
+
+    Rows are asked in random order, so rows of equal weight represent each other. The weight of a
+    group of which no row was asked is shared by all.
+
+    Args:
+        weight: Weight by row of the whole sample.
+        asked: The rows that were asked.
+
+    Returns:
+        Weight by asked row, with the same sum.
+    """
     classes: dict[float, list[int]] = {}
     for i, w in weight.items():
         classes.setdefault(round(w, 9), []).append(i)
-    here = set(kept)
-    out: dict[int, float] = {}
+    asked_rows = set(asked)
+    weights: dict[int, float] = {}
     for w, members in classes.items():
-        stayed = [i for i in members if i in here]
-        out.update({i: w * len(members) / len(stayed) for i in stayed})
-    total = sum(out.values())
+        present = [i for i in members if i in asked_rows]
+        weights.update({i: w * len(members) / len(present) for i in present})
+    total = sum(weights.values())
     scale = sum(weight.values()) / total if total else 1.0
-    return {i: w * scale for i, w in out.items()}
+    return {i: w * scale for i, w in weights.items()}
 
 
-def disagreement(x: Batch, score: FloatArray) -> FloatArray | None:
-    """(n,) how far apart models are expected to score on each query, learned from those that are
-    labelled; None below MIN_LABELS of them, or where they tell nothing.
+def expected_disagreement(x: Batch, score: FloatArray) -> FloatArray | None:
+    """Predict how far apart the models score on each query, from the labelled queries.
 
-    score: (n, k) with NaN where unknown. The regression is the brain's own safe head, which stays
-    near the mean until labels say otherwise.
+    The regression is the evidence-averaged head of `suffice train`, which predicts close to the mean
+    until labels show more.
+
+    Args:
+        x: Features of the n queries.
+        score: (n, k), NaN = unknown.
+
+    Returns:
+        (n,) predicted difference; None with fewer than MIN_LABELS labelled queries, or if their
+        differences are all the same.
     """
     from suffice.lab.predictors.base import design_matrix
     from suffice.lab.predictors.bayes import BayesianModelAveragingRegression

@@ -1,15 +1,15 @@
-"""Scorers: an answer and what was expected -> a score in [0, 1].
+"""Scorers: from an answer and the expected answer to a score in [0, 1].
 
-| scorer | 1 where |
+| scorer | 1 if |
 |---|---|
-| exact | the answer is the expected one, but for case, white space and how a number is written |
-| contains | the expected text stands in it as whole words, or the expected number is one of its own |
+| exact | the answer equals the expected one, except for case, white space and number format |
+| contains | the answer contains the expected text as whole words, or the expected number |
 | regex | the pattern is found in the answer (Python's `re.search`) |
 | json_schema | the answer is JSON, bare or in one code fence, and valid under the schema |
 
 `module:function` is called as `function(prompt, answer, expected)` and returns a number in [0, 1], a
-bool, or None for 'cannot say'.
-A first parameter named `messages` gets the conversation as a list instead of the last prompt.
+bool, or None for an unknown score. If its first parameter is named `messages`, it gets the
+conversation as a list instead of the last prompt.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import msgspec
 
 from suffice.errors import UsageError, nearest
 from suffice.judging import WRAPPING, normalize
-from suffice.lab.collect import schema as json_schema
-from suffice.lab.collect.queries import Pool, read_pool
+from suffice.lab.collect.queries import QueryPool, read_queries
+from suffice.lab.collect.schema import compile_schema
 
-NAMES = ("exact", "contains", "regex", "json_schema")
+SCORERS = ("exact", "contains", "regex", "json_schema")
 _COLUMNS = {
     "exact": ("expected", "answer"),
     "contains": ("expected", "answer"),
@@ -41,23 +41,24 @@ _COLUMNS = {
 
 
 class Scorer(Protocol):
-    """name: as it was given. score: of an answer to query i of the pool; None = cannot say."""
+    """Scores answers to the queries of a pool."""
 
-    name: str
+    name: str  # as on the command line
 
-    def score(self, i: int, answer: str) -> float | None: ...
+    def score(self, i: int, answer: str) -> float | None:
+        """The score of an answer to query i; None = unknown."""
 
 
 # ── exact and contains ───────────────────────────────────────────────────────────────────────────
 
-_SIZE = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?"
-_ONE_NUMBER = re.compile(rf"([-+]?)\s*[$€£¥]?\s*({_SIZE})")
-# Not inside a word or a version such as 3.11.4; "5 kg", "$5." and "x=5" all hold a 5.
-_NUMBERS = re.compile(rf"(?<![\w.])([-+]?)[$€£¥]?({_SIZE})(?!\.?\d)")
+_MAGNITUDE = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?"
+_ONE_NUMBER = re.compile(rf"([-+]?)\s*[$€£¥]?\s*({_MAGNITUDE})")
+# Not inside a word or a version such as 3.11.4; "5 kg", "$5." and "x=5" all contain a 5.
+_NUMBERS = re.compile(rf"(?<![\w.])([-+]?)[$€£¥]?({_MAGNITUDE})(?!\.?\d)")
 
 
-def number_of(text: str) -> Decimal | None:
-    """The number that `text` is, with or without thousands' commas, sign or currency."""
+def parse_number(text: str) -> Decimal | None:
+    """The number that the whole text represents; None if it is not a number."""
     bare = text.strip(WRAPPING).removesuffix(".").strip(WRAPPING)
     match = _ONE_NUMBER.fullmatch(bare)
     return None if match is None else _decimal(match)
@@ -67,39 +68,39 @@ def _decimal(match: re.Match[str]) -> Decimal:
     return Decimal(match[1] + match[2].replace(",", ""))
 
 
-def exact(answer: str, expected: Any) -> float:
-    """1.0 where `answer` is `expected`, or one of them where it is a list."""
+def exact_match(answer: str, expected: Any) -> float:
+    """1.0 if `answer` equals `expected`, or one of its items if it is a list."""
     if isinstance(expected, list):
-        return max((exact(answer, e) for e in expected), default=0.0)
-    want = _text(expected)
-    a, b = number_of(answer), number_of(want)
+        return max((exact_match(answer, e) for e in expected), default=0.0)
+    expected_text = _text(expected)
+    a, b = parse_number(answer), parse_number(expected_text)
     if a is not None and b is not None:
         return float(a == b)
-    return float(normalize(answer) == normalize(want))
+    return float(normalize(answer) == normalize(expected_text))
 
 
 def contains(answer: str, expected: Any) -> float:
-    """1.0 where `expected`, or one of them where it is a list, stands in `answer`."""
+    """1.0 if `answer` contains `expected`, or one of its items if it is a list."""
     if isinstance(expected, list):
         return max((contains(answer, e) for e in expected), default=0.0)
-    want = _text(expected)
-    number = number_of(want)
+    expected_text = _text(expected)
+    number = parse_number(expected_text)
     if number is not None:
         return float(any(_decimal(m) == number for m in _NUMBERS.finditer(answer)))
-    text, part = normalize(answer), normalize(want)
-    at = text.find(part)
-    while at >= 0:
-        end = at + len(part)
-        inside = at > 0 and _wordy(text[at - 1]) and _wordy(part[0])
-        runs_on = end < len(text) and _wordy(text[end]) and _wordy(part[-1])
-        if not inside and not runs_on:
+    text, part = normalize(answer), normalize(expected_text)
+    start = text.find(part)
+    while start >= 0:
+        end = start + len(part)
+        continues_before = start > 0 and _is_word_char(text[start - 1]) and _is_word_char(part[0])
+        continues_after = end < len(text) and _is_word_char(text[end]) and _is_word_char(part[-1])
+        if not continues_before and not continues_after:
             return 1.0
-        at = text.find(part, at + 1)
+        start = text.find(part, start + 1)
     return 0.0
 
 
-def _wordy(char: str) -> bool:
-    """Part of a word, in scripts that set words apart."""
+def _is_word_char(char: str) -> bool:
+    """Whether a character is part of a word, in scripts with spaces between words."""
     return char.isalnum() and char < "\u0e00"
 
 
@@ -111,7 +112,9 @@ def _text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (bool, dict)) else str(value)
 
 
-class _Compared:
+class ComparisonScorer:
+    """Compares each answer with the expected value of its query."""
+
     def __init__(
         self, name: str, compare: Callable[[str, Any], float], expected: tuple[Any, ...]
     ) -> None:
@@ -120,28 +123,40 @@ class _Compared:
         self._expected = expected
 
     def score(self, i: int, answer: str) -> float | None:
+        """The score of an answer to query i."""
         return self._compare(answer, self._expected[i])
 
 
 # ── regex and json_schema ────────────────────────────────────────────────────────────────────────
 
 
-def _pattern(text: Any, where: str) -> re.Pattern[str]:
+def _pattern(text: Any, source: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except (re.error, TypeError) as error:
-        raise UsageError(f"{where}: {text!r} is no regular expression: {error}.") from None
+        raise UsageError(f"{source}: {text!r} is not a regular expression: {error}.") from None
 
 
-def found(answer: str, pattern: re.Pattern[str]) -> float:
+def regex_match(answer: str, pattern: re.Pattern[str]) -> float:
+    """1.0 if the pattern is found in the answer."""
     return float(pattern.search(answer) is not None)
 
 
 _FENCE = re.compile(r"```[\w-]*\s*\n(.*?)\n?\s*```", re.DOTALL)
 
 
-def json_in(answer: str) -> Any:
-    """The JSON document that an answer is, bare or in its one code fence; `ValueError` else."""
+def parse_json_answer(answer: str) -> Any:
+    """Parse the JSON document of an answer, bare or in its only code fence.
+
+    Args:
+        answer: The answer.
+
+    Returns:
+        The decoded document.
+
+    Raises:
+        ValueError: If the answer is not JSON.
+    """
     text = answer.strip()
     fences = _FENCE.findall(text)
     if len(fences) == 1 and not text.startswith(("{", "[")):
@@ -156,67 +171,72 @@ def json_in(answer: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def valid(answer: str, schema: Any) -> float:
+def schema_match(answer: str, is_valid: Callable[[Any], bool]) -> float:
+    """1.0 if the answer is JSON and valid. is_valid: as `compile_schema` returns it."""
     try:
-        value = json_in(answer)
+        value = parse_json_answer(answer)
     except ValueError:
         return 0.0
-    return float(json_schema.fits(value, schema))
+    return float(is_valid(value))
 
 
-def _schema(raw: Any, where: str) -> Any:
+def _schema(raw: Any, source: str) -> Callable[[Any], bool]:
     if isinstance(raw, (str, bytes)):
         try:
             raw = json.loads(raw)
         except ValueError as error:  # UnicodeDecodeError is one
-            raise UsageError(f"{where}: the schema is not valid JSON: {error}.") from None
+            raise UsageError(f"{source}: the schema is not valid JSON: {error}.") from None
     try:
-        json_schema.check(raw)
+        return compile_schema(raw)
     except UsageError as error:
-        raise UsageError(f"{where}: {error.message}", remedy=error.remedy) from None
-    return raw
+        raise UsageError(f"{source}: {error.message}", remedy=error.remedy) from None
 
 
-# ── a function of the user's ─────────────────────────────────────────────────────────────────────
+# ── a user's function ─────────────────────────────────────────────────────────────────────
 
 
 class FunctionScorer:
-    """`module:function`, found on the import path, on which the working directory comes first."""
+    """Calls a user's `module:function`; the working directory is first on the import path."""
 
-    def __init__(self, name: str, pool: Pool) -> None:
+    def __init__(self, name: str, pool: QueryPool) -> None:
         self.name = name
         self._pool = pool
         self._function = _function(name)
         self._takes_messages = _check_signature(name, self._function)
 
     def score(self, i: int, answer: str) -> float | None:
+        """The score of an answer to query i; None = unknown.
+
+        Raises:
+            UsageError: If the function raises, or returns something else than a score.
+        """
         pool = self._pool
-        asked: Any = pool.table.prompts[i]
+        prompt: Any = pool.table.prompts[i]
         if self._takes_messages:
-            asked = msgspec.json.decode(pool.messages[i])
+            prompt = msgspec.json.decode(pool.messages[i])
         try:
-            value = self._function(asked, answer, pool.expected[i])
+            value = self._function(prompt, answer, pool.expected[i])
         except Exception as error:  # noqa: BLE001  a user's function may raise anything
             raise UsageError(
                 f"--scorer {self.name} raised {type(error).__name__}: {error} on query "
                 f"{pool.ids[i]!r}.",
-                remedy="Answers are kept: mend it and run the same command again.",
+                remedy="Answers are kept: fix the function and run the same command again.",
             ) from None
         if value is None:
             return None
         if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
             raise UsageError(
                 f"--scorer {self.name} returned {value!r} on query {pool.ids[i]!r}.",
-                remedy="Return a number from 0 to 1, a bool, or None where it cannot say.",
+                remedy="Return a number from 0 to 1, a bool, or None for an unknown score.",
             )
         return float(value)
 
 
 def _function(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # noqa: BLE001  a user's module may raise anything
@@ -235,13 +255,19 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _check_signature(name: str, function: Callable[..., Any]) -> bool:
-    """Whether it wants messages. Raises UsageError where it cannot be called with three values."""
+    """Returns whether the function takes messages.
+
+    Raises:
+        UsageError: If it cannot be called with three values.
+    """
     if inspect.iscoroutinefunction(function):
-        raise UsageError(f"--scorer {name}: it is async.", remedy="Give a plain function.")
+        raise UsageError(
+            f"--scorer {name}: async functions are not supported.", remedy="Give a plain function."
+        )
     try:
         signature = inspect.signature(function)
     except ValueError:
-        return False  # a built-in that does not say
+        return False  # a built-in without a signature
     try:
         signature.bind("", "", None)
     except TypeError as error:
@@ -251,46 +277,66 @@ def _check_signature(name: str, function: Callable[..., Any]) -> bool:
     return next(iter(signature.parameters), "") == "messages"
 
 
-# ── which one ────────────────────────────────────────────────────────────────────────────────────
+# ── selection ────────────────────────────────────────────────────────────────────────────────────
 
 
-def make(
+def make_scorer(
     name: str,
     source: str,
     *,
     expected_column: str | None = None,
     pattern: str | None = None,
     schema: Path | None = None,
-) -> tuple[Pool, Scorer]:
-    """The queries with what they expect, and the scorer by its name. Everything that could be wrong
-    with it is found here, before a call is paid for. Raises UsageError, TableError."""
-    own = (expected_column,) if expected_column else None
+) -> tuple[QueryPool, Scorer]:
+    """Read the queries with their expected answers, and make the scorer.
+
+    Everything that can be wrong with it is found here, before any call is paid for.
+
+    Args:
+        name: Name of the scorer, or module:function.
+        source: Where the queries are.
+        expected_column: Column of the expected answer, pattern or schema.
+        pattern: One pattern for all queries.
+        schema: File of one schema for all queries.
+
+    Returns:
+        The queries and the scorer.
+
+    Raises:
+        UsageError: If an option is wrong.
+        TableError: If the queries cannot be used.
+    """
+    named_columns = (expected_column,) if expected_column else None
     _check_options(name, pattern, schema)
     if ":" in name:
-        pool = read_pool(source, own or ("expected", "answer"), must=own is not None)
+        pool = read_queries(
+            source, named_columns or ("expected", "answer"), required=named_columns is not None
+        )
         return pool, FunctionScorer(name, pool)
-    columns = own or _COLUMNS[name]
-    for_all = pattern if name == "regex" else schema if name == "json_schema" else None
-    if for_all is not None:
-        pool = read_pool(source)
-        return pool, _Compared(name, *_for_all(name, for_all, len(pool)))
-    pool = read_pool(source, columns, must=True, every=True)
+    columns = named_columns or _COLUMNS[name]
+    shared = pattern if name == "regex" else schema if name == "json_schema" else None
+    if shared is not None:
+        pool = read_queries(source)
+        return pool, ComparisonScorer(name, *_shared_value(name, shared, len(pool)))
+    pool = read_queries(source, columns, required=True, every=True)
     if name in ("exact", "contains"):
-        return pool, _Compared(name, exact if name == "exact" else contains, pool.expected)
-    where = [f"{source}, column {pool.column!r}, query {q!r}" for q in pool.ids]
+        return pool, ComparisonScorer(
+            name, exact_match if name == "exact" else contains, pool.expected
+        )
+    places = [f"{source}, column {pool.column!r}, query {q!r}" for q in pool.ids]
     if name == "regex":
-        patterns = tuple(_pattern(e, w) for e, w in zip(pool.expected, where, strict=True))
-        return pool, _Compared(name, found, patterns)
-    schemas = tuple(_schema(e, w) for e, w in zip(pool.expected, where, strict=True))
-    return pool, _Compared(name, valid, schemas)
+        patterns = tuple(_pattern(e, w) for e, w in zip(pool.expected, places, strict=True))
+        return pool, ComparisonScorer(name, regex_match, patterns)
+    schemas = tuple(_schema(e, w) for e, w in zip(pool.expected, places, strict=True))
+    return pool, ComparisonScorer(name, schema_match, schemas)
 
 
 def _check_options(name: str, pattern: str | None, schema: Path | None) -> None:
-    if name not in NAMES and not re.fullmatch(r"[\w.]+:\w+", name):
-        close = nearest(name, NAMES, 1)
+    if name not in SCORERS and not re.fullmatch(r"[\w.]+:\w+", name):
+        close = nearest(name, SCORERS, 1)
         raise UsageError(
-            f"--scorer {name!r} is not known.",
-            remedy=f"{f'Did you mean {close[0]!r}? ' if close else ''}Known: {', '.join(NAMES)}, "
+            f"Unknown --scorer {name!r}.",
+            remedy=f"{f'Did you mean {close[0]!r}? ' if close else ''}Known: {', '.join(SCORERS)}, "
             "module:function.",
         )
     if pattern is not None and name != "regex":
@@ -299,13 +345,13 @@ def _check_options(name: str, pattern: str | None, schema: Path | None) -> None:
         raise UsageError("--schema belongs to --scorer json_schema.")
 
 
-def _for_all(
-    name: str, given: str | Path, n: int
+def _shared_value(
+    name: str, value: str | Path, n: int
 ) -> tuple[Callable[[str, Any], float], tuple[Any, ...]]:
     if name == "regex":
-        return found, (_pattern(given, "--pattern"),) * n
+        return regex_match, (_pattern(value, "--pattern"),) * n
     try:
-        raw = Path(given).read_bytes()
+        raw = Path(value).read_bytes()
     except OSError as error:
-        raise UsageError(f"--schema {given}: {error.strerror}.") from None
-    return valid, (_schema(raw, f"--schema {given}"),) * n
+        raise UsageError(f"--schema {value}: {error.strerror}.") from None
+    return schema_match, (_schema(raw, f"--schema {value}"),) * n

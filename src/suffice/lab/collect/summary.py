@@ -1,4 +1,4 @@
-"""What came of a run: counted from the ledger, so that a resumed run tells the whole."""
+"""The summary of a run, counted from the journal, so that it includes earlier runs."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ import numpy as np
 
 from suffice.errors import JobError
 from suffice.lab.collect import judge as judging
-from suffice.lab.collect.calls import Asker
+from suffice.lab.collect.calls import BatchCaller
 from suffice.lab.collect.run_state import RunState
 
 
 @dataclass
 class ModelSummary:
-    """quality: mean score, weighted where queries were sampled. first_failure: its words."""
+    """The summary of one model."""
 
     answers: int = 0
     scored: int = 0
     failed: int = 0
-    quality: float | None = None
+    quality: float | None = None  # mean score, weighted if queries were sampled
     mean_usd: float | None = None
     cut_short: int = 0
-    first_failure: str | None = None
+    first_failure: str | None = None  # its message
 
 
 @dataclass
 class Summary:
-    """What came of a run. spent_usd: by all runs on this table, failed and lost calls at their worst
-    case included (uncertain_usd); run_usd: by this run. stopped: None where all was asked."""
+    """The summary of a run."""
 
     out: str
     ledger: str
@@ -42,11 +41,11 @@ class Summary:
     reference: str | None = None
     judge_contradicts: int = 0
     judged_pairs: int = 0
-    spent_usd: float = 0.0
-    run_usd: float = 0.0
-    uncertain_usd: float = 0.0
+    spent_usd: float = 0.0  # by all runs on this table
+    run_usd: float = 0.0  # by this run
+    uncertain_usd: float = 0.0  # part of spent_usd: failed and lost calls at their maximum cost
     max_usd: float | None = None
-    stopped: str | None = None
+    stopped: str | None = None  # None = everything was asked
     sampled: bool = False
     date: str = ""
     suffice: str = ""
@@ -56,52 +55,63 @@ class Summary:
     warnings: list[str] = field(default_factory=list)
 
 
-def fill(
+def fill_summary(
     s: Summary,
-    book: RunState,
+    state: RunState,
     asked: Sequence[int],
     weight: Mapping[int, float] | None,
-    asker: Asker,
+    caller: BatchCaller,
 ) -> None:
-    """Counts the rows that were asked. Raises JobError where no model gave any answer."""
-    ledger = book.ledger
+    """Count the rows that were asked.
+
+    Args:
+        s: The summary to fill.
+        state: What is known of each query.
+        asked: The rows that were asked.
+        weight: Sampling weight by row; None = all queries were selected.
+        caller: The caller, for its failures.
+
+    Raises:
+        JobError: If no model gave any answer.
+    """
+    journal = state.journal
     s.asked, s.sampled = len(asked), weight is not None
-    s.temperature, s.max_output_tokens = book.temperature, book.max_output_tokens
-    s.spent_usd, s.uncertain_usd = ledger.charged_usd, ledger.uncertain_usd
-    s.scorer = book.scorer.name if book.scorer else None
-    if book.judge is not None:
+    s.temperature, s.max_output_tokens = state.temperature, state.max_output_tokens
+    s.spent_usd, s.uncertain_usd = journal.charged_usd, journal.uncertain_usd
+    s.scorer = state.scorer.name if state.scorer else None
+    if state.judge is not None:
         s.judge, s.judge_prompt, s.reference = (
-            book.judge.name,
+            state.judge.name,
             judging.PROMPT_VERSION,
-            book.reference,
+            state.reference,
         )
-    _models(s, book, asked, weight, asker)
+    _models(s, state, asked, weight, caller)
     if not any(m.answers for m in s.models.values()):
-        raise JobError(_nothing(s, asker))
-    _warn(s, book, asked, asker)
+        raise JobError(_no_answer_message(s, caller))
+    _warn(s, state, asked, caller)
 
 
-def _nothing(s: Summary, asker: Asker) -> str:
-    first = next((f"{m}: {t.first}" for m, t in asker.tallies.items() if t.first), None)
+def _no_answer_message(s: Summary, caller: BatchCaller) -> str:
+    first = next((f"{m}: {t.first}" for m, t in caller.tallies.items() if t.first), None)
     if first is not None:
         return f"No model gave any answer. The first failure, {first}"
     if s.stopped == "max_usd":
         return (
-            f"--max-usd {s.max_usd:g} does not cover the worst case of a single query, every answer at "
-            f"its longest of {s.max_output_tokens} tokens. Raise it, or lower --max-output-tokens."
+            f"--max-usd {s.max_usd:g} does not cover the maximum cost of a single query, with answers of"
+            f" {s.max_output_tokens} tokens. Raise it, or lower --max-output-tokens."
         )
     return "Stopped before any model gave an answer."
 
 
 def _models(
     s: Summary,
-    book: RunState,
+    state: RunState,
     asked: Sequence[int],
     weight: Mapping[int, float] | None,
-    asker: Asker,
+    caller: BatchCaller,
 ) -> None:
-    for m in book.models:
-        cells = [(i, book.cell(i, m)) for i in asked]
+    for m in state.models:
+        cells = [(i, state.scored_answer(i, m)) for i in asked]
         answers = [c.answer for _, c in cells if c.answer is not None]
         scored = [(i, c.score) for i, c in cells if c.score is not None]
         w = [1.0 if weight is None else weight[i] for i, _ in scored]
@@ -113,28 +123,32 @@ def _models(
             quality=float(np.average([y for _, y in scored], weights=w)) if scored else None,
             mean_usd=sum(costs) / len(costs) if costs else None,
             cut_short=sum(a.finish_reason == "length" for a in answers),
-            first_failure=asker.tally(m.name).first,
+            first_failure=caller.tally(m.name).first,
         )
         pairs = [c for _, c in cells if len(c.verdicts) == 2]
         s.judged_pairs += len(pairs)
         s.judge_contradicts += sum(c.contradicts for c in pairs)
 
 
-def _warn(s: Summary, book: RunState, asked: Sequence[int], asker: Asker) -> None:
-    for name, tally in asker.tallies.items():
+def _warn(s: Summary, state: RunState, asked: Sequence[int], caller: BatchCaller) -> None:
+    for name, tally in caller.tallies.items():
         if tally.given_up is not None:
-            s.warnings.append(f"{name} was given up: {tally.given_up} Run it again to go on")
+            s.warnings.append(
+                f"{name} was not asked any further: {tally.given_up} Run it again to continue"
+            )
     unread = sum(
-        "cannot be read" in (book.cell(i, m).note or "") for i in asked for m in book.models
+        "cannot be read" in (state.scored_answer(i, m).note or "")
+        for i in asked
+        for m in state.models
     )
     if unread:
         s.warnings.append(
             f"{unread} verdicts of the judge could not be read; their scores are null"
         )
-    cut = [f"{n} of {m}" for m, x in s.models.items() if (n := x.cut_short)]
-    if cut:
+    truncated = [f"{n} of {m}" for m, x in s.models.items() if (n := x.cut_short)]
+    if truncated:
         s.warnings.append(
-            f"answers cut short at --max-output-tokens {book.max_output_tokens}: {', '.join(cut)}"
+            f"answers truncated at --max-output-tokens {state.max_output_tokens}: {', '.join(truncated)}"
         )
-    for name in asker.connection.client.ignored_temperature():
-        s.warnings.append(f"{name} takes no temperature and was asked at its own")
+    for name in caller.untempered():
+        s.warnings.append(f"{name} accepts no temperature; its default was used")

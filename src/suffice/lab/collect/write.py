@@ -1,4 +1,4 @@
-"""The table, written from the ledger: whole or not at all."""
+"""Writes the outcomes table from the journal, atomically."""
 
 from __future__ import annotations
 
@@ -27,25 +27,32 @@ _NUMBERS = frozenset(
 Row = dict[str, Any]
 
 
-def ledger_path(out: Path) -> Path:
-    """Beside a file, inside a folder."""
+def journal_path(out: Path) -> Path:
+    """The journal of a table: next to a file, inside a folder."""
     return out.with_name(out.name + ".ledger.jsonl") if out.suffix else out / "ledger.jsonl"
 
 
-def check_out(out: Path) -> None:
-    """Raises UsageError for a path that no table is written to, before anything is paid for."""
+def check_output(out: Path) -> None:
+    """Check that a table can be written, before any call is paid for.
+
+    Args:
+        out: The table's path.
+
+    Raises:
+        UsageError: If it cannot.
+    """
     if out.suffix and out.suffix.lower() not in _FILES:
         raise UsageError(
-            f"--out {out}: tables are not written as {out.suffix!r}.",
+            f"--out {out}: unsupported table format {out.suffix!r}.",
             remedy=f"Give a folder (a name without suffix), or one of {', '.join(_FILES)}.",
         )
     if not out.suffix or out.suffix.lower() == ".parquet":
         readers.require_pyarrow()
-    ours = ledger_path(out).exists()
+    ours = journal_path(out).exists()
     table = out if out.suffix else out / "queries.parquet"
     if table.exists() and not ours:
         raise UsageError(
-            f"--out {out} is there already and was not made by suffice collect.",
+            f"--out {out} exists and was not written by suffice collect.",
             remedy="Choose another name.",
         )
     if out.exists() and bool(out.suffix) == out.is_dir():
@@ -55,22 +62,26 @@ def check_out(out: Path) -> None:
         )
 
 
-def rows_of(
-    book: RunState, rows: Sequence[int], weight: Mapping[int, float] | None
+def table_rows(
+    state: RunState, rows: Sequence[int], weight: Mapping[int, float] | None
 ) -> tuple[list[Row], list[Row]]:
-    """(queries, outcomes) as rows, columns that say nothing left out."""
-    table, queries, outcomes = book.pool.table, [], []
+    """The rows of the queries and of the outcomes, without columns that are empty throughout."""
+    table, queries, outcomes = state.pool.table, [], []
     for i in rows:
         messages = table.messages[i]
-        plain = len(messages) == 1 and messages[0].role == "user" and not book.pool.needs(i)
+        plain = (
+            len(messages) == 1
+            and messages[0].role == "user"
+            and not state.pool.required_capabilities(i)
+        )
         group = table.group[i] if table.group else None
-        expected = book.pool.expected[i]
+        expected = state.pool.expected[i]
         if expected is not None and not isinstance(expected, str):
             expected = msgspec.json.encode(expected).decode()
         query: Row = {
-            "query_id": book.pool.ids[i],
+            "query_id": state.pool.ids[i],
             "prompt": messages[0].text if plain else None,
-            "messages": None if plain else book.pool.messages[i].decode(),
+            "messages": None if plain else state.pool.messages[i].decode(),
             "benchmark": table.benchmark[i] if table.benchmark else None,
             "category": table.category[i] if table.category else None,
             "group": None if group is None or group.startswith("\0") else group,
@@ -78,40 +89,52 @@ def rows_of(
             "sampling_weight": None if weight is None else weight[i],
         }
         queries.append(query)
-        outcomes += [_outcome(book.pool.ids[i], c) for c in book.cells(i)]
-    return _used(queries, _QUERY), _used(outcomes, _OUTCOME)
+        outcomes += [_outcome(state.pool.ids[i], c) for c in state.scored_answers(i)]
+    return _drop_empty(queries, _QUERY), _drop_empty(outcomes, _OUTCOME)
 
 
-def _outcome(query_id: str, cell: ScoredAnswer) -> Row:
-    answer = cell.answer
+def _outcome(query_id: str, scored: ScoredAnswer) -> Row:
+    answer = scored.answer
     usage = answer.usage if answer else None
     return {
         "query_id": query_id,
-        "model": cell.model,
-        "score": cell.score,
+        "model": scored.model,
+        "score": scored.score,
         "cost_usd": answer.cost_usd if answer else None,
         "input_tokens": usage.input_tokens if usage else None,
         "output_tokens": usage.output_tokens if usage else None,
         "latency_s": round(answer.latency_s, 4) if answer else None,
         "finish_reason": answer.finish_reason if answer else None,
-        "verdicts": ",".join(cell.verdicts) or None,
-        "note": cell.note,
+        "verdicts": ",".join(scored.verdicts) or None,
+        "note": scored.note,
     }
 
 
-def _used(rows: list[Row], columns: Sequence[str]) -> list[Row]:
-    """Without columns in which nothing is known, but for the one that everybody looks for."""
+def _drop_empty(rows: list[Row], columns: Sequence[str]) -> list[Row]:
+    """Drop columns without any value, except the score."""
     used = [c for c in columns if c == "score" or any(r[c] is not None for r in rows)]
     return [{c: r[c] for c in used} for r in rows]
 
 
-def write(out: Path, queries: list[Row], outcomes: list[Row], card: Mapping[str, Any]) -> None:
-    """Each file is written beside its place and then moved there. Raises JobError."""
+def write_table(
+    out: Path, queries: list[Row], outcomes: list[Row], card: Mapping[str, Any]
+) -> None:
+    """Write the table. Each file is written next to its place and then moved there.
+
+    Args:
+        out: The table's path.
+        queries: Rows of queries.
+        outcomes: Rows of outcomes.
+        card: Content of collect.json.
+
+    Raises:
+        JobError: If it cannot be written.
+    """
     try:
         if not out.suffix:
             out.mkdir(parents=True, exist_ok=True)
-            # Queries first: should the second move not come to pass, the old outcomes still refer to
-            # queries that are there.
+            # Queries first: if the second move fails, the old outcomes still refer to existing
+            # queries.
             _replace(out / "queries.parquet", lambda p: _parquet(p, queries))
             _replace(out / "outcomes.parquet", lambda p: _parquet(p, outcomes))
             data = msgspec.json.format(msgspec.json.encode(card), indent=2)
@@ -131,19 +154,19 @@ def write(out: Path, queries: list[Row], outcomes: list[Row], card: Mapping[str,
     except OSError as error:
         raise JobError(
             f"--out {out} cannot be written: {error.strerror}.",
-            remedy="The answers are in the ledger: make room and run the same command again.",
+            remedy="The answers are in the journal: free some space and run the same command again.",
         ) from None
 
 
 def _replace(path: Path, make: Callable[[Path], object]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        make(beside)
-        with beside.open("rb") as file:
+        make(temporary)
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _csv(rows: list[Row]) -> str:
