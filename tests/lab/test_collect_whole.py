@@ -470,7 +470,7 @@ def test_bad_options_are_found_before_a_call(bench: Bench, monkeypatch: pytest.M
     refused(UsageError, "at least 1", sample=0)
     refused(UsageError, "more than 0", max_usd=float("nan"))
     (bench.folder / "mine.csv").write_text("a,b\n1,2\n")
-    refused(UsageError, "not made by suffice collect", out=bench.folder / "mine.csv")
+    refused(UsageError, "not written by suffice collect", out=bench.folder / "mine.csv")
     bench.config.write_text(
         bench.config.read_text().replace(
             'dialect = "openai"', 'dialect = "openai"\napi_key_env = "P_KEY"'
