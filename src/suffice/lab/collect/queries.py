@@ -185,7 +185,7 @@ def _json_of(row: Row) -> bytes:
 
 
 def _from_public_format(path: Path, columns: Sequence[str]) -> QueryPool:
-    """The queries of a public benchmark's own format.
+    """Returns the queries of a public benchmark's own format.
 
     Its loader knows the prompts. The expected answer is looked up by the question's number or text.
     """

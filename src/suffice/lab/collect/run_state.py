@@ -171,7 +171,12 @@ class RunState:
         if self.judge is not None:
             judged = self._judge_score(i, model, answer)
             return ScoredAnswer(
-                model.name, answer, judged.score, judged.reason, judged.verdicts, judged.is_inconsistent
+                model.name,
+                answer,
+                judged.score,
+                judged.reason,
+                judged.verdicts,
+                judged.is_inconsistent,
             )
         if self.scorer is None:
             return ScoredAnswer(model.name, answer, None, "no scorer")

@@ -205,7 +205,7 @@ class FunctionScorer:
         self._takes_messages = _check_signature(name, self._function)
 
     def score(self, i: int, answer: str) -> float | None:
-        """The score of an answer to query i; None = unknown.
+        """Returns the score of an answer to query i; None = unknown.
 
         Raises:
             UsageError: If the function raises, or returns something else than a score.
