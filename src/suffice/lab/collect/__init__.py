@@ -136,7 +136,9 @@ def collect(options: Options, ui: ProgressUI, env: Mapping[str, str]) -> Summary
         return _collect(state, connection, options, ui)
 
 
-def _collect(state: RunState, connection: ModelConnection, options: Options, ui: ProgressUI) -> Summary:
+def _collect(
+    state: RunState, connection: ModelConnection, options: Options, ui: ProgressUI
+) -> Summary:
     journal = state.journal
     summary = Summary(
         out=str(options.out),

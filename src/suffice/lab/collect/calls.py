@@ -19,7 +19,7 @@ from suffice.errors import AllAttemptsFailedError, ConfigError, UpstreamError, n
 from suffice.execution import CircuitBreaker, CircuitBreakerSettings, Engine, LatencyTracker, Reply
 from suffice.execution.retry import Call, Exhausted, FailoverFlow, Wait
 from suffice.lab.collect.budget import Budget, QueryReservation, max_cost_usd
-from suffice.lab.collect.journal import Answer, CallStarted, Failed, CallJournal
+from suffice.lab.collect.journal import Answer, CallJournal, CallStarted, Failed
 from suffice.model_client import MAY_CHARGE, ModelCall, ModelClient
 from suffice.providers import PROVIDERS
 from suffice.providers.transport import HTTPTransport
@@ -252,7 +252,9 @@ class BatchCaller:
                 return None
             return await self._with_retries(planned, reservation)
 
-    async def _with_retries(self, planned: PlannedCall, reservation: QueryReservation) -> Answer | None:
+    async def _with_retries(
+        self, planned: PlannedCall, reservation: QueryReservation
+    ) -> Answer | None:
         flow = FailoverFlow(
             (PlanStep(planned.model.name),), self.retries, total_s=_TOTAL_S, seed=self.seed
         )
@@ -334,10 +336,18 @@ class BatchCaller:
         tally.consecutive_failures += 1
         tally.first = tally.first or message
 
-    async def _close(self, planned: PlannedCall, reason: str, message: str, charged_usd: float) -> None:
+    async def _close(
+        self, planned: PlannedCall, reason: str, message: str, charged_usd: float
+    ) -> None:
         """Record the end of an attempt that brought no answer."""
         record = Failed(
-            planned.key, planned.model.name, reason, message, charged_usd, time.time(), planned.query_id
+            planned.key,
+            planned.model.name,
+            reason,
+            message,
+            charged_usd,
+            time.time(),
+            planned.query_id,
         )
         if charged_usd:
             await self.journal.append_synced(record)
@@ -361,4 +371,6 @@ def _charged_usd(planned: PlannedCall, cost_usd: float | None, text: str, max_us
     if not max_usd:
         return 0.0  # an unknown price, which the operator allowed
     size = len(text.encode("utf-8", "surrogatepass"))
-    return min(max_usd, max_cost_usd(planned.model, len(planned.messages), len(planned.canonical), size))
+    return min(
+        max_usd, max_cost_usd(planned.model, len(planned.messages), len(planned.canonical), size)
+    )

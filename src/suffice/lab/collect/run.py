@@ -11,7 +11,7 @@ from typing import Literal
 
 from suffice.errors import SufficeError
 from suffice.lab.collect.budget import Budget, QueryReservation
-from suffice.lab.collect.calls import PlannedCall, BatchCaller
+from suffice.lab.collect.calls import BatchCaller, PlannedCall
 from suffice.lab.collect.forecast import expected_judge_usd
 from suffice.lab.collect.run_state import RunState
 from suffice.types import Model

@@ -150,5 +150,5 @@ def _warn(s: Summary, state: RunState, asked: Sequence[int], caller: BatchCaller
         s.warnings.append(
             f"answers truncated at --max-output-tokens {state.max_output_tokens}: {', '.join(truncated)}"
         )
-    for name in caller.untempered():
+    for name in caller.connection.client.ignored_temperature():
         s.warnings.append(f"{name} accepts no temperature; its default was used")
