@@ -43,7 +43,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from runner import arguments, publish
 
 from suffice.learning.exploration import ThompsonSampler
-from suffice.learning.regression import LabelBatch, OnlineRegression, SourceLimits, cold, design
+from suffice.learning.label_limits import SourceLimits
+from suffice.learning.regression import LabelBatch, OnlineRegression, design, uninformed_prior
 from suffice.policies.priors import price_priors
 
 LLAMA, MISTRAL, FLASH, PRO = (
@@ -130,7 +131,7 @@ class Ours:
         mean, deviation = feature_scaler()
         p = len(mean) + stream.vectors.shape[1]
         guess = price_priors(stream.price.tolist())
-        prior = cold(stream.models, guess, p)
+        prior = uninformed_prior(stream.models, guess, p)
         # The benchmark has one client, whom it trusts.
         limits = SourceLimits(share=1.0)
         self.learner = OnlineRegression(
@@ -138,11 +139,13 @@ class Ours:
         )
         if warm is not None:
             n, k = warm.score.shape
-            self.learner.observe(
+            self.learner.partial_fit(
                 rows_of(warm, np.repeat(np.arange(n), k), np.tile(np.arange(k), n), 0)
             )
-        self.explorer = ThompsonSampler(stream.models if warm is not None else (), share=self.share)
-        self.fit = self.learner.refit()
+        self.explorer = ThompsonSampler(
+            stream.models if warm is not None else (), explore_share=self.share
+        )
+        self.fit = self.learner.posterior()
         self.x = design(stream.signals, stream.vectors, mean, deviation)
         self.first = self.learner.cursor + 1
         self.waiting: list[tuple[int, int, float]] = []
@@ -152,10 +155,10 @@ class Ours:
         at = np.flatnonzero(there)
         names = [self.stream.models[j] for j in at]
         offline = (self.fit.intercept + self.x[i] @ self.fit.weights)[at]
-        quality, _ = self.explorer.quality(names, offline.tolist())
+        quality, _ = self.explorer.posterior().quality(names, offline.tolist())
         chosen = int(np.argmax(quality - self.lam * price[at]))
         mean = self.spent / self.count if self.count else None
-        draw = self.explorer.draw(
+        draw = self.explorer.posterior().sample(
             names, offline.tolist(), price[at].tolist(), chosen,
             seed=self.seed * 100_003 + i, quality_per_usd=self.lam, spend_usd=mean,
         )  # fmt: skip
@@ -172,10 +175,10 @@ class Ours:
             at = np.array([w[0] for w in self.waiting])
             arm = np.array([w[1] for w in self.waiting])
             rows = rows_of(self.stream, at, arm, self.first)
-            self.learner.observe(_scored(rows, np.array([w[2] for w in self.waiting])))
+            self.learner.partial_fit(_scored(rows, np.array([w[2] for w in self.waiting])))
             self.first += REFIT
             self.waiting.clear()
-            self.fit = self.learner.refit()
+            self.fit = self.learner.posterior()
 
 
 def rows_of(s: Stream, at: NDArray[np.intp], arm: NDArray[np.intp], first: int) -> LabelBatch:
@@ -475,9 +478,9 @@ def late(make: Factory) -> Factory:
         n, k = warm.score.shape
         if isinstance(player, Ours):
             rows = rows_of(warm, np.repeat(np.arange(n), k - 1), np.tile(np.arange(k - 1), n), 0)
-            player.learner.observe(rows)
-            player.explorer = ThompsonSampler(s.models[:-1], share=player.share)
-            player.fit = player.learner.refit()
+            player.learner.partial_fit(rows)
+            player.explorer = ThompsonSampler(s.models[:-1], explore_share=player.share)
+            player.fit = player.learner.posterior()
             player.first = player.learner.cursor + 1
         elif isinstance(player, Constant):
             player.sum[:-1] += warm.score[:, :-1].sum(axis=0)
@@ -599,9 +602,9 @@ def refit_seconds() -> dict[str, float]:
         [names[i] for i in rng.integers(0, 10, n)], rng.random(n), ["u"] * n, np.zeros(n),
     )  # fmt: skip
     began = time.perf_counter()
-    learner.observe(rows)
+    learner.partial_fit(rows)
     observed = time.perf_counter()
-    learner.refit()
+    learner.posterior()
     fitted = time.perf_counter()
     raw = learner.state()
     return {

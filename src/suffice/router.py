@@ -29,7 +29,7 @@ from suffice.types import Decision, Feedback, Model, Query, Transport
 
 if TYPE_CHECKING:
     from suffice.config import ResolvedConfig, Settings
-    from suffice.learning import LearningWorker
+    from suffice.learning.worker import LearningWorker
     from suffice.monitoring import CertificateMonitor
     from suffice.store.protocols import Store
 

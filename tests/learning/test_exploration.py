@@ -13,7 +13,7 @@ from suffice.errors import ArtifactError
 from suffice.learning.exploration import ThompsonSampler
 
 MODELS = ("cheap", "middle", "dear")
-OFFLINE = (0.7, 0.75, 0.8)
+PREDICTED = (0.7, 0.75, 0.8)
 COST = (0.001, 0.002, 0.003)
 
 
@@ -22,7 +22,7 @@ def taught(seed: int = 0, n: int = 50) -> ThompsonSampler:
     e = ThompsonSampler(("cheap", "middle"))
     for _ in range(n):
         j = int(rng.integers(3))
-        e.update(MODELS[j], OFFLINE[j], float(rng.random()), float(rng.random()))
+        e.update(MODELS[j], PREDICTED[j], float(rng.random()), float(rng.random()))
     return e
 
 
@@ -33,7 +33,7 @@ def questions(draw: st.DrawFn) -> dict[str, Any]:
     money = st.one_of(st.floats(1e-7, 10.0), st.just(0.0), st.just(float("nan")))
     return {
         "models": [f"m{i}" for i in range(k)],
-        "offline": draw(st.lists(number, min_size=k, max_size=k)),
+        "predicted_quality": draw(st.lists(number, min_size=k, max_size=k)),
         "cost_usd": draw(st.lists(money, min_size=k, max_size=k)),
         "chosen": draw(st.integers(0, k - 1)),
         "seed": draw(st.integers(0, 2**32)),
@@ -44,10 +44,10 @@ def questions(draw: st.DrawFn) -> dict[str, Any]:
 
 @given(questions(), st.integers(0, 20), st.sampled_from([0.0, 0.01, 0.03]))
 def test_bounds_hold_on_any_question(q: dict[str, Any], labels: int, share: float) -> None:
-    e = ThompsonSampler(("m0", "m1"), share=share, gate=1.0, bound=3.0)
+    e = ThompsonSampler(("m0", "m1"), explore_share=share, max_quality_gap=1.0, bound=3.0)
     for i in range(labels):
         e.update(f"m{i % 3}", 0.5, float(i % 2))
-    draw = e.draw(**q)
+    draw = e.posterior().sample(**q)
     p = np.array(draw.propensities)
     other = np.arange(len(p)) != q["chosen"]
     assert p.sum() == pytest.approx(1.0, abs=1e-12)
@@ -62,42 +62,33 @@ def test_bounds_hold_on_any_question(q: dict[str, Any], labels: int, share: floa
     assert not p[other & np.isnan(cost)].any()
 
 
-def test_a_dearer_model_has_the_lower_floor_and_each_keeps_one() -> None:
-    e = ThompsonSampler(MODELS, gate=1.0)
+def test_an_expensive_model_has_a_lower_floor_and_each_model_has_one() -> None:
+    e = ThompsonSampler(MODELS, max_quality_gap=1.0)
     for _ in range(400):  # the choice is better for sure, so only floors are left
         e.update("cheap", 0.7, 1.0)
         e.update("middle", 0.75, 0.2)
         e.update("dear", 0.8, 0.2)
-    p = e.draw(MODELS, OFFLINE, (0.001, 0.01, 1.0), 0, seed=1).propensities
+    p = e.posterior().sample(MODELS, PREDICTED, (0.001, 0.01, 1.0), 0, seed=1).propensities
     assert 0.0 < p[2] < p[1] < 0.01
     assert p[1] * 0.01 == pytest.approx(p[2] * 1.0)
 
 
-def test_only_the_start_of_a_conversation_is_explored_and_never_a_bypass() -> None:
-    e = ThompsonSampler(gate=1.0)
-    for seed in range(200):
-        for kind in ({"start": False}, {"bypass": True}):
-            draw = e.draw(MODELS, OFFLINE, COST, 1, seed=seed, **kind)
-            assert draw == (1, (0.0, 1.0, 0.0), False)
-    assert any(e.draw(MODELS, OFFLINE, COST, 2, seed=s).explored for s in range(2000))
-
-
-def test_a_model_that_is_known_to_be_worse_fails_the_gate() -> None:
-    e = ThompsonSampler(MODELS, gate=0.02)
-    assert e.draw(MODELS, (0.8, 0.8, 0.8), COST, 1, seed=0).propensities[0] > 0.0
+def test_a_model_that_is_known_to_be_worse_is_not_explored() -> None:
+    e = ThompsonSampler(MODELS, max_quality_gap=0.02)
+    assert e.posterior().sample(MODELS, (0.8, 0.8, 0.8), COST, 1, seed=0).propensities[0] > 0.0
     for _ in range(200):
         e.update("cheap", 0.8, 0.3)
         e.update("middle", 0.8, 0.8)
-    assert e.draw(MODELS, (0.8, 0.8, 0.8), COST, 1, seed=0).propensities[0] == 0.0
+    assert e.posterior().sample(MODELS, (0.8, 0.8, 0.8), COST, 1, seed=0).propensities[0] == 0.0
 
 
 def test_the_draws_follow_the_propensities() -> None:
-    e = ThompsonSampler(share=0.03, gate=1.0)
+    e = ThompsonSampler(explore_share=0.03, max_quality_gap=1.0)
     n = 6000
     p = np.zeros(3)
     taken = np.zeros(3)
     for seed in range(n):
-        draw = e.draw(MODELS, (0.7, 0.8, 0.8), (0.001, 0.001, 0.001), 1, seed=seed)
+        draw = e.posterior().sample(MODELS, (0.7, 0.8, 0.8), (0.001, 0.001, 0.001), 1, seed=seed)
         p += draw.propensities
         taken[draw.action] += 1
     assert abs(taken - p).max() < 4.0 * np.sqrt(p[0] + p[2])
@@ -106,33 +97,37 @@ def test_the_draws_follow_the_propensities() -> None:
 def test_same_seed_same_draw_and_drawing_changes_nothing() -> None:
     e = taught()
     before = e.state()
-    first = [e.draw(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)]
-    assert [taught().draw(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)] == first
+    first = [e.posterior().sample(MODELS, PREDICTED, COST, 0, seed=s) for s in range(50)]
+    assert [
+        taught().posterior().sample(MODELS, PREDICTED, COST, 0, seed=s) for s in range(50)
+    ] == first
     assert e.state() == before
     assert len({d.propensities for d in first}) == 1, "a seed says which is taken, not how likely"
-    assert {e.draw(MODELS, OFFLINE, COST, 0, seed=s).action for s in range(5000)} == {0, 1, 2}
+    assert {
+        e.posterior().sample(MODELS, PREDICTED, COST, 0, seed=s).action for s in range(5000)
+    } == {0, 1, 2}
 
 
-def test_a_belief_stays_as_it_was_while_the_explorer_learns_on() -> None:
+def test_a_posterior_does_not_change_while_the_sampler_learns() -> None:
     e = taught()
     posterior = e.posterior()
-    before = [posterior.sample(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)]
+    before = [posterior.sample(MODELS, PREDICTED, COST, 0, seed=s) for s in range(50)]
     for _ in range(100):
         e.update("dear", 0.8, 0.0)
-    assert [posterior.sample(MODELS, OFFLINE, COST, 0, seed=s) for s in range(50)] == before
+    assert [posterior.sample(MODELS, PREDICTED, COST, 0, seed=s) for s in range(50)] == before
     assert e.posterior() is e.posterior()
     assert e.posterior() is not posterior
-    assert e.posterior().sample(MODELS, OFFLINE, COST, 0, seed=1) != before[1]
+    assert e.posterior().sample(MODELS, PREDICTED, COST, 0, seed=1) != before[1]
 
 
 def test_the_share_won_is_the_probability_of_being_best() -> None:
-    e = ThompsonSampler(MODELS, share=0.03, gate=1.0)
+    e = ThompsonSampler(MODELS, explore_share=0.03, max_quality_gap=1.0)
     rng = np.random.default_rng(1)
     for i in range(90):
-        e.update(MODELS[i % 3], OFFLINE[i % 3], float(rng.random() < 0.75))
-    mean, deviation = e.quality(MODELS, OFFLINE)
+        e.update(MODELS[i % 3], PREDICTED[i % 3], float(rng.random() < 0.75))
+    mean, deviation = e.posterior().quality(MODELS, PREDICTED)
     best = np.bincount((mean + deviation * rng.standard_normal((100_000, 3))).argmax(1)) / 100_000
-    p = e.draw(MODELS, OFFLINE, COST, 1, seed=0, spend_usd=1.0).propensities
+    p = e.posterior().sample(MODELS, PREDICTED, COST, 1, seed=0, spend_usd=1.0).propensities
     for i in (0, 2):  # half of the share is floors
         assert p[i] == pytest.approx(0.015 * (0.5 + best[i]), abs=0.015 * 0.1)
 
@@ -140,22 +135,30 @@ def test_the_share_won_is_the_probability_of_being_best() -> None:
 def test_a_price_change_counts_at_once() -> None:
     e = ThompsonSampler()
     kind = {"seed": 3, "quality_per_usd": 50.0, "spend_usd": 0.1}
-    dear = e.draw(MODELS, (0.7, 0.7, 0.75), (0.001, 0.001, 0.05), 0, **kind).propensities[2]
-    cheap = e.draw(MODELS, (0.7, 0.7, 0.75), (0.001, 0.001, 0.001), 0, **kind).propensities[2]
-    assert cheap > 1.5 * dear > 0.0
+    expensive = (
+        e.posterior()
+        .sample(MODELS, (0.7, 0.7, 0.75), (0.001, 0.001, 0.05), 0, **kind)
+        .propensities[2]
+    )
+    cheap = (
+        e.posterior()
+        .sample(MODELS, (0.7, 0.7, 0.75), (0.001, 0.001, 0.001), 0, **kind)
+        .propensities[2]
+    )
+    assert cheap > 1.5 * expensive > 0.0
 
 
 def test_a_new_model_is_explored_until_it_is_found_useful_or_not() -> None:
     for truth, useful in ((0.95, True), (0.4, False)):
         rng = np.random.default_rng(5)
-        e = ThompsonSampler(("old",), share=0.03)
-        names, offline, cost = ("old", "new"), (0.8, 0.75), (0.01, 0.001)
+        e = ThompsonSampler(("old",), explore_share=0.03)
+        names, predicted, cost = ("old", "new"), (0.8, 0.75), (0.01, 0.001)
         taken = 0
         for seed in range(4000):
-            quality, _ = e.quality(names, offline)
+            quality, _ = e.posterior().quality(names, predicted)
             chosen = int(np.argmax(quality))
-            j = e.draw(names, offline, cost, chosen, seed=seed).action
-            e.update(names[j], offline[j], float(rng.random() < (0.8, truth)[j]))
+            j = e.posterior().sample(names, predicted, cost, chosen, seed=seed).action
+            e.update(names[j], predicted[j], float(rng.random() < (0.8, truth)[j]))
             taken += j if seed >= 3000 else 0
         assert (taken > 900) if useful else (taken < 30)
 
@@ -165,7 +168,7 @@ def test_a_removed_model_is_forgotten() -> None:
     e.retain(["cheap", "dear"])
     assert e.models == ("cheap", "dear")
     assert e.labels("middle") == 0.0
-    quality, deviation = e.quality(["middle"], [0.75])
+    quality, deviation = e.posterior().quality(["middle"], [0.75])
     assert quality[0] == 0.75
     assert deviation[0] == pytest.approx(0.2)
 
@@ -181,34 +184,43 @@ def test_forgetting_follows_a_drop_and_keeps_a_bounded_past() -> None:
     for y, n in ((0.9, 3000), (0.6, 500)):
         for _ in range(n):
             lasting.update("m", 0.9, y)
-    assert e.quality(["m"], [0.9])[0][0] < 0.70 < 0.8 < lasting.quality(["m"], [0.9])[0][0]
+    assert (
+        e.posterior().quality(["m"], [0.9])[0][0]
+        < 0.70
+        < 0.8
+        < lasting.posterior().quality(["m"], [0.9])[0][0]
+    )
 
 
 def test_a_model_not_taken_for_long_becomes_uncertain_again() -> None:
     e = ThompsonSampler()
     for i in range(100):
         e.update("a", 0.8, 0.3 + 0.4 * (i % 2))
-    mean, deviation = e.quality(["a"], [0.8])
+    mean, deviation = e.posterior().quality(["a"], [0.8])
     for i in range(3000):
         e.update("b", 0.8, 0.6 + 0.4 * (i % 2))
-    later, wider = e.quality(["a"], [0.8])
+    later, wider = e.posterior().quality(["a"], [0.8])
     assert wider[0] > 1.3 * deviation[0]
     assert later[0] == mean[0]  # time alone is no evidence
     for _ in range(10):
         e.update("a", 0.8, 0.9)
-    assert e.quality(["a"], [0.8])[0][0] > 0.75
+    assert e.posterior().quality(["a"], [0.8])[0][0] > 0.75
 
 
 def test_a_model_that_was_bad_for_a_while_comes_back() -> None:
     rng = np.random.default_rng(11)
-    e = ThompsonSampler(("a", "b"), share=0.03)
-    cost, offline = (0.001, 0.001), (0.9, 0.85)
+    e = ThompsonSampler(("a", "b"), explore_share=0.03)
+    cost, predicted = (0.001, 0.001), (0.9, 0.85)
     taken = []
     for i in range(6000):
-        quality, _ = e.quality(("a", "b"), offline)
-        j = e.draw(("a", "b"), offline, cost, int(np.argmax(quality)), seed=i).action
+        quality, _ = e.posterior().quality(("a", "b"), predicted)
+        j = (
+            e.posterior()
+            .sample(("a", "b"), predicted, cost, int(np.argmax(quality)), seed=i)
+            .action
+        )
         truth = 0.6 if j == 0 and 1000 <= i < 2000 else (0.9, 0.85)[j]
-        e.update("ab"[j], offline[j], float(rng.random() < truth))
+        e.update("ab"[j], predicted[j], float(rng.random() < truth))
         taken.append(j)
     assert np.mean(taken[1500:2000]) > 0.9
     assert np.mean(taken[5000:]) < 0.1
@@ -219,7 +231,7 @@ def test_a_few_unlucky_labels_do_not_shut_out_a_model_that_was_learned() -> None
     for y in (0.5, 0.4, 0.9, 0.3, 0.9):
         e.update("known", 0.92, y)
         e.update("new", 0.92, y)
-    mean, deviation = e.quality(("known", "new"), (0.92, 0.92))
+    mean, deviation = e.posterior().quality(("known", "new"), (0.92, 0.92))
     assert mean[1] < 0.8 < 0.88 < mean[0] < 0.92
     assert deviation[0] < 0.7 * deviation[1]
 
@@ -236,14 +248,16 @@ def test_it_is_the_bayesian_regression_it_says_without_forgetting() -> None:
     beta = np.linalg.solve(precision, x.T @ (y - s))
     for q in (0.1, 0.5, 0.9):
         at = np.array([1.0, q - s[0]])
-        mean, deviation = e.quality(["m"], [q])
+        mean, deviation = e.posterior().quality(["m"], [q])
         assert mean[0] == pytest.approx(q + at @ beta, rel=1e-9)
         noise = deviation[0] ** 2 / float(at @ np.linalg.solve(precision, at))
         assert 0.04 < noise < 0.25  # profiled, the same for every q
     w = ThompsonSampler(forget=1.0)
     for a, b in zip(s[::-1], y[::-1], strict=True):
         w.update("m", a, b)
-    assert w.quality(["m"], [0.5])[0][0] == pytest.approx(e.quality(["m"], [0.5])[0][0], abs=0.05)
+    assert w.posterior().quality(["m"], [0.5])[0][0] == pytest.approx(
+        e.posterior().quality(["m"], [0.5])[0][0], abs=0.05
+    )
 
 
 def test_weights_count_and_nothing_out_of_range_is_learned() -> None:
@@ -251,7 +265,11 @@ def test_weights_count_and_nothing_out_of_range_is_learned() -> None:
     for _ in range(20):
         half.update("m", 0.8, 0.2, 0.5)
         whole.update("m", 0.8, 0.2, 1.0)
-    assert whole.quality(["m"], [0.8])[0][0] < half.quality(["m"], [0.8])[0][0] < 0.8
+    assert (
+        whole.posterior().quality(["m"], [0.8])[0][0]
+        < half.posterior().quality(["m"], [0.8])[0][0]
+        < 0.8
+    )
     before = half.state()
     half.update("m", 0.8, 0.0, 0.0)
     for bad in (
@@ -266,13 +284,14 @@ def test_weights_count_and_nothing_out_of_range_is_learned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("share", 0.2), ("cost_share", 0.5), ("draws", 4), ("forget", 0.0)]
+    ("name", "value"),
+    [("explore_share", 0.2), ("max_cost_share", 0.5), ("draws", 4), ("forget", 0.0)],
 )
 def test_arguments_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         ThompsonSampler(**{name: value})
     with pytest.raises(ValueError, match="chosen"):
-        ThompsonSampler().draw(MODELS, OFFLINE, COST, 3, seed=0)
+        ThompsonSampler().posterior().sample(MODELS, PREDICTED, COST, 3, seed=0)
 
 
 def test_the_state_round_trips_and_goes_on_alike() -> None:
@@ -281,7 +300,9 @@ def test_the_state_round_trips_and_goes_on_alike() -> None:
     assert again.state() == e.state()
     for one in (e, again):
         one.update("dear", 0.8, 0.1)
-    assert again.draw(MODELS, OFFLINE, COST, 0, seed=9) == e.draw(MODELS, OFFLINE, COST, 0, seed=9)
+    assert again.posterior().sample(MODELS, PREDICTED, COST, 0, seed=9) == e.posterior().sample(
+        MODELS, PREDICTED, COST, 0, seed=9
+    )
     assert again.state() == e.state()
 
 

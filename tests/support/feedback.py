@@ -34,8 +34,13 @@ def settings(
     }
 
 
-def router(folder: Path, models: tuple[str, ...] = (CODER, WRITER), **route: Any) -> Router:
-    return Router(parse_settings(settings(folder, models, **route)), env={}, seed=1)
+def router(
+    folder: Path,
+    models: tuple[str, ...] = (CODER, WRITER),
+    env: dict[str, str] | None = None,
+    **route: Any,
+) -> Router:
+    return Router(parse_settings(settings(folder, models, **route)), env=env or {}, seed=1)
 
 
 def record(

@@ -1,4 +1,4 @@
-"""How much one source's labels may count for, so that no client can teach the route alone."""
+"""Limits what the labels of one source may count for, so that no client can teach a route alone."""
 
 from __future__ import annotations
 
@@ -6,91 +6,136 @@ from math import exp
 
 import msgspec
 
-_MOST_SOURCES = 10_000
+_MAX_SOURCES = 10_000
+_DECAY_STEP = 0.01  # of the window: the decay is applied at most a hundred times per window
+_FORGOTTEN = 1e-3  # a source that counts for less is dropped
 
 
 class SourceLimits(msgspec.Struct, frozen=True):
-    """share: of what counted lately that one source may make up. least: labels a window that every
-    source may give whatever the share; also all that a source gets while it is the only one.
-    window_s: seconds after which what counted has faded to 1/e. trusted: sources without a limit
-    (the operator's own application, tests and judges). share = 1 turns the limit off.
+    """Limits per source.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
-    share: float = 0.2
-    least: float = 100.0
-    window_s: float = 86400.0
-    trusted: frozenset[str] = frozenset()
+    share: float = 0.2  # of what counted lately that one source may make up; 1 = no limit
+    # Labels per window that every source may give whatever the share. Also all that a source may
+    # give while it is the only one.
+    min_labels: float = msgspec.field(default=100.0, name="least")
+    window_s: float = 86400.0  # seconds after which what counted has decayed to 1/e
+    trusted: frozenset[str] = frozenset()  # sources without a limit
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
             raise ValueError(f"limits.share: expected above 0, at most 1, got {self.share!r}")
-        if not 0.0 <= self.least <= 1e9:
-            raise ValueError(f"limits.least: expected 0 to 1e9, got {self.least!r}")
+        if not 0.0 <= self.min_labels <= 1e9:
+            raise ValueError(f"limits.min_labels: expected 0 to 1e9, got {self.min_labels!r}")
         if not 1.0 <= self.window_s <= 1e9:
             raise ValueError(f"limits.window_s: expected 1 to 1e9, got {self.window_s!r}")
 
 
+def limits_for_clients(clients: int) -> SourceLimits:
+    """Limits for a gateway with that many API keys.
+
+    Without keys clients cannot be told apart, and a single client has nobody to harm, so there is
+    no limit. A few clients may each give more than an even share, or they would block each other.
+
+    Returns:
+        The limits, with the API key as the source.
+    """
+    if clients < 2:
+        return SourceLimits(share=1.0)
+    return SourceLimits(share=max(0.2, 1.5 / clients), min_labels=300.0)
+
+
 class SourceLimiter:
-    """What each source has counted for lately. Time is an argument and never runs backwards."""
+    """What each source counted for lately. Time is an argument and never runs backwards."""
 
     def __init__(self, limits: SourceLimits) -> None:
         self.limits = limits
-        self._by: dict[str, float] = {}  # as of `_at`
+        self._weight_of: dict[str, float] = {}  # as of `_decayed_at_s`
         self._total = 0.0
-        self._at: float | None = None
+        self._decayed_at_s: float | None = None
+
+    def weight_of(self, source: str) -> float:
+        """What the source's labels counted for lately."""
+        return self._weight_of.get(source, 0.0)
 
     def admit(self, source: str, weight: float, now_s: float) -> float:
-        """What a label of this weight counts for: all of it, the part that its source has left, or
-        0. Counted at once."""
+        """Count a label.
+
+        Args:
+            source: Who gave it.
+            weight: Its weight, at least 0.
+            now_s: Unix time.
+
+        Returns:
+            What the label counts for: its weight, or what its source has left, at least 0.
+        """
         if weight <= 0.0:
             return 0.0
-        self._fade(now_s)
+        self._decay(now_s)
         limits = self.limits
-        had = self._by.get(source, 0.0)
+        counted = self._weight_of.get(source, 0.0)
         if limits.share < 1.0 and source not in limits.trusted:
-            others = max(0.0, self._total - had)
-            room = max(limits.least, limits.share / (1.0 - limits.share) * others) - had
-            weight = min(weight, max(0.0, room))
+            others = max(0.0, self._total - counted)
+            allowed = max(limits.min_labels, limits.share / (1.0 - limits.share) * others)
+            weight = min(weight, max(0.0, allowed - counted))
         if weight > 0.0:
-            self._by[source] = had + weight
+            self._weight_of[source] = counted + weight
             self._total += weight
         return weight
 
-    def _fade(self, now_s: float) -> None:
-        if self._at is None:
-            self._at = now_s
-        # A hundred steps a window: a label is not worth a pass over all sources.
-        if now_s - self._at < 0.01 * self.limits.window_s and len(self._by) < _MOST_SOURCES:
+    def _decay(self, now_s: float) -> None:
+        if self._decayed_at_s is None:
+            self._decayed_at_s = now_s
+        elapsed_s = now_s - self._decayed_at_s
+        if elapsed_s < _DECAY_STEP * self.limits.window_s and len(self._weight_of) < _MAX_SOURCES:
             return
-        keep = exp(-max(0.0, now_s - self._at) / self.limits.window_s)
-        faded = sorted(((v * keep, s) for s, v in self._by.items()), reverse=True)
-        # Sources that are hardly there any more are let go, and of a crowd the smallest.
-        self._by = {s: v for v, s in faded[: _MOST_SOURCES // 2] if v > 1e-3}
-        self._total = sum(self._by.values())
-        self._at = max(self._at, now_s)
+        keep = exp(-max(0.0, elapsed_s) / self.limits.window_s)
+        decayed = sorted(
+            ((w * keep, source) for source, w in self._weight_of.items()), reverse=True
+        )
+        # Sources that hardly count are dropped, and the smallest ones if there are too many.
+        self._weight_of = {s: w for w, s in decayed[: _MAX_SOURCES // 2] if w > _FORGOTTEN}
+        self._total = sum(self._weight_of.values())
+        self._decayed_at_s = max(self._decayed_at_s, now_s)
 
     def copy(self) -> SourceLimiter:
-        return SourceLimiter.from_card(self.card())
+        """An independent copy."""
+        return SourceLimiter.from_state(self.state())
 
-    def card(self) -> msgspec.Raw:
-        """All of it as JSON, for a snapshot."""
-        kept = _Card(self.limits, self._by, self._total, self._at)
-        return msgspec.Raw(msgspec.json.encode(kept, order="deterministic"))
+    def state(self) -> msgspec.Raw:
+        """Everything, as JSON."""
+        state = _State(self.limits, self._weight_of, self._total, self._decayed_at_s)
+        return msgspec.Raw(msgspec.json.encode(state, order="deterministic"))
 
     @classmethod
-    def from_card(cls, card: msgspec.Raw) -> SourceLimiter:
-        """Raises ValueError where it is none."""
+    def from_state(cls, state: msgspec.Raw) -> SourceLimiter:
+        """Restore what `state` gave.
+
+        Args:
+            state: The JSON.
+
+        Returns:
+            The limiter.
+
+        Raises:
+            ValueError: It is not such a state.
+        """
         try:
-            kept = msgspec.json.decode(card, type=_Card)
+            saved = msgspec.json.decode(state, type=_State)
         except msgspec.MsgspecError as error:
             raise ValueError(str(error)) from None
-        out = cls(kept.limits)
-        out._by, out._total, out._at = dict(kept.by), kept.total, kept.at
-        return out
+        limiter = cls(saved.limits)
+        limiter._weight_of = dict(saved.weight_of)
+        limiter._total = saved.total
+        limiter._decayed_at_s = saved.decayed_at_s
+        return limiter
 
 
-class _Card(msgspec.Struct, frozen=True):
+class _State(msgspec.Struct, frozen=True):
     limits: SourceLimits
-    by: dict[str, float]
+    weight_of: dict[str, float] = msgspec.field(name="by")
     total: float
-    at: float | None
+    decayed_at_s: float | None = msgspec.field(name="at")

@@ -1,8 +1,8 @@
-"""Refits in a process of their own, which takes only what CPU time nobody else wants.
+"""Computes posteriors in a child process of idle priority.
 
-A refit is 60 ms of linear algebra for three models, and a thread that computes costs the requests of
-those 60 ms up to 6 ms each where cores are few: it takes turns with the event loop. A thread of low
-priority would be worse, as it may be put off while it holds the interpreter. A process is not.
+A refit is 60 ms of linear algebra for three models. In a thread it would delay requests by up to
+6 ms each if cores are few, because it takes turns with the event loop. A thread of low priority
+could be suspended while it holds the GIL. A process cannot.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import msgspec
 from suffice.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from suffice.learning.regression import Fit, OnlineRegression
+    from suffice.learning.posterior import Posterior
+    from suffice.learning.regression import OnlineRegression
 
 SCHEMA = "fit-1"
-TIMEOUT_S = 10.0  # a lease has 15 s left at least, and a refit made here needs some of them
-_LOOK_S = 0.1  # between two looks whether to stop
+TIMEOUT_S = 10.0  # a lease has at least 15 s left, and a refit in this process needs some of them
+POLL_S = 0.1  # between two checks whether to stop
 
-# First of all it steps back: before NumPy is imported.
-_CHILD = """
+# The child lowers its priority before it imports NumPy.
+CHILD_PROGRAM = """
 import os
 try:
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -41,78 +42,100 @@ main()
 _log = logging.getLogger("suffice.learning")
 
 
-class _Card(msgspec.Struct, frozen=True):
-    own: float
-    shared: float
+class _Header(msgspec.Struct, frozen=True):
+    model_scale: float
+    shared_scale: float
     noise: float
 
 
-def packed(fit: Fit) -> bytes:
+def pack_posterior(posterior: Posterior) -> bytes:
+    """The posterior as bytes."""
     from suffice.artifacts.npz import pack_state
 
-    arrays = {"weights": fit.weights, "intercept": fit.intercept, "labels": fit.labels}
-    return pack_state(SCHEMA, _Card(fit.own, fit.shared, fit.noise), arrays)
+    arrays = {
+        "weights": posterior.weights,
+        "intercept": posterior.intercept,
+        "labels": posterior.labels,
+    }
+    header = _Header(posterior.model_scale, posterior.shared_scale, posterior.noise)
+    return pack_state(SCHEMA, header, arrays)
 
 
-def unpacked(raw: bytes) -> Fit:
-    """Raises ArtifactError."""
+def unpack_posterior(raw: bytes) -> Posterior:
+    """The posterior of `pack_posterior`'s bytes. Raises ArtifactError if they are damaged."""
     from suffice.artifacts.npz import mismatch_error, unpack_state
-    from suffice.learning.regression import Fit
+    from suffice.learning.posterior import Posterior
 
-    card, a = unpack_state(raw, SCHEMA, _Card)
+    header, arrays = unpack_state(raw, SCHEMA, _Header)
     try:
-        return Fit(a["weights"], a["intercept"], a["labels"], card.own, card.shared, card.noise)
+        return Posterior(
+            arrays["weights"], arrays["intercept"], arrays["labels"],
+            header.model_scale, header.shared_scale, header.noise,
+        )  # fmt: skip
     except KeyError as error:
         raise mismatch_error(SCHEMA, f"no {error}") from None
 
 
-def refit(learner: OnlineRegression, state: bytes, stopped: Callable[[], bool]) -> Fit | None:
-    """`learner.refit()` of a child process; of this one where there is no child to be had, or none
-    that is done in time. state: the learner's. None: stopped meanwhile."""
+def posterior_in_subprocess(
+    regression: OnlineRegression, state: bytes, stopping: Callable[[], bool]
+) -> Posterior | None:
+    """The regression's posterior, computed by a child process.
+
+    It is computed in this process if no child can be started, or if none finishes in time.
+
+    Args:
+        regression: The regression.
+        state: Its state.
+        stopping: Whether to give up.
+
+    Returns:
+        None if `stopping` returned True meanwhile.
+    """
     try:
-        child = _begun(state)
+        child = _spawn(state)
     except OSError as error:
-        _log.warning("refits are made in the gateway's own process: %s", error)
-        return learner.refit()
+        _log.warning("posteriors are computed in the gateway's process: %s", error)
+        return regression.posterior()
     try:
-        for _ in range(int(TIMEOUT_S / _LOOK_S)):
+        for _ in range(int(TIMEOUT_S / POLL_S)):
             try:
-                out, said = child.communicate(timeout=_LOOK_S)
+                stdout, stderr = child.communicate(timeout=POLL_S)
             except subprocess.TimeoutExpired:
-                if stopped():
+                if stopping():
                     return None
                 continue
             if child.returncode == 0:
-                return unpacked(out)
-            _log.warning("a refit failed in its own process: %s", said.decode("utf-8", "replace"))
+                return unpack_posterior(stdout)
+            _log.warning("a refit process failed: %s", stderr.decode("utf-8", "replace"))
             break
         else:
-            _log.info("a refit got no CPU time in %g s: it is made where all else is", TIMEOUT_S)
+            _log.info("a refit process got too little CPU time in %g s", TIMEOUT_S)
     except ArtifactError as error:
-        _log.warning("a refit failed in its own process: %s", error)
+        _log.warning("a refit process failed: %s", error)
     finally:
         child.kill()
         child.communicate()
-    return None if stopped() else learner.refit()
+    return None if stopping() else regression.posterior()
 
 
-def _begun(state: bytes) -> subprocess.Popen[bytes]:
-    """The child at work. Raises OSError: no program, no memory, nowhere for a temporary file."""
-    with tempfile.TemporaryFile() as given:  # a pipe would have to be fed meanwhile
-        given.write(state)
-        given.seek(0)
+def _spawn(state: bytes) -> subprocess.Popen[bytes]:
+    """Start the child. Raises OSError: no program, no memory, no room for a temporary file."""
+    with tempfile.TemporaryFile() as file:  # a pipe would have to be fed meanwhile
+        file.write(state)
+        file.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", _CHILD],  # -P: nothing beside the config is imported
-            stdin=given,
+            [sys.executable, "-P", "-c", CHILD_PROGRAM],  # -P: no imports from the working folder
+            stdin=file,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,  # a terminal's Ctrl-C is for the gateway, which ends the child
+            start_new_session=True,  # Ctrl-C in a terminal is for the gateway, which ends the child
         )
 
 
 def main() -> None:
-    """What the child does."""
+    """Read a regression's state from stdin and write its posterior to stdout."""
     from suffice.learning.regression import OnlineRegression
 
-    sys.stdout.buffer.write(packed(OnlineRegression.from_state(sys.stdin.buffer.read()).refit()))
+    regression = OnlineRegression.from_state(sys.stdin.buffer.read())
+    sys.stdout.buffer.write(pack_posterior(regression.posterior()))

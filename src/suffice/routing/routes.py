@@ -32,7 +32,7 @@ from suffice.types import (
 if TYPE_CHECKING:
     from suffice.catalog import Catalog
     from suffice.config import RouteSpec
-    from suffice.learning.exploration import FrozenPosterior
+    from suffice.learning.frozen_posterior import FrozenPosterior
     from suffice.pool import Pool
 
 _MEAN_COST_WEIGHT = 0.01  # of a new query in a route's mean predicted cost

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from suffice.budgets import AnyReservation, Budgets
     from suffice.catalog import Catalog
     from suffice.execution import Engine
-    from suffice.learning.exploration import FrozenPosterior
+    from suffice.learning.frozen_posterior import FrozenPosterior
     from suffice.pool import Pool
     from suffice.routing.routes import Route, RouteTable
     from suffice.routing.sessions import SessionStore

@@ -11,10 +11,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice import features, learning, monitoring
+from suffice import features, monitoring
 from suffice.artifacts.artifact import Artifact
 from suffice.artifacts.certificate import Certificate
 from suffice.budgets import UNLIMITED
+from suffice.learning.warm_start import FeatureSpec
+from suffice.learning.worker import LearningRoute, LearningWorker
 from suffice.policies.trained import TrainedPolicy
 from suffice.routing.policy_loader import certificate_path
 from suffice.types import (
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from suffice.catalog import Catalog
     from suffice.config import ResolvedConfig
     from suffice.execution import Engine
-    from suffice.learning.exploration import FrozenPosterior
+    from suffice.learning.frozen_posterior import FrozenPosterior
     from suffice.routing.response import RoutedResponse
     from suffice.routing.routes import Route, RouteTable
     from suffice.routing.shadow import ShadowDecider
@@ -68,7 +70,7 @@ class Services:
             transport: None = HTTP.
             store: None = the one that the configuration names.
         """
-        self.learning: learning.LearningWorker | None = None
+        self.learning: LearningWorker | None = None
         self.monitor: monitoring.CertificateMonitor | None = None
         self._config = config
         self._routes = routes
@@ -124,16 +126,16 @@ class Services:
 
     # ── learning ─────────────────────────────────────────────────────────────────────────────────
 
-    def start_learning(self, *, thread: bool = True) -> learning.LearningWorker:
+    def start_learning(self, *, thread: bool = True) -> LearningWorker:
         """Make the learning worker of this process, unless there is one, and start its thread.
 
         Args:
             thread: False = no thread; the caller calls `step`.
         """
         if self.learning is None:
-            self.learning = learning.LearningWorker(
+            self.learning = LearningWorker(
                 [
-                    learning.LearningRoute(
+                    LearningRoute(
                         spec.name,
                         spec.learning,
                         spec.models,
@@ -288,9 +290,9 @@ def _artifact(policy: Policy) -> Artifact | None:
     return policy.artifact if isinstance(policy, TrainedPolicy) else None
 
 
-def _feature_spec() -> learning.FeatureSpec:
+def _feature_spec() -> FeatureSpec:
     mean, std = features.feature_scaler()
-    return learning.FeatureSpec(
+    return FeatureSpec(
         features.SCHEMA,
         features.embedding_version(),
         features.DIMENSIONS,

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from tests.support.feedback import CODE, CODER, PROSE, WRITER, record, router
 
+from suffice.learning import route_learner, worker
+
 pytestmark = pytest.mark.slow
 
 TURN_S = 100.0  # between the clocks of two workers: a dead one's lease has lapsed by then
@@ -44,10 +46,11 @@ _KEPT = ("learner_cursors", "learner_states")
 AT_RANDOM = 6
 
 
-def often(learning: Any) -> None:
-    """Everything that may be cut off happens all the time."""
-    learning._SAVE_LABELS, learning._SAVE_S = 7, 0.0
-    learning._FIRST, learning._GROWTH, learning._REST = 15.0, 0.05, 0.0
+def save_and_refit_often() -> None:
+    """Everything that may be interrupted happens all the time."""
+    worker.SAVE_LABELS, worker.SAVE_INTERVAL_S = 7, 0.0
+    route_learner.MIN_LABELS_FIRST_REFIT, route_learner.REFIT_GROWTH = 15.0, 0.05
+    route_learner.REFIT_INTERVAL_SHARE = 0.0
 
 
 # ── the program that is killed ───────────────────────────────────────────────────────────────────
@@ -58,14 +61,12 @@ def work(folder: Path, number: int, ready: int, point: tuple[str, int, str] | No
     byte to `ready`."""
     import msgspec
 
-    from suffice import learning
-
-    often(learning)
+    save_and_refit_often()
     r = router(folder)
     learner = r.start_learning(thread=False)
     now_s = 1000.0 + TURN_S * number
     learner.step(now_s)
-    assert "auto" in learner._learners, "the lease of the dead was not taken over"
+    assert "auto" in learner.learners, "the lease of the dead was not taken over"
     if point is not None:
         _trap(r.store, *point)
     noted = os.open(folder / "acknowledged", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -146,9 +147,6 @@ def nursery(folder: Path) -> None:
 @pytest.mark.timeout(240)  # eighteen processes, one after another
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_anywhere_every_label_counts_once(tmp_path: Path) -> None:
-    from suffice import learning
-    from suffice.learning import LEASE_S
-
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],
         capture_output=True, text=True, timeout=200, check=False,
@@ -178,26 +176,35 @@ def test_killed_anywhere_every_label_counts_once(tmp_path: Path) -> None:
         learner = r.start_learning(thread=False)
         last_s = 1000.0 + TURN_S * (len(ends) - 1)
         learner.step(last_s + 1.0)
-        assert learner._learners == {}, "the lease of the last one killed still holds"
+        assert learner.learners == {}, "the lease of the last one killed still holds"
         saved = r.store.learner_states.load("auto").cursor
-        learner.step(last_s + LEASE_S + 50.0)
-        mine = learner._learners["auto"]
+        learner.step(last_s + worker.LEASE_S + 50.0)
+        mine = learner.learners["auto"]
         assert not learner.problems
         assert 0 < saved <= mine.cursor
         # Counted by hand: each label once, older ones fading as each further one comes.
-        fade = mine.learner.forget
+        fade = mine.regression.forget
         weight, total = {CODER: 0.0, WRITER: 0.0}, {CODER: 0.0, WRITER: 0.0}
         for _, score, model in rows:
             weight[model] = weight[model] * fade + 1.0
             total[model] = total[model] * fade + score
         names = list(mine.names)
-        assert mine.learner.labels == pytest.approx([weight[m] for m in names], rel=1e-9)
-        assert mine.learner._moment[:, 0] == pytest.approx([total[m] for m in names], rel=1e-9)
+        assert mine.regression.labels == pytest.approx([weight[m] for m in names], rel=1e-9)
+        assert mine.regression.statistics.moment[:, 0] == pytest.approx(
+            [total[m] for m in names], rel=1e-9
+        )
         # The whole of it, against one that read everything in one go.
-        whole = learning.RouteLearner("auto", mine.models, None, learner._facts)
-        whole.take(r.store.feedback.events_since(0, 1_000_000, route="auto"), 0.0)
-        assert np.allclose(mine.learner._gram, whole.learner._gram, rtol=1e-9, atol=1e-9)
-        assert np.allclose(mine.learner._moment, whole.learner._moment, rtol=1e-9, atol=1e-9)
+        whole = route_learner.RouteLearner("auto", mine.models, None, mine.spec)
+        whole.ingest(r.store.feedback.events_since(0, 1_000_000, route="auto"), 0.0)
+        assert np.allclose(
+            mine.regression.statistics.gram, whole.regression.statistics.gram, rtol=1e-9, atol=1e-9
+        )
+        assert np.allclose(
+            mine.regression.statistics.moment,
+            whole.regression.statistics.moment,
+            rtol=1e-9,
+            atol=1e-9,
+        )
         # And it goes on: what serves is what was learned.
         assert r.store.registry.current("auto") is not None
         assert r.route(CODE.format("config")).model == CODER
