@@ -127,10 +127,17 @@ def _imports(tree: ast.Module, lazy: bool) -> Iterator[ast.Import | ast.ImportFr
         node = pending.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        elif isinstance(node, ast.If) and _is_type_checking(node.test):
             pending += node.orelse
-        elif lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        elif isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case | ast.Module) and (
+            lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ):
             pending += ast.iter_child_nodes(node)
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+    return name == "TYPE_CHECKING"
 
 
 def _import_graph(

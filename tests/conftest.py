@@ -21,13 +21,15 @@ hypothesis_settings.register_profile("suffice", deadline=None)
 hypothesis_settings.load_profile("suffice")
 
 
+MODELS: dict[str, Any] = {
+    "weak": {"reply": "one two three four five"},
+    "strong": {"reply": "alpha beta gamma"},
+}
+
+
 @pytest.fixture
 def fake() -> Iterator[FakeUpstream]:
-    models: dict[str, Any] = {
-        "weak": {"reply": "one two three four five"},
-        "strong": {"reply": "alpha beta gamma"},
-    }
-    with FakeUpstream({"models": models}) as upstream:
+    with FakeUpstream({"models": MODELS}) as upstream:
         yield upstream
 
 
@@ -47,6 +49,17 @@ def config(tmp_path: Path, fake: FakeUpstream) -> Callable[..., Path]:
 def gateway(config: Callable[..., Path]) -> Iterator[BackgroundServer]:
     with BackgroundServer(config()) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def shared_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundServer]:
+    """One gateway per module, for tests that neither stop it nor count what it did."""
+    folder = tmp_path_factory.mktemp("gateway")
+    with FakeUpstream({"models": MODELS}) as upstream:
+        path = folder / "suffice.toml"
+        path.write_text(toml(upstream.base_url, folder / "s.db"))
+        with BackgroundServer(path) as server:
+            yield server
 
 
 @pytest.fixture

@@ -66,8 +66,8 @@ class Gateway:
 
 
 @pytest.fixture
-def open_gateway(gateway: BackgroundServer) -> Gateway:
-    return Gateway(gateway.base_url)
+def open_gateway(shared_gateway: BackgroundServer) -> Gateway:
+    return Gateway(shared_gateway.base_url)
 
 
 @pytest.fixture
@@ -251,10 +251,8 @@ def test_right_after_the_reply_whichever_worker_gets_it(config: Callable[..., Pa
             assert g.post({"decision_id": g.decide(), "score": 1})[0] == 200
 
 
-def test_what_was_scored_is_counted_without_the_names_of_users(
-    open_gateway: Gateway,
-) -> None:
-    g = open_gateway
+def test_what_was_scored_is_counted_without_the_names_of_users(gateway: BackgroundServer) -> None:
+    g = Gateway(gateway.base_url)
     decision_id = g.decide()
     for source, score in (("user", 1), ("user", 0.5), ("judge", 0), ("alice@example.org", 1)):
         g.post({"decision_id": decision_id, "score": score, "source": source, "key": str(score)})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ RETRIES = st.builds(
 )
 
 
-@given(
+CASES = st.tuples(
     PLANS,
     RETRIES,
     st.lists(FAILURE, max_size=60),
@@ -34,8 +35,22 @@ RETRIES = st.builds(
     st.floats(0.5, 60),
     st.sets(st.sampled_from("abcde")),
 )
+
+
+@given(CASES)
+@settings(max_examples=300)
+def test_any_script(case: tuple[Any, ...]) -> None:
+    follow(*case)
+
+
+@pytest.mark.slow
+@given(CASES)
 @settings(max_examples=3000)
-def test_any_script(
+def test_thousands_of_scripts(case: tuple[Any, ...]) -> None:
+    follow(*case)
+
+
+def follow(
     plan: list[str],
     retries: RetryPolicy,
     script: list[tuple[UpstreamKind, float | None, float, bool]],
@@ -43,6 +58,7 @@ def test_any_script(
     total_s: float,
     cooling: set[str],
 ) -> None:
+    """Drive one plan through one script of failures and check every promise of the flow."""
     flow = FailoverFlow(
         [PlanStep(m) for m in plan],
         retries,
