@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from suffice.dialects.openai_chat import NEW_LIMIT_PROVIDERS
 from suffice.errors import AllAttemptsFailedError, UpstreamError
 from suffice.execution import Caller, Engine, Reply, sum_cost_usd
 from suffice.execution.attempt import CostOf
@@ -21,7 +22,6 @@ T = TypeVar("T")
 MAY_CHARGE = frozenset(
     {"timeout_first_chunk", "timeout_idle", "timeout_total", "cut", "malformed", "content_filter"}
 )
-_NEW_LIMIT_PROVIDERS = frozenset({"openai", "azure"})  # their newer models refuse max_tokens
 
 
 class ModelCall(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ class ParameterStyle(NamedTuple):
     @classmethod
     def default_for(cls, model: Model) -> ParameterStyle:
         """The style to try first."""
-        new = model.provider in _NEW_LIMIT_PROVIDERS
+        new = model.provider in NEW_LIMIT_PROVIDERS
         return cls("max_completion_tokens" if new else "max_tokens")
 
     def after_refusal(self, error: UpstreamError) -> ParameterStyle | None:

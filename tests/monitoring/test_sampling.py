@@ -20,7 +20,7 @@ from tests.support.common import EASY, PROOF
 
 from suffice import config, features, monitoring
 from suffice.dialects import openai_message
-from suffice.monitoring import reading, sampling
+from suffice.monitoring import labelling, sampling
 from suffice.types import (
     Message,
     Model,
@@ -43,7 +43,7 @@ def auditor(share: float) -> sampling.AuditSampler:
         spend=nothing,
         record=nothing,
         label=nothing,
-        counted=lambda route, outcome: None,
+        count_outcome=lambda route, outcome: None,
         new_id=nothing,
     )
     routes = {"safe": monitoring.AuditedRoute("safe", spec, nothing)}
@@ -148,7 +148,7 @@ def test_the_judge_is_shown_what_form_was_asked_for() -> None:
     raw = msgspec.Raw
     fields = {"tools": raw(b'[{"name":"f"}]'), "response_format": raw(b"null")}
     q = msgspec.structs.replace(QUERY, fields=fields)
-    assert [(m.role, m.text) for m in reading.judged_messages(q)] == [
+    assert [(m.role, m.text) for m in labelling.judged_messages(q)] == [
         ("user", EASY),
         ("tools", '[{"name":"f"}]'),
     ]

@@ -102,10 +102,10 @@ class TrafficForecast:
         index = self._bin(now_s)
         inside = (into_s % _BIN_S) / _BIN_S
         scale = self._scale(self._profile, index, inside)
-        rest = (1.0 - inside) * self._profile[index] + sum(self._profile[index + 1 :])
+        ahead = (1.0 - inside) * self._profile[index] + sum(self._profile[index + 1 :])
         bursts = scale * self._bursts * share
         squares = scale * scale * self._burst_squares * share
-        return _remaining(scale * rest, bursts, squares, _rate_error(_RATE_ERROR_PROFILE, share))
+        return _remaining(scale * ahead, bursts, squares, _rate_error(_RATE_ERROR_PROFILE, share))
 
     def _scale(self, profile: list[float], index: int, inside: float) -> float:
         """The ratio of today to the days before; recent hours weigh more."""

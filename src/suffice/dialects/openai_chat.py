@@ -18,7 +18,7 @@ from suffice.errors import UpstreamError
 from suffice.types import Deployment
 
 # OpenAI's newer models refuse `max_tokens`, which all other servers know.
-_NEW_LIMIT_PROVIDERS = ("openai", "azure")
+NEW_LIMIT_PROVIDERS = ("openai", "azure")
 _NEW_LIMIT_HOSTS = ("api.openai.com", ".openai.azure.com")
 _INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
 _TRUE = msgspec.Raw(b"true")
@@ -67,7 +67,7 @@ class OpenAIChat:
     ) -> dict[str, msgspec.Raw]:
         """The fields with a limit of output tokens, for a body that has none."""
         provider = target.provider
-        is_new = provider.name in _NEW_LIMIT_PROVIDERS or any(
+        is_new = provider.name in NEW_LIMIT_PROVIDERS or any(
             host in provider.base_url for host in _NEW_LIMIT_HOSTS
         )
         field = "max_completion_tokens" if is_new else "max_tokens"

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 AUDIT_SOURCE = "audit"  # of the feedback; clients must not use it
 JUDGE_TOKENS = 1024  # as `suffice collect` gives its judge
 _RETRIES = RetryPolicy(per_model=1, max_attempts=2, backoff_base_s=1.0, max_wait_s=10.0)
+# Fields, apart from the messages, in which the client asks for the form of an answer.
+_FORM = ("tools", "functions", "response_format")
 _TOTAL_S = 120.0  # for one call with its retries
 
 Outcome = Literal[
@@ -70,7 +72,7 @@ class MonitorDependencies(NamedTuple):
     """(route, since_s): blocks, and may raise StoreError."""
     record: Callable[[RequestRecord], None]
     label: Callable[[Feedback], None]
-    counted: Callable[[str, str], None]
+    count_outcome: Callable[[str, str], None]
     """(route, outcome): counts an audit."""
     new_id: Callable[[], str]
 
@@ -232,6 +234,16 @@ class JudgeClient:
         if text is None:
             raise AuditFailedError("unreadable", f"the answer of {model} cannot be read")
         return text
+
+
+def judged_messages(query: Query) -> tuple[Message, ...]:
+    """The conversation as a judge gets it: its texts, then the tools and the format asked for."""
+    form = [
+        Message(name, bytes(query.fields[name]).decode("utf-8", "replace"))
+        for name in _FORM
+        if name in query.fields and bytes(query.fields[name]) != b"null"
+    ]
+    return (*query.messages, *form)
 
 
 def _internal_decision(decision_id: str, purpose: AuditCall, model: str) -> Decision:

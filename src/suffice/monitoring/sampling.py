@@ -23,7 +23,6 @@ from suffice import judging
 from suffice.artifacts.certificate import Certificate
 from suffice.dialects import openai_message
 from suffice.errors import StoreError
-from suffice.monitoring import reading
 from suffice.monitoring.labelling import (
     AUDIT_SOURCE,
     JUDGE_TOKENS,
@@ -33,6 +32,7 @@ from suffice.monitoring.labelling import (
     JudgeClient,
     MonitorDependencies,
     Outcome,
+    judged_messages,
 )
 from suffice.store.protocols import AUDIT_ROUTE_PREFIX
 from suffice.types import Decision, Features, Feedback, Model, Query, RequestRecord, Usage
@@ -307,7 +307,7 @@ class AuditSampler:
         score = judging.trivial_score(answer, other)
         if score is not None:
             return score
-        messages = reading.judged_messages(sample.query)
+        messages = judged_messages(sample.query)
         as_a = await self._judge.verdict(
             purpose._replace(role="judge, A"), judge, messages, answer, other
         )
@@ -367,4 +367,4 @@ class AuditSampler:
 
     def _count(self, route: str, outcome: Outcome) -> None:
         self.outcomes[route][outcome] += 1
-        self._dependencies.counted(route, outcome)
+        self._dependencies.count_outcome(route, outcome)

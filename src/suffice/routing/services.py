@@ -200,7 +200,7 @@ class Services:
                     spend=self.store.spend,
                     record=self.record_internal_call,
                     label=self.store_audit_label,
-                    counted=self._metrics.audited,
+                    count_outcome=self._metrics.audited,
                     new_id=new_id,
                 ),
                 self._served_certificate,
