@@ -1,8 +1,8 @@
 """Builds src/suffice/catalog/models.json: the names below joined with genai-prices.
 
-Prices and windows come from genai-prices alone. Capabilities are read off the providers' model
-pages. Quality and speed are rough priors by tier, there so that a router without labels has an
-order to start from; they are no measurements and are called priors wherever they are shown.
+Prices and windows come from genai-prices alone. Capabilities are read from the providers' model
+pages. Quality and speed are rough priors by tier, so that a router without labels has an order to
+start from. They are not measurements and are called priors wherever they are shown.
 
 Usage: python scripts/build_catalog.py   (rewrites the file; prints what it could not price)
 """
@@ -127,15 +127,16 @@ MODELS: dict[str, dict[str, tuple[str, str]]] = {
 
 
 def main() -> None:
+    """Rewrite the file."""
     when = dt.datetime.now(dt.UTC)
     rows, missing = [], []
     for provider, models in MODELS.items():
         for upstream, (tier, capabilities) in models.items():
-            found = prices.find(provider, upstream)
-            if found is None:
+            info = prices.find(provider, upstream)
+            if info is None:
                 missing.append(f"{provider}/{upstream}")
                 continue
-            price = prices.price_of(found, when)
+            price = prices.price_of(info, when)
             quality, first_chunk_s, rate = TIERS[tier]
             rows.append(
                 {
@@ -146,14 +147,14 @@ def main() -> None:
                     "output": price.output_usd_per_mtok,
                     "cached": price.cached_input_usd_per_mtok,
                     "cache_write": price.cache_write_usd_per_mtok,
-                    "context_tokens": found.context_window,
+                    "context_tokens": info.context_window,
                     "capabilities": capabilities.split(),
                     "quality": quality,
                     "first_chunk_s": first_chunk_s,
                     "output_tokens_per_s": rate,
                 }
             )
-    out = {
+    catalog = {
         "about": "USD per million tokens, base tier. quality, first_chunk_s and output_tokens_per_s "
         "are rough priors by tier, not measurements. Built by scripts/build_catalog.py.",
         "source": f"genai-prices {version('genai-prices')} (MIT)",
@@ -161,7 +162,7 @@ def main() -> None:
         "models": rows,
     }
     target = Path(__file__).parents[1] / "src/suffice/catalog/models.json"
-    target.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+    target.write_text(json.dumps(catalog, indent=1) + "\n", encoding="utf-8")
     print(f"{len(rows)} models written; not known to genai-prices: {missing or 'none'}")
 
 

@@ -1,7 +1,7 @@
 """Builds src/suffice/policies/quantiles.json: quantiles of the default policy's difficulty score.
 
-The sample is the demo's mixed workload, which is our own writing: about half of it is easy, as chat
-traffic is. A route's own traffic replaces it as it comes in (policies/quantiles.py).
+The sample is the demo's mixed workload, which we wrote ourselves: about half of it is easy, as chat
+traffic is. A route's own traffic replaces it (policies/traffic.py).
 
 Usage: python scripts/build_quantiles.py
 """
@@ -22,19 +22,20 @@ ROOT = Path(__file__).parents[1] / "src" / "suffice"
 
 
 def main() -> None:
+    """Rewrite the file."""
     score = DifficultyScorer(features.SIGNAL_NAMES)
     scores = []
     for line in (ROOT / "cli" / "demo_queries.jsonl").read_bytes().splitlines():
         row = msgspec.json.decode(line)
         body = msgspec.json.encode({"model": "auto", "messages": row["messages"]})
         scores.append(score(features.extract(parse_chat(body, {}).messages)))
-    out = {
+    table = {
         "about": "Quantiles 0 %, 1 %, ..., 100 % of the default policy's score over the demo's "
         f"{len(scores)} queries. Built by scripts/build_quantiles.py.",
         "features": features.SCHEMA,
         "quantiles": [round(q, 4) for q in quantile_table(scores)],
     }
-    (ROOT / "policies" / "quantiles.json").write_text(json.dumps(out, indent=1) + "\n")
+    (ROOT / "policies" / "quantiles.json").write_text(json.dumps(table, indent=1) + "\n")
     print(f"{len(scores)} scores from {min(scores):.2f} to {max(scores):.2f}")
 
 

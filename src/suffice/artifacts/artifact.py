@@ -204,13 +204,15 @@ def unpack(raw: bytes, name: str = "artifact") -> Artifact:
         estimator = _find_estimator(card.kind, name)(card.models, state)
         k = len(card.models)
         samples = {n: arrays[n].astype(float) for n in _SAMPLES}
-        if any(a.shape[1:] != (k,) for a in samples.values() if a.ndim == 2):
-            raise ValueError("the sample's columns are not the models'")
-        return Artifact(
+        artifact = Artifact(
             card=card, estimator=estimator, training_keys=arrays["training_keys"], **samples
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ArtifactError(f"{name}: {error}.", remedy=_REMEDY) from None
+    if any(a.shape[1:] != (k,) for a in samples.values() if a.ndim == 2):
+        message = f"{name}: the columns of the sample are not the models'."
+        raise ArtifactError(message, remedy=_REMEDY)
+    return artifact
 
 
 def _read_card(plain: object, name: str) -> Card:

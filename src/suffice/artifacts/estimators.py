@@ -108,6 +108,7 @@ class LinearEstimator(msgspec.Struct, frozen=True, eq=False):
     def predict(
         self, signals: Float32Array, vectors: Float32Array
     ) -> tuple[FloatArray, FloatArray]:
+        """Quality and cost, (n, k) each."""
         k = len(self.models)
         y = self.heads(signals, vectors)
         if self.has_cost:
@@ -205,6 +206,7 @@ class ConstantEstimator(msgspec.Struct, frozen=True, eq=False):
     def predict(
         self, signals: Float32Array, vectors: Float32Array
     ) -> tuple[FloatArray, FloatArray]:
+        """Quality and cost, (n, k) each."""
         shape = (len(signals), len(self.models))
         return np.broadcast_to(self.quality, shape), np.broadcast_to(self.cost, shape)
 
@@ -260,6 +262,7 @@ class ClusterEstimator(msgspec.Struct, frozen=True, eq=False):
     def predict(
         self, signals: Float32Array, vectors: Float32Array
     ) -> tuple[FloatArray, FloatArray]:
+        """Quality and cost, (n, k) each."""
         # |v - c|^2 without |v|^2, which is the same for all centres.
         distance = (self.centres**2).sum(axis=1) - 2.0 * (vectors @ self.centres.T)
         quality = self.table[np.argmin(distance, axis=1)]
@@ -314,6 +317,7 @@ class KNNEstimator(msgspec.Struct, frozen=True, eq=False):
     def predict(
         self, signals: Float32Array, vectors: Float32Array
     ) -> tuple[FloatArray, FloatArray]:
+        """Quality and cost, (n, k) each."""
         quality = np.empty((len(vectors), len(self.models)))
         for start in range(0, len(vectors), _BATCH):
             similarity = unit_rows(vectors[start : start + _BATCH]) @ self.points.T

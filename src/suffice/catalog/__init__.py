@@ -1,12 +1,12 @@
-"""The catalog: which models exist, what they can do and cost, and which may take a query.
+"""Which models exist, what they can do and cost, and which can take a query.
 
-Built-in rows come from `models.json`, built from genai-prices; the operator's config overrides any
-field. What is not known stays None and is shown as unknown.
+Built-in rows come from `models.json`, which is built from genai-prices. The operator's config
+overrides any field. An unknown value is None, and is shown as unknown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,21 +63,26 @@ def builtin_models() -> tuple[Model, ...]:
 
 
 def lookup(provider: str, upstream: str) -> Model | None:
-    """A model that is not built in, by genai-prices: its price and window. None where it does not
-    know the name either. Heavy on its first call; for start-up only."""
+    """Look up a model that is not built in.
+
+    The first call is slow; call it at start-up only.
+
+    Returns:
+        The model with its price and window by genai-prices; None if that does not know it either.
+    """
     import datetime as dt
 
     from suffice.catalog import prices
 
-    found = prices.find(provider, upstream)
-    if found is None:
+    info = prices.find(provider, upstream)
+    if info is None:
         return None
     return Model(
         name=f"{provider}/{upstream}",
         provider=provider,
         upstream=upstream,
-        price=prices.price_of(found, dt.datetime.now(dt.UTC)),
-        context_tokens=found.context_window,
+        price=prices.price_of(info, dt.datetime.now(dt.UTC)),
+        context_tokens=info.context_window,
     )
 
 
@@ -85,27 +90,25 @@ _MAX_CACHED = 1024
 _PRICE_FIELDS = frozenset(Price.__struct_fields__) - {"source", "dated"}
 
 
-def apply_overrides(base: Model, overrides: dict[str, Any]) -> Model:
-    """`base` with the operator's fields over it; None values override nothing."""
-    given = {k: v for k, v in overrides.items() if v is not None}
-    prices = {k: given.pop(k) for k in list(given) if k in _PRICE_FIELDS}
+def apply_overrides(base: Model, overrides: Mapping[str, Any]) -> Model:
+    """Replace the fields of a model that the operator set; None overrides nothing."""
+    fields = {k: v for k, v in overrides.items() if v is not None}
+    prices = {k: fields.pop(k) for k in list(fields) if k in _PRICE_FIELDS}
     if prices:
         if "input_usd_per_mtok" in prices and "cached_input_usd_per_mtok" not in prices:
             prices["cached_input_usd_per_mtok"] = None  # the old discount is of the old price
-        given["price"] = msgspec.structs.replace(base.price, **prices, source="config", dated=None)
-    if "capabilities" in given:
-        given["capabilities"] = frozenset(given["capabilities"])
-    if "quality" in given:
-        given["quality_source"] = "config"
-    return msgspec.structs.replace(base, **given)
+        fields["price"] = msgspec.structs.replace(base.price, **prices, source="config", dated=None)
+    if "capabilities" in fields:
+        fields["capabilities"] = frozenset(fields["capabilities"])
+    if "quality" in fields:
+        fields["quality_source"] = "config"
+    return msgspec.structs.replace(base, **fields)
 
 
 def price_usd(model: Model, usage: Usage | None) -> float | None:
-    """USD for `usage` at the model's list price; None where a price that is needed is unknown.
-
-    input_tokens includes cached and cache-written tokens, so each is billed once, at its own rate;
-    reasoning tokens are output tokens.
-    """
+    """USD for `usage` at the model's list price; None if a price that is needed is unknown."""
+    # input_tokens includes cached and cache-written tokens: each is billed once, at its own price.
+    # Reasoning tokens are output tokens.
     if usage is None:
         return None
     p = model.price
@@ -115,10 +118,10 @@ def price_usd(model: Model, usage: Usage | None) -> float | None:
             return None
         cached = min(usage.cached_input_tokens, usage.input_tokens)
         written = min(usage.cache_write_tokens, usage.input_tokens - cached)
-        read_rate, write_rate = p.cached_input_usd_per_mtok, p.cache_write_usd_per_mtok
+        read_price, write_price = p.cached_input_usd_per_mtok, p.cache_write_usd_per_mtok
         total += (usage.input_tokens - cached - written) * p.input_usd_per_mtok
-        total += cached * (p.input_usd_per_mtok if read_rate is None else read_rate)
-        total += written * (p.input_usd_per_mtok if write_rate is None else write_rate)
+        total += cached * (p.input_usd_per_mtok if read_price is None else read_price)
+        total += written * (p.input_usd_per_mtok if write_price is None else write_price)
     if usage.output_tokens:
         if p.output_usd_per_mtok is None:
             return None
@@ -127,7 +130,11 @@ def price_usd(model: Model, usage: Usage | None) -> float | None:
 
 
 class Catalog:
-    """The models in use, by name."""
+    """The models in use, by name.
+
+    Args:
+        models: with different names.
+    """
 
     def __init__(self, models: Iterable[Model]) -> None:
         self._by_name = {m.name: m for m in models}
@@ -138,23 +145,29 @@ class Catalog:
         return name in self._by_name
 
     def names(self) -> tuple[str, ...]:
+        """The full names of all models."""
         return tuple(self._by_name)
 
     def models(self) -> tuple[Model, ...]:
+        """All models."""
         return self._all.models
 
     def get(self, name: str) -> Model:
-        """By full name, or by the upstream's bare name where only one provider has it.
+        """Get a model by its full name, or by the upstream's name if only one provider has it.
 
-        Raises ModelNotFound, which offers the nearest known names.
+        Returns:
+            The model.
+
+        Raises:
+            ModelNotFoundError: with the nearest known names.
         """
-        found = self._by_name.get(name)
-        if found is None:
-            bare = [m for m in self._by_name.values() if m.upstream == name]
-            if len(bare) != 1:
-                raise ModelNotFoundError(name, self._by_name)
-            found = bare[0]
-        return found
+        model = self._by_name.get(name)
+        if model is not None:
+            return model
+        matches = [m for m in self._by_name.values() if m.upstream == name]
+        if len(matches) != 1:
+            raise ModelNotFoundError(name, self._by_name)
+        return matches[0]
 
     def pool(self, models: Iterable[Model]) -> Pool:
         """The pool of these models, in their order: one object per selection."""
@@ -169,11 +182,19 @@ class Catalog:
         max_output_tokens: int | None = None,
         options: RoutingOptions | None = None,
     ) -> tuple[Pool, tuple[ExcludedModel, ...]]:
-        """The models of `pool` that can take the query, and those that cannot with the reason.
+        """Select the models that can take a query, by hard limits only.
 
-        Hard limits only: the window against the input estimate and the output asked for,
-        capabilities, the client's own allow-list and price ceiling. An unknown window or capability
-        passes, unless the client set `require_parameters`.
+        An unknown window or capability passes, unless the client set `require_parameters`.
+
+        Args:
+            pool: of this catalog.
+            required_capabilities: without which the query cannot be answered.
+            input_tokens: estimated.
+            max_output_tokens: the client's limit; None = none.
+            options: the client's allow-list, price ceiling and order of providers.
+
+        Returns:
+            The models that can take it, and the others with the reason.
         """
         strict = options is not None and options.require_parameters
         capable = self._filter_capabilities(pool, required_capabilities, strict)

@@ -1,43 +1,43 @@
-"""Prices and windows out of the `genai-prices` package. Imported only where a name is looked up.
+"""Prices and windows by the package `genai-prices`. Imported only when a name is looked up.
 
-Its import takes about 50 ms and its records several MB, so the request path never comes here.
+Its import takes about 50 ms and its records several MB, so the request path does not import it.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from decimal import Decimal
+
+from genai_prices.data import providers
+from genai_prices.types import ModelInfo, TieredPrices
 
 from suffice.types import Price
 
-# Our provider names -> genai-prices' ids, where they differ.
+# Our provider names -> the ids of genai-prices, if they differ.
 _IDS = {"xai": "x-ai", "bedrock": "aws", "gemini": "google"}
-# Azure's OpenAI surface serves OpenAI's models at OpenAI's list prices.
+# Azure serves OpenAI's models at OpenAI's list prices.
 _ALSO = {"azure": "openai"}
 
 
-def _usd(value: Any) -> float | None:
-    if value is None:
-        return None
-    base = getattr(value, "base", value)  # tiered: the base tier, which short prompts pay
-    return float(base)
+def _usd(value: Decimal | TieredPrices | None) -> float | None:
+    if isinstance(value, TieredPrices):
+        value = value.base  # what short prompts pay
+    return None if value is None else float(value)
 
 
-def find(provider: str, upstream: str, when: dt.datetime | None = None) -> Any:
-    """genai-prices' record of a model, or None."""
-    from genai_prices.data import providers
-
-    wanted = [_IDS.get(provider, provider)] + ([_ALSO[provider]] if provider in _ALSO else [])
+def find(provider: str, upstream: str) -> ModelInfo | None:
+    """The record of a model; None if it is unknown."""
+    ids = [_IDS.get(provider, provider)] + ([_ALSO[provider]] if provider in _ALSO else [])
     for row in providers:
-        if row.id in wanted:
+        if row.id in ids:
             for model in row.models:
                 if model.id == upstream or model.is_match(upstream):
                     return model
     return None
 
 
-def price_of(model: Any, when: dt.datetime) -> Price:
-    """A genai-prices record as a Price, at the rates of `when` and of the base tier."""
+def price_of(model: ModelInfo, when: dt.datetime) -> Price:
+    """The price of a record at a time, in the base tier."""
     from importlib.metadata import version
 
     prices = model.get_prices(when)

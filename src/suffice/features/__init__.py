@@ -162,7 +162,7 @@ def compile_heads(heads: NDArray[np.floating]) -> NDArray[np.float32]:
 
 def embedding_version() -> str:
     """The version of the token table behind the embedding. Learned weights belong to one version."""
-    return embedding.load_default().digest[:16]
+    return embedding.default_digest()[:16]
 
 
 class _ScalerFile(msgspec.Struct):

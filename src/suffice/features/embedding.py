@@ -91,11 +91,22 @@ class _TableCard(msgspec.Struct):
     digest: str
 
 
+_TABLE = Path(__file__).with_name("table.npz")
+
+
+@cache
+def default_digest() -> str:
+    """The digest of the shipped token table, without its arrays."""
+    with np.load(_TABLE) as file:
+        card = msgspec.json.decode(file["card"].tobytes(), type=_TableCard)
+    if card.schema != "table-1" or card.bits != 4:
+        raise ValueError(f"table.npz: expected schema table-1 of 4 bits, got {card}")
+    return card.digest
+
+
 @cache
 def load_default() -> StaticEmbedding:
     """The shipped token table, made by scripts/build_table.py."""
-    with np.load(Path(__file__).with_name("table.npz")) as file:
-        card = msgspec.json.decode(file["card"].tobytes(), type=_TableCard)
-        if card.schema != "table-1" or card.bits != 4:
-            raise ValueError(f"table.npz: expected schema table-1 of 4 bits, got {card}")
-        return StaticEmbedding(file["packed"], file["scale"], file["weight"], card.digest)
+    digest = default_digest()
+    with np.load(_TABLE) as file:
+        return StaticEmbedding(file["packed"], file["scale"], file["weight"], digest)
