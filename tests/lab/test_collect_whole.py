@@ -13,8 +13,7 @@ import pytest
 from suffice.errors import ConfigError, JobError, UsageError
 from suffice.lab.collect import Forecast, Options, Summary, collect
 from suffice.lab.data.load import load_table
-from suffice.providers.fake import FakeModel, FakeUpstream
-from suffice.providers.fake.server import ReceivedRequest
+from suffice.providers.fake import FakeModel, FakeUpstream, ReceivedRequest
 
 # 100 output tokens at most cost 0.06 mUSD with weak, 1 mUSD with strong, 0.4 mUSD with judge.
 MORE = """

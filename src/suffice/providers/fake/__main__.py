@@ -1,4 +1,4 @@
-"""python -m suffice.providers.fake --script FILE --port PORT"""
+"""The command of the fake upstream: `python -m suffice.providers.fake --script FILE --port PORT`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from suffice.providers.fake.server import FakeUpstream
 
 
 def main() -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code."""
     parser = argparse.ArgumentParser(description="A scripted fake model provider on loopback.")
-    parser.add_argument("--script", help="JSON or TOML file; without it any model answers")
+    parser.add_argument("--script", help="a JSON or TOML file; default: every model answers")
     parser.add_argument("--port", type=int, default=9009)
     args = parser.parse_args()
     try:

@@ -1,10 +1,10 @@
-"""What a fake upstream does: data, so that a test, a demo or a file can say it.
+"""What a fake upstream does, as data that a test, a demo or a file can state.
 
     {"seed": 1, "models": {"m-small": {"reply": "Hi.", "first_chunk_s": 0.05,
                                        "actions": ["ok", {"status": 500}, "stall"]}}}
 
-`actions` are taken one for each request and model, in order; after the last one every request is
-served, or the last is repeated for ever where it is {"repeat": true, ...}.
+`actions` are used up one per request and model, in order. After the last one every request is
+answered, or the last one is repeated if it is {"repeat": true, ...}.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from math import exp
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -25,33 +25,35 @@ Kind = Literal[
     "stall_mid",  # stop in the middle of the reply and keep the connection open
     "cut",  # close in the middle of the reply
     "reset",  # close before a byte is answered
-    "malformed",  # 200 with JSON that is no chat completion
+    "malformed",  # 200 with JSON that is not a chat completion
     "not_json",  # 200 with HTML
-    "empty",  # 200 with no body
-    "error_event",  # a stream: an error event after the first content
+    "empty",  # 200 without a body
+    "error_event",  # in a stream: an error event after the first content
     "stream_as_json",  # ignore `stream` and answer whole
 ]
 
 
 class Action(msgspec.Struct, frozen=True):
+    """What to do with one request."""
+
     kind: Kind = "ok"
     status: int = 200
-    body: Any = None
+    body: object = None
     headers: dict[str, str] = {}
-    after_chunks: int = 2  # for stall_mid, cut, error_event
+    after_chunks: int = 2  # of stall_mid, cut and error_event
     repeat: bool = False
 
 
 class FakeModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model of a fake upstream. skill: see `is_sufficient`."""
+    """One model of a fake upstream."""
 
     reply: str = "This is a simulated reply."
     first_chunk_s: float = 0.0
-    tokens_per_s: float = 0.0  # 0: as fast as it can
+    tokens_per_s: float = 0.0  # 0: as fast as possible
     output_tokens: int | None = None  # None: counted from the reply
     usage: bool = True
-    skill: float = 1.0
-    actions: tuple[Any, ...] = ()
+    skill: float = 1.0  # see `is_sufficient`
+    actions: tuple[object, ...] = ()
     cached_tokens: int = 0
 
 
@@ -61,10 +63,10 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: dict[str, FakeModel] = {}
     any_model: bool = False
     seed: int = 0
-    api_key: str | None = None  # where given, other keys get a 401
+    api_key: str | None = None  # if set, other keys get a 401
 
 
-def action_of(value: Any) -> Action:
+def parse_action(value: object) -> Action:
     """`"stall"`, `{"status": 503}` or a full Action. Raises UsageError."""
     try:
         if isinstance(value, str):
@@ -88,13 +90,15 @@ def load_script(path: str | Path) -> Script:
         raise UsageError(f"{path}: {error}.", remedy="See `suffice.providers.fake`.") from None
     for model in script.models.values():
         for action in model.actions:
-            action_of(action)
+            parse_action(action)
     return script
 
 
 def is_sufficient(seed: int, model: str, query_id: str, skill: float, difficulty: float) -> bool:
-    """Whether a simulated model answers a simulated query well: true with the probability
-    1 / (1 + exp(-9 (skill - difficulty))), by a hash, so that it is the same on every run."""
-    chance = 1.0 / (1.0 + exp(-9.0 * (skill - difficulty)))
+    """Whether a simulated model answers a simulated query well, decided by a hash.
+
+    True with the probability 1 / (1 + exp(-9 (skill - difficulty))), and the same on every run.
+    """
+    probability = 1.0 / (1.0 + exp(-9.0 * (skill - difficulty)))
     digest = blake2b(f"{seed}/{model}/{query_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64 < chance
+    return int.from_bytes(digest, "big") / 2**64 < probability
