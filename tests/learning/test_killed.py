@@ -148,7 +148,8 @@ def nursery(folder: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_anywhere_every_label_counts_once(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
+        [sys.executable, "-m", "tests.learning.test_killed", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
         capture_output=True, text=True, timeout=200, check=False,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
