@@ -48,20 +48,9 @@ def build() -> Callable[..., Any]:
             typer.echo(f"suffice {package_version('suffice')}")
             raise typer.Exit
 
-    app.command("demo")(demo.command)
-    app.command("serve")(serve.command)
-    app.command("route")(route.command)
-    app.command("models")(models.command)
-    app.command("doctor")(doctor.command)
-    app.command("feedback")(feedback.command)
-    app.command("assess")(assess.command)
-    app.command("eval")(eval.command)
-    app.command("train")(train.command)
-    app.command("calibrate")(calibrate.command)
-    app.command("collect")(collect.command)
-    app.command("replay")(replay.command)
-    app.command("promote")(promote.command)
-    app.command("rollback")(rollback.command)
-    app.command("snapshots")(snapshots.command)
-    app.command("report")(report.command)
+    for module in (
+        demo, serve, route, models, doctor, feedback, assess, eval, train, calibrate, collect,
+        replay, promote, rollback, snapshots, report,
+    ):  # fmt: skip
+        app.command(module.__name__.rpartition(".")[2])(module.command)
     return typer.main.get_command(app)

@@ -6,106 +6,141 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from suffice.lab.collect import Forecast, Summary
+    from rich.progress import Progress, TaskID
+
+    from suffice.lab.collect import Forecast, Options, Summary
+
+
+# The options of the command; its signature has their defaults.
+Queries = Annotated[
+    str,
+    typer.Argument(
+        help="A table in any format, a .txt file with one prompt per line, or a store's URL."
+    ),
+]
+Models = Annotated[str, typer.Option("--models", help="Models to ask, comma-separated: a,b.")]
+Out = Annotated[
+    Path,
+    typer.Option("--out", help="Table to write: a folder, or a .jsonl, .csv or .parquet file."),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", help="Model that compares each answer with the reference's, in both orders."
+    ),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference", help="Model that others are compared with. [default: the best by prior]"
+    ),
+]
+Scorer = Annotated[
+    str | None,
+    typer.Option(
+        "--scorer", help="One of exact, contains, regex, json_schema, or module:function."
+    ),
+]
+ExpectedColumn = Annotated[
+    str | None,
+    typer.Option("--expected-column", help="Column of the expected answer, pattern or schema."),
+]
+Pattern = Annotated[
+    str | None, typer.Option("--pattern", help="One pattern for all queries, for regex.")
+]
+Schema = Annotated[
+    Path | None, typer.Option("--schema", help="File with one schema for all, for json_schema.")
+]
+MaxUsd = Annotated[
+    float | None,
+    typer.Option("--max-usd", help="Maximum USD to spend on this table, all runs together."),
+]
+AllowUnknownPrice = Annotated[
+    bool,
+    typer.Option("--allow-unknown-price", help="With --max-usd: allow models of unknown price."),
+]
+Sample = Annotated[
+    int | None,
+    typer.Option("--sample", help="Label only N queries, chosen by active learning."),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, help="Random seed of the sample and of the order.")
+]
+Config = Annotated[str | None, typer.Option("--config", help="Path of a suffice.toml.")]
+Concurrency = Annotated[
+    int, typer.Option("--concurrency", min=1, max=256, help="Maximum number of concurrent calls.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", min=-1.0, max=2.0, help="Temperature of the models, 0 to 2; -1 sends none."
+    ),
+]
+MaxOutputTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-output-tokens", min=1, help="Maximum output tokens; used for the cost cap."
+    ),
+]
+JudgeMaxOutputTokens = Annotated[
+    int,
+    typer.Option("--judge-max-output-tokens", min=16, help="Maximum output tokens of the judge."),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the forecast and exit.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
 
 
 def command(
-    queries: str = typer.Argument(
-        help="A table in any format, a .txt file with one prompt per line, or a store's URL."
-    ),
-    models: str = typer.Option(..., "--models", help="Models to ask, comma-separated: a,b."),
-    out: Path = typer.Option(
-        ..., "--out", help="Table to write: a folder, or a .jsonl, .csv or .parquet file."
-    ),
-    judge: str = typer.Option(
-        None,
-        "--judge",
-        help="Model that compares each answer with the reference's, in both orders.",
-    ),
-    reference: str = typer.Option(
-        None,
-        "--reference",
-        help="Model that others are compared with. [default: the best by prior]",
-    ),
-    scorer: str = typer.Option(
-        None, "--scorer", help="One of exact, contains, regex, json_schema, or module:function."
-    ),
-    expected_column: str = typer.Option(
-        None, "--expected-column", help="Column of the expected answer, pattern or schema."
-    ),
-    pattern: str = typer.Option(None, "--pattern", help="One pattern for all, for regex."),
-    schema: Path = typer.Option(
-        None, "--schema", help="File with one schema for all, for json_schema."
-    ),
-    max_usd: float = typer.Option(
-        None, "--max-usd", help="Maximum USD to spend on this table, all runs together."
-    ),
-    allow_unknown_price: bool = typer.Option(
-        False,
-        "--allow-unknown-price",
-        help="With --max-usd: allow models of unknown price.",
-    ),
-    sample: int = typer.Option(
-        None, "--sample", help="Label only N queries, chosen by active learning."
-    ),
-    seed: int = typer.Option(
-        0, "--seed", min=0, help="Random seed of the sample and of the order."
-    ),
-    config: str = typer.Option(None, "--config", help="Path of a suffice.toml."),
-    concurrency: int = typer.Option(
-        8, "--concurrency", min=1, max=256, help="Maximum concurrent calls."
-    ),
-    temperature: float = typer.Option(
-        0.0,
-        "--temperature",
-        min=-1.0,
-        max=2.0,
-        help="Temperature of the models, 0 to 2; -1 sends none.",
-    ),
-    max_output_tokens: int = typer.Option(
-        2048, "--max-output-tokens", min=1, help="Maximum output tokens; used for the cost cap."
-    ),
-    judge_max_output_tokens: int = typer.Option(
-        1024, "--judge-max-output-tokens", min=16, help="Maximum output tokens of the judge."
-    ),
-    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask for confirmation."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Show the forecast and exit."),
-    json: bool = typer.Option(False, "--json", help="Print the summary as one JSON object."),
+    queries: Queries,
+    models: Models,
+    out: Out,
+    judge: Judge = None,
+    reference: Reference = None,
+    scorer: Scorer = None,
+    expected_column: ExpectedColumn = None,
+    pattern: Pattern = None,
+    schema: Schema = None,
+    max_usd: MaxUsd = None,
+    allow_unknown_price: AllowUnknownPrice = False,
+    sample: Sample = None,
+    seed: Seed = 0,
+    config: Config = None,
+    concurrency: Concurrency = 8,
+    temperature: Temperature = 0.0,
+    max_output_tokens: MaxOutputTokens = 2048,
+    judge_max_output_tokens: JudgeMaxOutputTokens = 1024,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """Ask every model every query, score the answers, and write a table of outcomes.
 
     Run the same command again after a crash or an interrupt: answers are stored in a journal next to
     the table and never paid for twice. Exits with 0 even if --max-usd stopped it early.
     """
-    from suffice.cli.output import print_json
-    from suffice.lab.collect import AbortedError, Options, collect
+    from suffice.lab.collect import Options
 
-    ui = _Terminal(yes=yes, dry_run=dry_run)
+    names = tuple(m.strip() for m in models.split(",") if m.strip())
     options = Options(
-        queries=queries,
-        models=tuple(m.strip() for m in models.split(",") if m.strip()),
-        out=out,
-        judge=judge,
-        reference=reference,
-        scorer=scorer,
-        expected_column=expected_column,
-        pattern=pattern,
-        schema=schema,
-        max_usd=max_usd,
-        allow_unknown_price=allow_unknown_price,
-        sample=sample,
-        seed=seed,
-        config=config,
-        concurrency=concurrency,
-        temperature=None if temperature < 0 else temperature,
-        max_output_tokens=max_output_tokens,
-        judge_max_output_tokens=judge_max_output_tokens,
-    )
+        queries=queries, models=names, out=out, judge=judge, reference=reference, scorer=scorer,
+        expected_column=expected_column, pattern=pattern, schema=schema, max_usd=max_usd,
+        allow_unknown_price=allow_unknown_price, sample=sample, seed=seed, config=config,
+        concurrency=concurrency, temperature=None if temperature < 0 else temperature,
+        max_output_tokens=max_output_tokens, judge_max_output_tokens=judge_max_output_tokens,
+    )  # fmt: skip
+    _run(options, _Terminal(yes=yes, dry_run=dry_run), dry_run=dry_run, json=json)
+
+
+def _run(options: Options, ui: _Terminal, *, dry_run: bool, json: bool) -> None:
+    from suffice.cli.output import print_json
+    from suffice.lab.collect import AbortedError, collect
+
     try:
         summary = collect(options, ui, os.environ)
     except AbortedError:
@@ -122,7 +157,7 @@ def command(
         raise typer.Exit(130)
 
 
-def _forecast_json(forecast: Forecast | None) -> Any:
+def _forecast_json(forecast: Forecast | None) -> dict[str, Any]:
     assert forecast is not None
     return {**asdict(forecast), "usd": forecast.usd, "most_usd": forecast.most_usd}
 
@@ -138,14 +173,16 @@ class _Terminal:
         self._confirms = not yes and sys.stdin.isatty() and sys.stderr.isatty()
         self._dry_run = dry_run
         self._notified: set[str] = set()
-        self._progress: Any = None
-        self._task: Any = None
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
 
     def notify(self, text: str) -> None:
+        """Show one line."""
         self._notified.add(text)
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def confirm(self, forecast: Forecast) -> bool:
+        """Show the forecast and ask whether to continue."""
         self.forecast = forecast
         self._show(forecast)
         if self._dry_run:
@@ -180,6 +217,7 @@ class _Terminal:
         self.notify(total + ".")
 
     def start(self, calls: int) -> None:
+        """Show the progress bar."""
         if not calls:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -194,16 +232,19 @@ class _Terminal:
         self._task = self._progress.add_task("asking", total=calls, spent="$0")
 
     def advance(self, calls: int, spent_usd: float) -> None:
+        """Advance the progress bar."""
         from suffice.cli.output import usd
 
-        if self._progress is not None:
+        if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=calls, spent=usd(spent_usd))
 
     def stop(self) -> None:
+        """Remove the progress bar."""
         if self._progress is not None:
             self._progress.stop()
 
     def summary(self, s: Summary) -> None:
+        """Show the summary."""
         from rich.table import Table
 
         from suffice.cli.output import number, usd

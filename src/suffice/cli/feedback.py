@@ -59,21 +59,25 @@ def command(
             result = {"decision_id": decision_id, "score": stored.score, "source": stored.source}
     finally:
         router.close()
+    _show(result, file, source, as_json)
+    if file is not None and not result["stored"]:
+        from suffice.errors import JobError
+
+        raise JobError(f"{file}: no score was stored.")
+
+
+def _show(result: dict[str, Any], file: Path | None, source: str, as_json: bool) -> None:
     if as_json:
         from suffice.cli.output import print_json
 
         print_json(result)
     elif file is None:
-        typer.echo(f"{decision_id}: {result['score']:g} from {source}")
+        typer.echo(f"{result['decision_id']}: {result['score']:g} from {source}")
     else:
         typer.echo(
             f"{result['stored']} stored, {result['not_found']} of unknown decisions,"
             f" {result['invalid']} invalid lines skipped"
         )
-    if file is not None and not result["stored"]:
-        from suffice.errors import JobError
-
-        raise JobError(f"{file}: no score was stored.")
 
 
 def _parse_score(score: str) -> dict[str, Any]:
