@@ -170,12 +170,12 @@ class ChatEndpoint:
     async def _send_whole(
         self, send: AsgiSend, response: RoutedResponse, request_id: bytes
     ) -> None:
-        body = response.body
+        reply = response.answered
+        body = reply.body
         if response.query.options.explain:
             fields = _decode_fields(body)
             fields["suffice"] = msgspec.Raw(to_json(response.explanation()))
             body = to_json(fields)
-        cost = format_usd(response.cost_usd)
-        headers = decision_headers(request_id, response, response.model, cost)
+        headers = decision_headers(request_id, response, reply.model, format_usd(reply.cost_usd))
         headers.append(JSON)
-        await send_response(send, response.status, headers, body)
+        await send_response(send, reply.status, headers, body)

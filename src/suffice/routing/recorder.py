@@ -18,15 +18,30 @@ if TYPE_CHECKING:
     from suffice.routing.services import Services
     from suffice.telemetry import Telemetry
 
-# Neither blocks nor raises.
-Observer = Callable[["RoutedResponse", RequestRecord], None]
+# Observers neither block nor raise.
+RecordObserver = Callable[[RequestRecord], None]
+ResponseObserver = Callable[["RoutedResponse", RequestRecord], None]
 
 
 class Recorder:
     """Makes the record of each response and hands it to the observers in order."""
 
-    def __init__(self, observers: tuple[Observer, ...], *, keep_prompts: bool) -> None:
-        self._observers = observers
+    def __init__(
+        self,
+        on_record: tuple[RecordObserver, ...],
+        on_response: tuple[ResponseObserver, ...],
+        *,
+        keep_prompts: bool,
+    ) -> None:
+        """Keep the observers.
+
+        Args:
+            on_record: need the record only.
+            on_response: come after them and need the query or the reply too.
+            keep_prompts: the record holds the messages.
+        """
+        self._on_record = on_record
+        self._on_response = on_response
         self._keep_prompts = keep_prompts
 
     def finish(self, response: RoutedResponse, status: int, error: str | None) -> None:
@@ -60,8 +75,10 @@ class Recorder:
             error=error,
             metadata=query.options.metadata,
         )
-        for observe in self._observers:
-            observe(response, record)
+        for observe_record in self._on_record:
+            observe_record(record)
+        for observe_response in self._on_response:
+            observe_response(response, record)
 
 
 class ImplicitFeedback:

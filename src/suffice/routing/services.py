@@ -225,6 +225,10 @@ class Services:
             body = b"" if response.reply is None else response.reply.body
             self.monitor.submit(response.audit_sample, record, body)
 
+    def append(self, record: RequestRecord) -> None:
+        """Queue a record for the store."""
+        self.store.append(record)
+
     def record_internal_call(self, record: RequestRecord) -> None:
         """Store the record of a call that no client asked for."""
         self.store.append(record)

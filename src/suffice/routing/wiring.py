@@ -12,7 +12,7 @@ from suffice import budgets, execution, telemetry
 from suffice.catalog import Catalog
 from suffice.errors import ConfigError
 from suffice.routing.feedback import FeedbackService
-from suffice.routing.recorder import ImplicitFeedback, Observer, Recorder
+from suffice.routing.recorder import ImplicitFeedback, Recorder, ResponseObserver
 from suffice.routing.routes import RouteTable
 from suffice.routing.selector import Selector
 from suffice.routing.services import Services
@@ -98,7 +98,8 @@ def build_parts(
         engine,
         upstreams,
         Recorder(
-            _observers(sessions, routes, services, hooks),
+            (sessions.observe, services.append, hooks.emit),
+            _response_observers(routes, services, hooks),
             keep_prompts=config.settings.store.keep_prompts,
         ),
         FeedbackService(services, hooks),
@@ -112,17 +113,14 @@ def _build_engine() -> execution.Engine:
     return execution.Engine(breaker, execution.LatencyTracker(time.monotonic))
 
 
-def _observers(
-    sessions: SessionStore, routes: RouteTable, services: Services, hooks: telemetry.Telemetry
-) -> tuple[Observer, ...]:
-    """What observes each record, in this order."""
-    return (
-        lambda _, record: sessions.observe(record),
-        lambda _, record: services.store.append(record),
-        lambda _, record: hooks.emit(record),
-        ImplicitFeedback(routes, services, hooks).observe,
-        services.submit_for_audit,
-    )
+def _response_observers(
+    routes: RouteTable, services: Services, hooks: telemetry.Telemetry
+) -> tuple[ResponseObserver, ...]:
+    """What needs the query or the reply of a finished response; nothing that no route enables."""
+    if any(route.implicit_feedback for route in routes):
+        implicit = ImplicitFeedback(routes, services, hooks)
+        return (implicit.observe, services.submit_for_audit)
+    return (services.submit_for_audit,)
 
 
 def resolve_config(settings: Settings | ResolvedConfig, env: Mapping[str, str]) -> ResolvedConfig:
