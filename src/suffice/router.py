@@ -25,7 +25,8 @@ from suffice.routing.feedback import FeedbackDetails, FeedbackResult
 from suffice.routing.response import RoutedResponse
 from suffice.routing.routes import Route
 from suffice.routing.wiring import EXAMPLE_POOL
-from suffice.types import Decision, Feedback, Model, Query, Transport
+from suffice.transport import Transport
+from suffice.types import Decision, Feedback, Model, Query
 
 if TYPE_CHECKING:
     from suffice.config import ResolvedConfig, Settings

@@ -1,13 +1,13 @@
-"""Frozen records and Protocols shared by all rooms. No logic lives here.
+"""Frozen records and Protocols shared by all packages, without logic.
 
 Units are in the names: `_s` seconds, `_ms` milliseconds, `_usd` US dollars, `_usd_per_mtok` US
 dollars per million tokens, `_tokens` tokens. A value of None always means *unknown*, never zero.
-Records are `msgspec.Struct`: cheap to make on the request path and encodable as JSON as they are.
+Records are `msgspec.Struct`: cheap to make on the request path, and JSON without conversion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -21,26 +21,25 @@ Float32Array = NDArray[np.float32]
 
 
 class Price(msgspec.Struct, frozen=True):
-    """List price of a model. None = unknown. `source` names where it came from, `dated` when."""
+    """List price of a model."""
 
     input_usd_per_mtok: float | None = None
     output_usd_per_mtok: float | None = None
     cached_input_usd_per_mtok: float | None = None  # None: cached tokens cost as much as uncached
     cache_write_usd_per_mtok: float | None = None  # None: writing the cache costs as plain input
-    source: str = "unknown"
-    dated: str | None = None
+    source: str = "unknown"  # where it is from
+    dated: str | None = None  # ISO date
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one reply. input_tokens INCLUDES cached and cache-written ones; output_tokens
-    INCLUDES reasoning. `estimated` marks counts of our own where the upstream gave none."""
+    """Tokens of one reply."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
+    input_tokens: int = 0  # includes cached and cache-written tokens
+    output_tokens: int = 0  # includes reasoning tokens
     cached_input_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
-    estimated: bool = False
+    estimated: bool = False  # our own count, because the upstream gave none
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -60,11 +59,7 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A model that may take the query, with what is known of its speed right now.
-
-    first_chunk_s / output_tokens_per_s: observed on this gateway where there is traffic, else the
-    catalog's prior, else None.
-    """
+    """A model that may take the query, with its speed: observed here, else the catalog's prior."""
 
     model: Model
     first_chunk_s: float | None = None
@@ -72,7 +67,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class ExcludedModel(msgspec.Struct, frozen=True):
-    """A model of the route that a hard limit ruled out, and which limit."""
+    """A model of the route that a hard limit rules out."""
 
     model: str
     reason: str = msgspec.field(name="why")
@@ -83,10 +78,10 @@ class ExcludedModel(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message in canonical form. `text` joins the text parts; other parts are only counted."""
+    """One message in canonical form."""
 
     role: str
-    text: str = ""
+    text: str = ""  # the text parts, joined; other parts are only counted
     images: int = 0
     audio: int = 0
     tool_calls: int = 0
@@ -94,7 +89,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class RoutingOptions(msgspec.Struct, frozen=True):
-    """What a client asked of the router itself (body fields and headers of GATEWAY.md)."""
+    """What a client asks of the router itself."""
 
     objective: Any = None  # a string or a mapping, parsed by policies.objectives
     models: tuple[str, ...] | None = None  # ordered pool for this call
@@ -115,15 +110,12 @@ NO_OPTIONS = RoutingOptions()  # of a client that asks for nothing; compare with
 
 
 class Query(msgspec.Struct, frozen=True):
-    """What a client asks, parsed once by the gateway.
+    """What a client asks, parsed once by the gateway."""
 
-    fields: the request body's top-level fields as raw JSON, in order, OUR OWN FIELDS ALREADY
-    REMOVED; what we do not know survives the trip. `dialect` is the inbound dialect.
-    """
-
-    dialect: str
-    model: str
+    dialect: str  # that the client speaks
+    model: str  # a route's name or a model's
     messages: tuple[Message, ...]
+    # The body's top-level fields as raw JSON, in order, without our own: unknown ones survive.
     fields: dict[str, msgspec.Raw]
     stream: bool = False
     include_usage: bool = False  # stream_options.include_usage as the client sent it
@@ -139,24 +131,18 @@ class Query(msgspec.Struct, frozen=True):
 
 
 class Features(msgspec.Struct, frozen=True):
-    """A query as numbers. Made by the features room only, for serving and training alike.
+    """A query as numbers; made by `suffice.features` only, for serving and training alike."""
 
-    signals: float32 (n_signals,), in the order of `suffice.features.SIGNAL_NAMES`.
-    token_ids: int32 (n_tokens,), the capped last human ask, for compiled heads; None until asked.
-    embedding: float32 (n_dimensions,), the same ask as a point, where it was recorded without ids.
-    input_tokens: estimate for the WHOLE prompt (all messages, tools), for windows and cost.
-    """
-
-    signals: NDArray[np.float32]
-    user_message_chars: int
-    user_message_tokens: int  # estimate for the last human ask
-    input_tokens: int
+    signals: Float32Array  # (n_signals,), in the order of `features.SIGNAL_NAMES`
+    user_message_chars: int  # of the last user message
+    user_message_tokens: int  # estimate for the last user message
+    input_tokens: int  # estimate for the whole prompt: all messages and tools
     human_turns: int = 1
-    follow_up: bool = False  # a short "yes, go ahead": signals are inherited from the asks before
+    follow_up: bool = False  # a short "yes, go ahead" inherits the signals of earlier messages
     in_tool_loop: bool = False  # the last message is a tool result, not a human's
-    context_chars: int = 0  # tool results, system reminders, pasted context set apart
-    token_ids: NDArray[np.int32] | None = None
-    embedding: NDArray[np.float32] | None = None
+    context_chars: int = 0  # tool results, reminders, pasted context: not part of the message
+    token_ids: NDArray[np.int32] | None = None  # (n_tokens,), of the messages the signals are from
+    embedding: Float32Array | None = None  # (n_dimensions,), if it was recorded without ids
     schema: str = "1"
 
 
@@ -178,10 +164,10 @@ ObjectiveKind = Literal[
 
 
 class Objective(msgspec.Struct, frozen=True):
-    """What the operator wants. `value` is the number of the kind (x of keep_quality, ...)."""
+    """What the operator wants."""
 
     kind: ObjectiveKind
-    value: float | None = None
+    value: float | None = None  # the number of the kind
     confidence: float | None = None  # max_quality_loss only
     cost: float = 0.0  # weights only
     speed: float = 0.0
@@ -189,12 +175,11 @@ class Objective(msgspec.Struct, frozen=True):
 
 
 class Session(msgspec.Struct, frozen=True):
-    """What the router remembers of a conversation. cached_tokens: prefix the incumbent's provider
-    probably still holds, 0 once its cache has expired."""
+    """What the router remembers of a conversation."""
 
     key: str
-    incumbent: str | None = None
-    cached_tokens: int = 0
+    incumbent: str | None = None  # the model that answered last
+    cached_tokens: int = 0  # prefix that its provider probably still holds; 0 = expired
     failed: frozenset[str] = frozenset()  # models that failed in this conversation
 
 
@@ -211,14 +196,14 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class PlanStep(msgspec.Struct, frozen=True):
-    """One model of a plan, in the order of trying."""
+    """One model of a plan."""
 
     model: str
     role: Literal["choice", "failover", "fallback"] = "choice"
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """A ranked plan and everything needed to explain and to replay it."""
+    """A ranked plan, and everything that explains and replays it."""
 
     id: str
     model: str  # plan[0].model
@@ -242,16 +227,14 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class Policy(Protocol):
-    """(features, candidates, objective) -> Decision. Pure: no I/O, no clock, no hidden randomness.
-
-    Estimator manners: `__init__` stores its arguments and nothing else, `fit` returns self,
-    learned state ends in `_`. `version` changes whenever the same input could decide otherwise.
-    """
+    """(features, candidates, objective) -> Decision. Pure: no I/O, no clock, no hidden randomness."""
 
     name: str
 
     @property
-    def version(self) -> str: ...
+    def version(self) -> str:
+        """Changes whenever the same input could decide otherwise."""
+        ...
 
     def decide(
         self,
@@ -263,13 +246,17 @@ class Policy(Protocol):
         id: str = "",
         seed: int = 0,
         max_output_tokens: int | None = None,
-    ) -> Decision: ...
+    ) -> Decision:
+        """Rank the candidates. `seed` is the only source of randomness."""
+        ...
 
 
 # ── execution ────────────────────────────────────────────────────────────────────────────────────
 
 
 class Timeouts(msgspec.Struct, frozen=True):
+    """Limits of one request's attempts."""
+
     connect_s: float = 5.0
     first_chunk_s: float = 30.0
     idle_s: float = 30.0
@@ -280,13 +267,12 @@ class Timeouts(msgspec.Struct, frozen=True):
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
-    """per_model: retries of the same model after a retryable error. max_attempts bounds the whole
-    plan. A Retry-After longer than max_wait_s moves on to the next model instead of waiting."""
+    """How often failed attempts are repeated."""
 
-    per_model: int = 1
-    max_attempts: int = 6
+    per_model: int = 1  # retries of the same model after a retryable error
+    max_attempts: int = 6  # of the whole plan
     backoff_base_s: float = 0.25
-    max_wait_s: float = 5.0
+    max_wait_s: float = 5.0  # a longer Retry-After moves on to the next model instead
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -306,7 +292,7 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 class Provider(msgspec.Struct, frozen=True):
-    """A provider is a data row: which dialect it speaks, where, and how it is authorised."""
+    """Which dialect a provider speaks, where, and how calls are authorised."""
 
     name: str
     dialect: str
@@ -322,7 +308,7 @@ class Provider(msgspec.Struct, frozen=True):
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """A model with the provider that serves it: all that execution needs to call it."""
+    """A model with the provider that serves it."""
 
     model: Model
     provider: Provider
@@ -332,14 +318,14 @@ class Deployment(msgspec.Struct, frozen=True):
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One request as it goes to the store and to telemetry."""
+    """One request as the store and telemetry observe it."""
 
     decision: Decision
     attempts: tuple[Attempt, ...]
     created_s: float  # unix time
     request_id: str
-    status: int  # HTTP status that the client got; 499 = the client left
-    model: str | None  # who answered
+    status: int  # HTTP status that the client got; 499 = client disconnected
+    model: str | None  # that answered
     usage: Usage | None = None
     cost_usd: float | None = None  # sum over attempts; None = some price unknown
     latency_s: float = 0.0
@@ -356,177 +342,18 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True):
-    """A score in [0, 1] for a decision, by (decision, source, key): the same again replaces it.
-
-    created_s: when it was judged, unix time; 0 = now. weight: how much it counts in learning.
-    kind: implicit = drawn from what happened, not from anybody's word; source `implicit:<name>`.
-    """
+    """A score of a decision. The same (decision, source, key) again replaces it."""
 
     decision_id: str
-    score: float
+    score: float  # in [0, 1]
     source: str = "user"
-    verdict: Literal["good", "bad"] | None = None  # where that was said instead of a number
+    verdict: Literal["good", "bad"] | None = None  # if it was given instead of a score
     comment: str | None = None
-    created_s: float = 0.0
-    key: str | None = None
-    weight: float = 1.0
+    created_s: float = 0.0  # when it was scored, unix time; 0 = now
+    key: str | None = None  # tells scores of one source apart
+    weight: float = 1.0  # in learning
+    # implicit: detected in the reply or in what followed; its source is `implicit:<name>`.
     kind: Literal["explicit", "implicit"] = "explicit"
-
-
-class FeedbackEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One change of a decision's score, with the decision as it was made. What a learner reads.
-
-    seq: rises by the order in which changes were stored, never reused; gaps are normal. Whoever
-    adds up `weight * score` takes `previous_*` off again: what the same (decision, source, key)
-    said before, where this replaces it.
-    scored_model: the model that the score is about: who answered, but for a failed first attempt the one
-    that failed. propensity belongs to `chosen`.
-    signals: float32 (n_signals,). embedding: float32 (n_dimensions,). None = not recorded.
-    """
-
-    seq: int
-    decision_id: str
-    created_s: float  # of the decision, unix time
-    route: str
-    chosen: str
-    model: str | None  # who answered
-    scored_model: str | None
-    policy: str
-    policy_version: str
-    snapshot: str | None
-    basis: str
-    propensity: float
-    predictions: tuple[Prediction, ...]
-    difficulty: float | None
-    cost_usd: float | None
-    latency_s: float
-    status: int
-    session: str | None
-    key_id: str | None
-    features_schema: str | None
-    signals: NDArray[np.float32] | None
-    embedding: NDArray[np.float32] | None
-    score: float
-    weight: float
-    source: str
-    kind: Literal["explicit", "implicit"]
-    key: str
-    feedback_at_s: float  # unix time
-    previous_seq: int | None = None
-    previous_score: float | None = None
-    previous_weight: float | None = None
-
-
-class PolicySnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """An immutable state of a policy. version: hash of route, kind and content, so that what was
-    stored under a name can never be another; `suffice.store.make_snapshot` makes one.
-
-    digest: SHA-256 of `content`, hex. card: what it is and how it came about, as JSON would hold
-    it. parent: the version it was learned on from.
-    """
-
-    version: str
-    route: str
-    kind: str
-    created_s: float
-    content: bytes
-    digest: str
-    parent: str | None = None
-    card: Mapping[str, Any] = {}
-    created_by: str = ""
-
-
-class Promotion(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of a route's history. version: current from then on, None = the configured policy.
-
-    evidence: the figures it was decided on. forced: promoted although they did not carry it.
-    """
-
-    generation: int
-    route: str
-    version: str | None
-    previous: str | None
-    promoted_at_s: float = msgspec.field(name="at_s")
-    by: str
-    kind: Literal["promote", "rollback"]
-    forced: bool = False
-    evidence: Mapping[str, Any] | None = None
-
-
-class LearnerState(msgspec.Struct, frozen=True):
-    """What a route's learner has learned. cursor: all labels up to this `seq` are in `states`."""
-
-    cursor: int = 0
-    states: Mapping[str, bytes] = {}
-
-
-class Spend(msgspec.Struct, frozen=True):
-    """Money spent. `unknown` of the requests have no known cost and are not in `usd`."""
-
-    usd: float
-    requests: int
-    unknown: int
-
-
-class StoreHealth(msgspec.Struct, frozen=True):
-    """ok: the last write succeeded. pending: records in memory; spooled: records in the spool file;
-    lost: records given up since start (0 unless even the spool failed)."""
-
-    ok: bool
-    pending: int = 0
-    spooled: int = 0
-    lost: int = 0
-    error: str | None = None
-
-
-# ── providers ────────────────────────────────────────────────────────────────────────────────────
-
-
-class Response(Protocol):
-    """An upstream's answer."""
-
-    status: int
-
-    def header(self, name: str) -> str | None: ...
-
-    async def read(self, limit: int | None = None) -> bytes:
-        """The body, or its first `limit` bytes. Raises UpstreamError of kind cut."""
-        ...
-
-    async def read_chunk(self) -> bytes:
-        """The bytes that arrived since the last call; empty at the end of the body.
-
-        Raises UpstreamError of kind cut if the body ends early.
-        """
-        ...
-
-    def drain(self) -> None:
-        """Ignore the rest of the body, which is about to end. Does not raise."""
-        ...
-
-    async def aclose(self) -> None:
-        """Drop the connection unless the body is complete. Does not raise."""
-        ...
-
-
-class Transport(Protocol):
-    """Sends one HTTP request. Raises UpstreamError of kind connect, timeout_* or cut only."""
-
-    def prepare(self, urls: Iterable[str]) -> None:
-        """Do now what the first call to one of `urls` needs."""
-        ...
-
-    async def send(
-        self,
-        url: str,
-        headers: Sequence[tuple[str, str]],
-        body: bytes,
-        *,
-        stream: bool,
-        timeouts: Timeouts,
-    ) -> Response: ...
-
-    async def aclose(self) -> None: ...
 
 
 TelemetryHook = Callable[[RequestRecord], None]

@@ -24,6 +24,7 @@ from suffice.errors import ArtifactError, StoreError, UsageError
 from suffice.store import engine as opening
 from suffice.store import feedback, make_snapshot, open_store, reader, schema, writer
 from suffice.store.protocols import Store
+from suffice.store.records import PolicySnapshot
 from suffice.store.sql import SqlStore
 from suffice.types import (
     Attempt,
@@ -31,7 +32,6 @@ from suffice.types import (
     Feedback,
     Objective,
     PlanStep,
-    PolicySnapshot,
     Prediction,
     RequestRecord,
     Usage,

@@ -22,9 +22,7 @@ from tests.support.audits import Judge, certificate, router, until, written
 from suffice.artifacts import certificate as certificates
 from suffice.monitoring import certificate_watcher, sequential_test
 from suffice.providers.fake import FakeUpstream
-from suffice.types import (
-    FeedbackEvent,
-)
+from suffice.store.records import FeedbackEvent
 
 
 @pytest.mark.slow

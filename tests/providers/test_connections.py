@@ -16,7 +16,8 @@ from tests.support.raw_http import LOOPS, OK, RawServer, answer_each, run_on, se
 
 from suffice.errors import UpstreamError
 from suffice.providers.transport import HTTPTransport
-from suffice.types import Response, Timeouts
+from suffice.transport import Response
+from suffice.types import Timeouts
 
 CERTIFICATES = Path(__file__).parent / "certificates"
 Main = Callable[[], Any]

@@ -15,7 +15,8 @@ from tests.support.raw_http import LOOPS, OK, RawServer, answer_each, run_on, se
 
 from suffice.errors import UpstreamError
 from suffice.providers.transport import HTTPTransport
-from suffice.types import Response, Timeouts
+from suffice.transport import Response
+from suffice.types import Timeouts
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 

@@ -22,7 +22,8 @@ from suffice.errors import JobError, TableError, UpstreamError
 
 if TYPE_CHECKING:
     from suffice.providers.fake import FakeUpstream
-    from suffice.types import Model, Response, Transport
+    from suffice.transport import Response, Transport
+    from suffice.types import Model
 
 SEED = 7
 # Name, USD per million tokens in and out, quality prior, skill, seconds to first chunk, tokens/s.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from suffice.config import Settings
     from suffice.lab.ope.promotion import PromotionDecision
     from suffice.lab.ope.replay import Replay
-    from suffice.types import PolicySnapshot, Promotion
+    from suffice.store.records import PolicySnapshot, Promotion
 
 
 def command(

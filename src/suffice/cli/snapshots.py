@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import typer
 
 if TYPE_CHECKING:
-    from suffice.types import Promotion
+    from suffice.store.records import Promotion
 
 
 class _RouteSnapshots(TypedDict):

@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 import msgspec
 
 from suffice.errors import UpstreamError
-from suffice.types import Deployment, Response, Usage
+from suffice.transport import Response
+from suffice.types import Deployment, Usage
 
 EventKind = Literal["preamble", "content", "usage", "done", "error"]
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.policies.priors import output_tokens
-from suffice.types import FeedbackEvent, Model
+from suffice.store.records import FeedbackEvent
+from suffice.types import Model
 
 _PRIOR_TOKENS = float(output_tokens(0.5, None))  # of a reply, before there are any
 _PRIOR_REPLIES = 20.0  # what that counts for

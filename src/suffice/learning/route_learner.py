@@ -20,7 +20,8 @@ from suffice.learning.regression import LabelBatch, OnlineRegression
 from suffice.learning.reply_lengths import ReplyLengths
 from suffice.learning.warm_start import FeatureSpec, trained_models, warm_start
 from suffice.names import match_model
-from suffice.types import FeedbackEvent, Model
+from suffice.store.records import FeedbackEvent
+from suffice.types import Model
 
 DEFAULT_EXPLORE_SHARE = 0.02  # of the traffic
 MIN_LABELS_FIRST_REFIT = 50.0

@@ -27,7 +27,7 @@ from suffice.monitoring.labelling import AUDIT_SOURCE
 from suffice.monitoring.sampling import label_key
 from suffice.monitoring.sequential_test import SequentialTest
 from suffice.store.protocols import Store
-from suffice.types import FeedbackEvent
+from suffice.store.records import FeedbackEvent
 
 if TYPE_CHECKING:
     from suffice.config import AuditSpec  # pydantic: 100 ms

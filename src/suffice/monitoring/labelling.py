@@ -21,6 +21,7 @@ from suffice.execution import Caller, Engine, Reply
 from suffice.execution.attempt import CostOf
 from suffice.model_client import ModelCall, ModelClient
 from suffice.store.protocols import AUDIT_ROUTE_PREFIX
+from suffice.store.records import Spend
 from suffice.types import (
     Attempt,
     Decision,
@@ -33,7 +34,6 @@ from suffice.types import (
     Query,
     RequestRecord,
     RetryPolicy,
-    Spend,
     Timeouts,
 )
 

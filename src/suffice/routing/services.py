@@ -19,14 +19,8 @@ from suffice.learning.warm_start import FeatureSpec
 from suffice.learning.worker import LearningRoute, LearningWorker
 from suffice.policies.trained import TrainedPolicy
 from suffice.routing.policy_loader import certificate_path
-from suffice.types import (
-    Features,
-    Feedback,
-    Message,
-    Policy,
-    RequestRecord,
-    Transport,
-)
+from suffice.transport import Transport
+from suffice.types import Features, Feedback, Message, Policy, RequestRecord
 
 if TYPE_CHECKING:
     from suffice.catalog import Catalog

@@ -10,7 +10,8 @@ from suffice.budgets import AnyReservation
 from suffice.catalog import price_usd
 from suffice.dialects import Dialect
 from suffice.execution import UpstreamReply
-from suffice.types import Deployment, Model, Provider, Query, Timeouts, Transport, Usage
+from suffice.transport import Transport
+from suffice.types import Deployment, Model, Provider, Query, Timeouts, Usage
 
 
 class _Upstream(NamedTuple):

@@ -19,7 +19,7 @@ from suffice.routing.services import Services
 from suffice.routing.sessions import SessionStore
 from suffice.routing.shadow import ShadowDecider
 from suffice.routing.upstreams import Upstreams
-from suffice.types import Transport
+from suffice.transport import Transport
 
 if TYPE_CHECKING:
     from suffice.config import ResolvedConfig, Settings

@@ -18,9 +18,10 @@ from suffice.errors import StoreError
 from suffice.store import schema
 from suffice.store.engine import Database, next_sequence
 from suffice.store.protocols import Row
+from suffice.store.records import FeedbackEvent
 from suffice.store.rows import predictions_of, sanitize_value, unpack_vector
 from suffice.store.spool import BATCH
-from suffice.types import Feedback, FeedbackEvent
+from suffice.types import Feedback
 
 _PAGE = 1000
 _RECENT_S = 2.0  # a younger decision may still be in the memory of the worker that made it

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from suffice.store import schema
 from suffice.store.engine import Database
-from suffice.types import LearnerState
+from suffice.store.records import LearnerState
 
 _l, _c, _s = schema.leases, schema.learner_cursors, schema.learner_states
 

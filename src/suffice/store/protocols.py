@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from suffice.types import (
-    Feedback,
+from suffice.store.records import (
     FeedbackEvent,
     LearnerState,
     PolicySnapshot,
     Promotion,
-    RequestRecord,
     Spend,
     StoreHealth,
 )
+from suffice.types import Feedback, RequestRecord
 
 Row = dict[str, Any]  # one row as plain data, by column
 AUDIT_ROUTE_PREFIX = (

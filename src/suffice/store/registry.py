@@ -12,8 +12,8 @@ from suffice.errors import ArtifactError, UsageError
 from suffice.store import schema
 from suffice.store.engine import Database, next_sequence
 from suffice.store.protocols import Row
+from suffice.store.records import PolicySnapshot, Promotion
 from suffice.store.snapshot import verify_snapshot
-from suffice.types import PolicySnapshot, Promotion
 
 _s, _p, _c = schema.snapshots, schema.promotions, schema.counters
 

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from suffice.errors import ArtifactError, UsageError
-from suffice.types import PolicySnapshot
+from suffice.store.records import PolicySnapshot
 
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,31}")
 

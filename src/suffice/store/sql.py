@@ -21,6 +21,7 @@ from suffice.store.engine import BUSY_S, Database, driver_message, spool_base
 from suffice.store.feedback import SqlFeedback
 from suffice.store.leases import SqlLearnerStates, SqlLeases
 from suffice.store.protocols import Row
+from suffice.store.records import Spend, StoreHealth
 from suffice.store.registry import SqlRegistry
 from suffice.store.rows import (
     ATTEMPT,
@@ -35,7 +36,7 @@ from suffice.store.rows import (
 from suffice.store.spool import Spool, open_spool
 from suffice.store.summary import summarize
 from suffice.store.writer import RecordWriter
-from suffice.types import RequestRecord, Spend, StoreHealth
+from suffice.types import RequestRecord
 
 INTERVAL_S = 0.05  # between two writes of the queue
 

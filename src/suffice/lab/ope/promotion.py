@@ -21,7 +21,7 @@ from suffice.lab.ope.replay import Replay
 from suffice.names import match_model
 from suffice.policies import is_path
 from suffice.store import make_snapshot
-from suffice.types import PolicySnapshot
+from suffice.store.records import PolicySnapshot
 
 if TYPE_CHECKING:
     from suffice.store.protocols import PolicyRegistry
