@@ -24,8 +24,8 @@ from suffice.store.spool import BATCH
 from suffice.types import Feedback
 
 _PAGE = 1000
-_RECENT_S = 2.0  # a younger decision may still be in the memory of the worker that made it
-_WRITTEN_WITHIN_S = 0.15
+_RECENT_S = 5.0  # a younger decision may still be in the memory of the worker that made it
+_RETRY_S = 0.1  # between two looks for a recent decision
 MAX_PENDING_FEEDBACK = 10_000  # queued scores; when there are more, the oldest are dropped
 UPSTREAM_ERROR = "implicit:upstream_error"  # about the first model tried, not the one that answered
 
@@ -137,11 +137,11 @@ class SqlFeedback:
         """`add` for many scores in one transaction: all of them are stored, or StoreError."""
         self._ensure_written({f.decision_id for f in batch})
         stored = self._store(batch, key_id)
-        recent = [
+        # Another worker may have made the decision and writes it within moments.
+        while recent := [
             i for i, done in enumerate(stored) if not done and _is_recent(batch[i].decision_id)
-        ]
-        if recent:  # another worker made the decision and writes it within milliseconds
-            time.sleep(_WRITTEN_WITHIN_S)
+        ]:
+            time.sleep(_RETRY_S)
             retried = self._store([batch[i] for i in recent], key_id)
             for i, done in zip(recent, retried, strict=True):
                 stored[i] = done
