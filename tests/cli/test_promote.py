@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.support.logged_traffic import STRONG, WEAK, House, decided
+from tests.support.logged_traffic import STRONG, WEAK, Workspace, record
 from tests.support.trained_artifacts import artifact
 
 from suffice import features
@@ -55,111 +55,111 @@ def leaning(weak: float, strong: float) -> Artifact:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
+def workspace(tmp_path: Path) -> Workspace:
     """600 decisions drawn evenly and labelled: strong right at 95 %, weak at 40 %. The files best.npz
     and worst.npz send everything to the one and to the other."""
-    made = House(tmp_path)
-    made.explore(600, weak=0.4, strong=0.95)
+    made = Workspace(tmp_path)
+    made.add_explored(600, weak=0.4, strong=0.95)
     artifacts.save(leaning(0.3, 0.95), tmp_path / "best.npz")
     artifacts.save(leaning(0.95, 0.3), tmp_path / "worst.npz")
     return made
 
 
-def test_a_better_policy_is_promoted_seen_and_rolled_back(house: House) -> None:
-    code, out, err = suffice("promote", "best.npz", "--json", cwd=house.folder)
+def test_a_better_policy_is_promoted_listed_and_rolled_back(workspace: Workspace) -> None:
+    code, out, err = suffice("promote", "best.npz", "--json", cwd=workspace.folder)
     assert (code, err) == (0, "")
-    told = json.loads(out)
-    version = told["version"]
-    assert told["promoted"] and not told["forced"]
-    assert (told["route"], told["previous"], told["generation"]) == ("auto", None, 1)
-    assert told["reason"].startswith("Better")
-    assert told["evidence"]["replay"]["verdict"]["lower_bound"] > 0.1
-    assert told["evidence"]["rule"] == promotion.RULE
+    result = json.loads(out)
+    version = result["version"]
+    assert result["promoted"] and not result["forced"]
+    assert (result["route"], result["previous"], result["generation"]) == ("auto", None, 1)
+    assert result["reason"].startswith("Better")
+    assert result["evidence"]["replay"]["verdict"]["lower_bound"] > 0.1
+    assert result["evidence"]["rule"] == promotion.RULE
 
-    store = open_store(house.url)
+    store = open_store(workspace.url)
     assert store.registry.current("auto") == version
     kept = store.registry.get(version)
-    assert kept.content == (house.folder / "best.npz").read_bytes()
+    assert kept.content == (workspace.folder / "best.npz").read_bytes()
     assert (kept.kind, kept.created_by, kept.card["kind"]) == ("policy", "cli", "constant")
     assert store.registry.promotions("auto")[0].evidence["passed"] is True  # type: ignore[index]
     store.close()
 
-    code, out, _ = suffice("snapshots", cwd=house.folder)
+    code, out, _ = suffice("snapshots", cwd=workspace.folder)
     assert code == 0
     assert f"Route auto uses {version}" in out
     assert "promoted" in out and "Better" in out
     assert out.count("→") == 1
-    code, out, err = suffice("promote", version, "--json", cwd=house.folder)
+    code, out, err = suffice("promote", version, "--json", cwd=workspace.folder)
     assert code == 0, err
     assert json.loads(out)["unchanged"], "it is current already"
 
-    code, out, _ = suffice("rollback", cwd=house.folder)
+    code, out, _ = suffice("rollback", cwd=workspace.folder)
     assert code == 0
     assert "the configured policy (default)" in out
-    code, out, _ = suffice("snapshots", "--json", cwd=house.folder)
-    found = json.loads(out)["routes"]["auto"]
-    assert found["current"] is None
-    assert [p["kind"] for p in found["history"]] == ["rollback", "promote"]
-    assert [s["version"] for s in found["snapshots"]] == [version]
-    assert "content" not in found["snapshots"][0]
-    code, _, err = suffice("rollback", cwd=house.folder)
+    code, out, _ = suffice("snapshots", "--json", cwd=workspace.folder)
+    result = json.loads(out)["routes"]["auto"]
+    assert result["current"] is None
+    assert [p["kind"] for p in result["history"]] == ["rollback", "promote"]
+    assert [s["version"] for s in result["snapshots"]] == [version]
+    assert "content" not in result["snapshots"][0]
+    code, _, err = suffice("rollback", cwd=workspace.folder)
     assert code == 2 and "nothing to undo" in err
 
 
-def test_a_worse_policy_is_refused_and_forced_only_on_record(house: House) -> None:
-    code, out, err = suffice("promote", "worst.npz", "--json", cwd=house.folder)
+def test_a_worse_policy_is_refused_and_forced_only_on_record(workspace: Workspace) -> None:
+    code, out, err = suffice("promote", "worst.npz", "--json", cwd=workspace.folder)
     assert code == 1
-    told = json.loads(out)
-    assert (told["promoted"], told["generation"], told["current"]) == (False, None, None)
-    assert "Not promoted" in err and "--force" in err and told["version"] in err
-    store = open_store(house.url)
+    result = json.loads(out)
+    assert (result["promoted"], result["generation"], result["current"]) == (False, None, None)
+    assert "Not promoted" in err and "--force" in err and result["version"] in err
+    store = open_store(workspace.url)
     assert store.registry.current("auto") is None
     assert store.registry.generation() == 0
     store.close()
-    code, out, _ = suffice("promote", told["version"], "--force", "--json", cwd=house.folder)
+    code, out, _ = suffice("promote", result["version"], "--force", "--json", cwd=workspace.folder)
     assert code == 0
     forced = json.loads(out)
     assert forced["promoted"] and forced["forced"]
     assert forced["evidence"]["passed"] is False
-    code, out, _ = suffice("snapshots", cwd=house.folder)
+    code, out, _ = suffice("snapshots", cwd=workspace.folder)
     assert "forced" in out
-    code, out, _ = suffice("promote", "best.npz", "--force", "--json", cwd=house.folder)
-    assert code == 0 and json.loads(out)["forced"] is False, "it passes by itself"
+    code, out, _ = suffice("promote", "best.npz", "--force", "--json", cwd=workspace.folder)
+    assert code == 0 and json.loads(out)["forced"] is False, "it passes the rule"
 
 
-def test_what_cannot_be_judged_is_refused_with_the_reason(tmp_path: Path) -> None:
-    house = House(tmp_path)
+def test_an_inconclusive_replay_is_refused_with_the_reason(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
     artifacts.save(leaning(0.3, 0.95), tmp_path / "best.npz")
     code, _, err = suffice("promote", "best.npz", cwd=tmp_path)
     assert code == 1 and "nothing has been recorded" in err
-    assert not house.file.exists()
-    house.explore(80)
+    assert not workspace.file.exists()
+    workspace.add_explored(80)
     code, _, err = suffice("promote", "best.npz", cwd=tmp_path)
     assert code == 1
     assert "Inconclusive" in err and "100 are needed" in err and "is unchanged" in err
     # Without exploration: what the log never did, it cannot tell of.
     folder = tmp_path / "certain"
     folder.mkdir()
-    certain = House(folder)
-    records = [decided(i, WEAK, {WEAK: 1.0, STRONG: 0.0}) for i in range(300)]
+    certain = Workspace(folder)
+    records = [record(i, WEAK, {WEAK: 1.0, STRONG: 0.0}) for i in range(300)]
     certain.fill(records, [Feedback(decision_id=r.decision.id, score=1.0) for r in records])
     code, _, err = suffice("promote", "../best.npz", cwd=folder)
     assert code == 1 and "never explored" in err
 
 
 def test_a_first_policy_can_be_forced_before_there_is_traffic(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    workspace = Workspace(tmp_path)
     artifacts.save(leaning(0.3, 0.95), tmp_path / "best.npz")
     code, out, _ = suffice("promote", "best.npz", "--force", cwd=tmp_path)
     assert code == 0
     assert "by force" in out and "Inconclusive" in out
-    store = open_store(house.url)
+    store = open_store(workspace.url)
     assert store.registry.promotions("auto")[0].forced
     store.close()
 
 
 @pytest.mark.parametrize(
-    ("args", "said", "want"),
+    ("args", "text", "want"),
     [
         (("promote", "none.npz"), "none.npz", 2),
         (("promote", "brain-0000"), "no snapshot 'brain-0000'", 2),
@@ -174,35 +174,37 @@ def test_a_first_policy_can_be_forced_before_there_is_traffic(tmp_path: Path) ->
         (("snapshots", "--route", "atuo"), "auto", 2),
     ],
 )
-def test_bad_usage_has_a_remedy(house: House, args: tuple[str, ...], said: str, want: int) -> None:
-    code, _, err = suffice(*args, cwd=house.folder)
+def test_bad_usage_has_a_remedy(
+    workspace: Workspace, args: tuple[str, ...], text: str, want: int
+) -> None:
+    code, _, err = suffice(*args, cwd=workspace.folder)
     assert code == want
-    assert said in err
-    store = open_store(house.url)
+    assert text in err
+    store = open_store(workspace.url)
     assert store.registry.generation() == 0
     store.close()
 
 
-def test_an_artifact_of_other_features_is_refused(house: House) -> None:
+def test_an_artifact_of_other_features_is_refused(workspace: Workspace) -> None:
     made = leaning(0.3, 0.95)
     for name, card in (
         ("old", msgspec.structs.replace(made.card, features="0")),
         ("table", msgspec.structs.replace(made.card, table="0" * 12)),
     ):
-        artifacts.save(msgspec.structs.replace(made, card=card), house.folder / f"{name}.npz")
-        code, _, err = suffice("promote", f"{name}.npz", "--force", cwd=house.folder)
+        artifacts.save(msgspec.structs.replace(made, card=card), workspace.folder / f"{name}.npz")
+        code, _, err = suffice("promote", f"{name}.npz", "--force", cwd=workspace.folder)
         assert code == 2
         assert "was trained on" in err and "suffice train" in err
     others = artifact("constant", ("x/one", "x/two"))
-    artifacts.save(others, house.folder / "others.npz")
-    code, _, err = suffice("promote", "others.npz", "--force", cwd=house.folder)
+    artifacts.save(others, workspace.folder / "others.npz")
+    code, _, err = suffice("promote", "others.npz", "--force", cwd=workspace.folder)
     assert code == 2 and "none of the models of route 'auto'" in err
-    whole = (house.folder / "best.npz").read_bytes()
-    (house.folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    code, _, err = suffice("promote", "cut.npz", "--force", cwd=house.folder)
+    whole = (workspace.folder / "best.npz").read_bytes()
+    (workspace.folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    code, _, err = suffice("promote", "cut.npz", "--force", cwd=workspace.folder)
     assert code == 2 and "cut" in err
     assert (
-        json.loads(suffice("snapshots", "--json", cwd=house.folder)[1])["routes"]["auto"][
+        json.loads(suffice("snapshots", "--json", cwd=workspace.folder)[1])["routes"]["auto"][
             "snapshots"
         ]
         == []
@@ -210,9 +212,9 @@ def test_an_artifact_of_other_features_is_refused(house: House) -> None:
 
 
 def test_snapshots_that_no_route_can_serve_are_refused(tmp_path: Path) -> None:
-    house = House(tmp_path, '[routes.other]\nmodels = ["p/weak", "p/strong"]\n')
-    house.explore(10)
-    store = open_store(house.url)
+    workspace = Workspace(tmp_path, '[routes.other]\nmodels = ["p/weak", "p/strong"]\n')
+    workspace.add_explored(10)
+    store = open_store(workspace.url)
     content = artifacts.pack(leaning(0.3, 0.95))
     learner = make_snapshot(route="auto", kind="learner", content=b"x", created_s=1.0)
     other = make_snapshot(route="other", kind="brain", content=content, created_s=1.0)
@@ -220,15 +222,15 @@ def test_snapshots_that_no_route_can_serve_are_refused(tmp_path: Path) -> None:
     for s in (learner, other, damaged):
         store.registry.put(s)
     store.close()
-    house.sql("UPDATE snapshots SET content = X'00' WHERE version = ?", damaged.version)
-    for version, route, said in (
+    workspace.execute("UPDATE snapshots SET content = X'00' WHERE version = ?", damaged.version)
+    for version, route, text in (
         (learner.version, "auto", "no route serves"),
         (other.version, "auto", "learned for route 'other'"),
         (damaged.version, "auto", "damaged or changed"),
     ):
         code, _, err = suffice("promote", version, "--route", route, "--force", cwd=tmp_path)
         assert code == 2, version
-        assert said in err
+        assert text in err
     code, _, err = suffice("promote", "nothing.npz", cwd=tmp_path)
     assert code == 2
     (tmp_path / "best.npz").write_bytes(content)
@@ -272,7 +274,7 @@ def test_the_rule(low: float, high: float, cost: float | None, passes: bool) -> 
     assert f"{low:+.4f}" in ruling.reason
 
 
-def test_the_rule_takes_no_verdict_for_none() -> None:
+def test_the_rule_refuses_a_replay_without_a_conclusion() -> None:
     assert not promotion.check_rule(replayed(0.5, 0.6, 0.1, "cannot judge")).passed
     assert not promotion.check_rule(replayed(None, None, 0.1)).passed
     assert promotion.check_rule(replayed(-0.05, 0.1, 0.9), margin=0.05).passed
@@ -283,13 +285,13 @@ def test_a_snapshot_of_another_features_schema_is_refused_too(tmp_path: Path) ->
     from suffice.config import load_settings
     from suffice.store import reader
 
-    house = House(tmp_path)
+    workspace = Workspace(tmp_path)
     made = leaning(0.3, 0.95)
     old = msgspec.structs.replace(made, card=msgspec.structs.replace(made.card, features="0"))
-    with reader.open_registry(house.url, create=True) as registry:
+    with reader.open_registry(workspace.url, create=True) as registry:
         s = make_snapshot(route="auto", kind="brain", content=artifacts.pack(old), created_s=1.0)
         registry.put(s)
         with pytest.raises(ArtifactError, match=f"this version makes {features.SCHEMA!r}"):
             promotion.load_candidate(
-                s.version, registry, None, load_settings(house.config, {}), 2.0
+                s.version, registry, None, load_settings(workspace.config, {}), 2.0
             )

@@ -33,7 +33,7 @@ def suffice(*args: str, cwd: Path) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with suffice.toml and a store: 500 decisions drawn evenly, the strong model right
     every time and the weak one half of the time; one bypass; one row that is no JSON."""
     folder = tmp_path_factory.mktemp("replay")
@@ -83,40 +83,44 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_json_object(house: Path) -> None:
-    code, out, err = suffice("replay", "--policy", "best", "--json", cwd=house)
+def test_json_is_one_object(workspace: Path) -> None:
+    code, out, err = suffice("replay", "--policy", "best", "--json", cwd=workspace)
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert found["decisions"] == found["labelled"] == 500
-    assert found["skipped"] == 1
-    assert found["skipped_rows"][0][0] == "dec_00000000007"
-    assert list(found["left_out"].values()) == [1]
-    assert set(found["estimates"]) == {"ips", "snips", "doubly_robust", "direct"}
-    assert found["estimates"]["snips"]["value"] == pytest.approx(1.0)
-    assert found["verdict"]["word"] == "better"
-    assert found["verdict"]["lower_bound"] > 0.15
-    assert found["cost"]["value"] == pytest.approx(0.002)
+    result = json.loads(out)
+    assert result["decisions"] == result["labelled"] == 500
+    assert result["skipped"] == 1
+    assert result["skipped_rows"][0][0] == "dec_00000000007"
+    assert list(result["left_out"].values()) == [1]
+    assert set(result["estimates"]) == {"ips", "snips", "doubly_robust", "direct"}
+    assert result["estimates"]["snips"]["value"] == pytest.approx(1.0)
+    assert result["verdict"]["word"] == "better"
+    assert result["verdict"]["lower_bound"] > 0.15
+    assert result["cost"]["value"] == pytest.approx(0.002)
 
 
 @pytest.mark.slow
-def test_a_person_can_read_it(house: Path) -> None:
-    code, out, _ = suffice("replay", "--policy", "cheapest", cwd=house)
+def test_the_output_for_people_has_every_part(workspace: Path) -> None:
+    code, out, _ = suffice("replay", "--policy", "cheapest", cwd=workspace)
     assert code == 0
-    for said in ("Worse", "doubly robust", "self-normalised", "IPS", "direct", "dec_00000000007",
+    for text in ("Worse", "doubly robust", "self-normalised", "IPS", "direct", "dec_00000000007",
                  "asked for by name", "cost per decision", "would choose"):  # fmt: skip
-        assert said in out
-    code, out, _ = suffice("replay", "--policy", "best", "--since", "2026-09-21T18:00Z", cwd=house)
+        assert text in out
+    code, out, _ = suffice(
+        "replay", "--policy", "best", "--since", "2026-09-21T18:00Z", cwd=workspace
+    )
     assert code == 1, "nothing is that young"
 
 
-def test_what_cannot_be_judged_says_so(house: Path) -> None:
+def test_an_inconclusive_log_gives_the_reason(workspace: Path) -> None:
     late = str(int(NOW_S) + 402)
-    code, out, _ = suffice("replay", "--policy", "best", "--json", "--since", iso(late), cwd=house)
+    code, out, _ = suffice(
+        "replay", "--policy", "best", "--json", "--since", iso(late), cwd=workspace
+    )
     assert code == 0
-    found = json.loads(out)
-    assert found["decisions"] < 100
-    assert found["verdict"]["word"] == "cannot judge"
-    assert "100 are needed" in found["verdict"]["why"]
+    result = json.loads(out)
+    assert result["decisions"] < 100
+    assert result["verdict"]["word"] == "cannot judge"
+    assert "100 are needed" in result["verdict"]["why"]
 
 
 def iso(unix_s: str) -> str:
@@ -126,7 +130,7 @@ def iso(unix_s: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("args", "said", "want"),
+    ("args", "text", "want"),
     [
         ((), "--policy", 2),
         (("--policy", "bset"), "best", 2),
@@ -138,13 +142,15 @@ def iso(unix_s: str) -> str:
         (("--policy", "best", "--since", "1m"), "no decision to replay", 1),
     ],
 )
-def test_bad_usage_has_a_remedy(house: Path, args: tuple[str, ...], said: str, want: int) -> None:
-    code, out, err = suffice("replay", *args, cwd=house)
+def test_bad_usage_has_a_remedy(
+    workspace: Path, args: tuple[str, ...], text: str, want: int
+) -> None:
+    code, out, err = suffice("replay", *args, cwd=workspace)
     assert (code, out) == (want, "")
-    assert said in err
+    assert text in err
 
 
-def test_no_store_is_said_and_none_is_made(tmp_path: Path) -> None:
+def test_a_missing_store_is_an_error_and_none_is_created(tmp_path: Path) -> None:
     (tmp_path / "suffice.toml").write_text(toml("http://127.0.0.1:9/v1", tmp_path / "s.db"))
     code, _, err = suffice("replay", "--policy", "best", cwd=tmp_path)
     assert code == 1
@@ -152,7 +158,7 @@ def test_no_store_is_said_and_none_is_made(tmp_path: Path) -> None:
     assert not (tmp_path / "s.db").exists()
 
 
-def test_moments() -> None:
+def test_since_accepts_ages_and_times() -> None:
     assert parse_since("7d", 1e9) == 1e9 - 7 * 86400
     assert parse_since("12h", 1e9) == 1e9 - 12 * 3600
     assert parse_since("30m", 1e9) == 1e9 - 1800

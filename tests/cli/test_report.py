@@ -12,7 +12,7 @@ from pathlib import Path
 import openai
 import pytest
 from tests.support.common import EASY, PROOF
-from tests.support.logged_traffic import STRONG, WEAK, House, decided
+from tests.support.logged_traffic import STRONG, WEAK, Workspace, record
 
 from suffice.gateway import BackgroundServer
 
@@ -29,39 +29,39 @@ def suffice(*args: str, cwd: Path) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    made = House(tmp_path_factory.mktemp("report"))
-    made.explore(500)
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("report"))
+    made.add_explored(500)
     return made
 
 
 @pytest.mark.slow
-def test_a_person_can_read_it(house: House) -> None:
-    code, out, err = suffice("report", cwd=house.folder)
+def test_the_output_for_people_has_every_part(workspace: Workspace) -> None:
+    code, out, err = suffice("report", cwd=workspace.folder)
     assert (code, err) == (0, "")
     words = " ".join(out.split())
-    for said in ("spent on 500 requests", "p/strong alone would have cost about", "less.",
+    for text in ("spent on 500 requests", "p/strong alone would have cost about", "less.",
                  "quality of p/strong was kept", "reference: p/strong", "Router overhead",
                  "0 of 500 requests failed", "Feedback: user 500"):  # fmt: skip
-        assert said in words
+        assert text in words
 
 
-def test_one_json_object_and_the_files(house: House) -> None:
-    code, out, err = suffice("report", "--json", "--out", "made", cwd=house.folder)
+def test_json_and_files_have_the_same_content(workspace: Workspace) -> None:
+    code, out, err = suffice("report", "--json", "--out", "made", cwd=workspace.folder)
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert found["requests"] == 500
-    assert found["routes"]["auto"]["singles"][STRONG]["usd"] == pytest.approx(1.0, rel=0.01)
-    assert found["routes"]["auto"]["quality"]["said"] is True
-    made = house.folder / "made"
-    assert json.loads((made / "savings.json").read_text()) == found
+    result = json.loads(out)
+    assert result["requests"] == 500
+    assert result["routes"]["auto"]["singles"][STRONG]["usd"] == pytest.approx(1.0, rel=0.01)
+    assert result["routes"]["auto"]["quality"]["said"] is True
+    made = workspace.folder / "made"
+    assert json.loads((made / "savings.json").read_text()) == result
     assert (made / "report.html").read_text().startswith("<!doctype html>")
     assert (made / "mix.png").read_bytes().startswith(b"\x89PNG")
     assert not list(made.glob(".suffice-*"))
 
 
 @pytest.mark.parametrize(
-    ("args", "said", "want"),
+    ("args", "text", "want"),
     [
         (("--since", "1m"), "holds no request in that time", 1),
         (("--route", "atuo"), "auto", 2),
@@ -70,32 +70,36 @@ def test_one_json_object_and_the_files(house: House) -> None:
         (("--out", "suffice.toml"), "file of that name", 2),
     ],
 )
-def test_bad_usage_has_a_remedy(house: House, args: tuple[str, ...], said: str, want: int) -> None:
-    code, out, err = suffice("report", *args, cwd=house.folder)
+def test_bad_usage_has_a_remedy(
+    workspace: Workspace, args: tuple[str, ...], text: str, want: int
+) -> None:
+    code, out, err = suffice("report", *args, cwd=workspace.folder)
     assert (code, out) == (want, "")
-    assert said in err
+    assert text in err
 
 
-def test_an_empty_store_and_none_at_all(tmp_path: Path) -> None:
-    house = House(tmp_path)
+def test_an_empty_or_missing_store_is_an_error(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
     code, _, err = suffice("report", cwd=tmp_path)
     assert code == 1 and "nothing has been recorded" in err
-    assert not house.file.exists()
-    house.fill([], [])
+    assert not workspace.file.exists()
+    workspace.fill([], [])
     code, _, err = suffice("report", cwd=tmp_path)
     assert code == 1 and "holds no request" in err and "suffice serve" in err
 
 
 def test_a_route_that_is_no_longer_configured_is_still_reported(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    house.fill([decided(i, WEAK, {WEAK: 0.5, STRONG: 0.5}, route="gone") for i in range(5)], [])
+    workspace = Workspace(tmp_path)
+    workspace.fill([record(i, WEAK, {WEAK: 0.5, STRONG: 0.5}, route="gone") for i in range(5)], [])
     code, out, _ = suffice("report", "--json", "--route", "gone", cwd=tmp_path)
     assert code == 0
     gone = json.loads(out)["routes"]["gone"]
     assert (gone["decisions"], gone["reference"]) == (5, STRONG)
 
 
-def test_what_the_gateway_served_adds_up(config: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_report_adds_up_to_what_the_gateway_served(
+    config: Callable[..., Path], tmp_path: Path
+) -> None:
     path = config()
     with BackgroundServer(path) as server:
         client = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="x", max_retries=0)
@@ -108,8 +112,8 @@ def test_what_the_gateway_served_adds_up(config: Callable[..., Path], tmp_path: 
         client.close()
     code, out, err = suffice("report", "--json", "--config", str(path), cwd=tmp_path)
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert found["requests"] == 4
-    assert found["spent_usd"] == pytest.approx(spent, rel=1e-3)
-    assert sum(sum(n) for n in found["mix"]["models"].values()) == 4
-    assert found["routes"]["auto"]["quality"]["said"] is False
+    result = json.loads(out)
+    assert result["requests"] == 4
+    assert result["spent_usd"] == pytest.approx(spent, rel=1e-3)
+    assert sum(sum(n) for n in result["mix"]["models"].values()) == 4
+    assert result["routes"]["auto"]["quality"]["said"] is False

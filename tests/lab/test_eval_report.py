@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.html_page import HtmlPage
 from tests.support.tables import table
 
 from suffice.errors import UsageError
@@ -27,53 +26,24 @@ def result() -> dict[str, Any]:
     return evaluate(made, ["knn"], by=["benchmark"], leave_one_source_out=True, draws=100)
 
 
-class Page(HTMLParser):
-    """Which tags there are, what they ask for, and that each is closed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br", "link"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_the_page_needs_nothing_else(tmp_path: Path, result: dict[str, Any]) -> None:
+def test_the_page_is_self_contained_and_escapes_text(
+    tmp_path: Path, result: dict[str, Any]
+) -> None:
     paths = evaluation.write_report(result, tmp_path / "out")
     assert {p.name for p in paths} == {
         "results.json", "curves.png", "closeup.png", "gains.png", "report.html",
     }  # fmt: skip
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in paths)
-    text = (tmp_path / "out" / "report.html").read_text()
-    page = Page()
-    page.feed(text)
-    assert page.open == []
-    assert not re.search(r"https?:|//cdn|@import|url\(", text)
-    tags = [t for t, _ in page.seen]
-    assert "script" not in tags, "a name of a model is text"
-    assert "link" not in tags
-    pictures = [a["src"] or "" for t, a in page.seen if t == "img"]
-    assert len(pictures) == 3
-    assert all(p.startswith("data:image/png;base64,") for p in pictures)
-    assert all(a.get("alt") for t, a in page.seen if t == "img")
-    for said in ("zero_router", "oracle", "knn", "APGR", "By benchmark", "Leave one source out",
+    html = HtmlPage((tmp_path / "out" / "report.html").read_text())
+    html.assert_self_contained(charts=3)
+    for text in ("zero_router", "oracle", "knn", "APGR", "By benchmark", "Leave one source out",
                  evaluation.conclude(result), *result["notes"]):  # fmt: skip
-        assert said in page.text
-    assert NASTY in page.text
+        assert text in html.text
+    assert NASTY in html.text
 
 
 @pytest.mark.slow
-def test_results_are_the_object(tmp_path: Path, result: dict[str, Any]) -> None:
+def test_results_json_is_the_result(tmp_path: Path, result: dict[str, Any]) -> None:
     evaluation.write_report(result, tmp_path)
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["policies"]["knn"]["area"] == pytest.approx(result["policies"]["knn"]["area"])
@@ -82,17 +52,17 @@ def test_results_are_the_object(tmp_path: Path, result: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", [True, False])
-def test_figures_are_pictures(pair: bool) -> None:
+def test_charts_are_reproducible_png(pair: bool) -> None:
     models = ("a", "b") if pair else tuple(f"model-{j}" for j in range(12))
-    found = draw_evaluation(evaluate(table(60, models, costs=not pair), draws=100))
-    for data in found.values():
+    charts = draw_evaluation(evaluate(table(60, models, costs=not pair), draws=100))
+    for data in charts.values():
         assert data.startswith(b"\x89PNG")
         assert len(data) > 5000
     again = draw_evaluation(evaluate(table(60, models, costs=not pair), draws=100))
-    assert found == again
+    assert charts == again
 
 
-def test_nothing_is_left_half_written(
+def test_a_failed_write_leaves_no_files(
     tmp_path: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path.write_bytes
@@ -108,7 +78,7 @@ def test_nothing_is_left_half_written(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_file_in_the_way_is_named(tmp_path: Path, result: dict[str, Any]) -> None:
+def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path, result: dict[str, Any]) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UsageError, match="there is a file of that name"):
         evaluation.write_report(result, tmp_path / "out")

@@ -31,7 +31,7 @@ def random_log(
     return log, rng.dirichlet(np.ones(k), n), rng.random((n, k))
 
 
-def literally(log: LoggedData, pi: Any, q: Any) -> dict[str, float]:
+def by_definition(log: LoggedData, pi: Any, q: Any) -> dict[str, float]:
     """The definitions, one decision after another."""
     ips = snips = dr = dm = total = 0.0
     m = 0
@@ -42,19 +42,19 @@ def literally(log: LoggedData, pi: Any, q: Any) -> dict[str, float]:
         m += 1
         a = int(log.action[i])
         w = float(pi[i, a]) / float(log.propensity[i])
-        told = sum(float(pi[i, j]) * float(q[i, j]) for j in range(pi.shape[1]))
+        expected = sum(float(pi[i, j]) * float(q[i, j]) for j in range(pi.shape[1]))
         ips += w * r
         snips += w * r
         total += w
-        dm += told
-        dr += told + w * (r - float(q[i, a]))
+        dm += expected
+        dr += expected + w * (r - float(q[i, a]))
     return {"ips": ips / m, "snips": snips / total, "dr": dr / m, "dm": dm / m}
 
 
 @given(seed=st.integers(0, 10_000), n=st.integers(3, 80), k=st.integers(2, 6))
 def test_the_estimators_are_their_definitions(seed: int, n: int, k: int) -> None:
     log, pi, q = random_log(seed, n, k)
-    want = literally(log, pi, q)
+    want = by_definition(log, pi, q)
     got = {
         "ips": estimators.ips(log, pi).value,
         "snips": estimators.snips(log, pi).value,
@@ -64,7 +64,7 @@ def test_the_estimators_are_their_definitions(seed: int, n: int, k: int) -> None
     assert got == pytest.approx(want, abs=1e-9)
 
 
-def test_unbiased_by_exact_enumeration() -> None:
+def test_estimators_are_unbiased_by_exact_enumeration() -> None:
     """Three decisions, every possible log weighed by its probability: IPS and doubly robust are
     right on average even with a reward model that is wrong, the direct method is not."""
     p = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.25, 0.25, 0.5]])
@@ -86,21 +86,23 @@ def test_unbiased_by_exact_enumeration() -> None:
     assert mean["dm"] == pytest.approx(0.95, abs=1e-12)
 
 
-def test_the_logs_own_policy_is_what_happened() -> None:
+def test_the_logging_policy_is_worth_what_was_observed() -> None:
     log, _, q = random_log(3)
     assert log.propensities is not None
     base = estimators.on_policy_value(log).value
     assert estimators.ips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
     assert estimators.snips(log, log.propensities).value == pytest.approx(base, abs=1e-12)
     for terms in (estimators.ips, estimators.snips):
-        found = intervals.estimate_policy_value(terms(log, log.propensities), log)
-        width = found.difference_high - found.difference_low
-        assert abs(found.difference) < 1e-9 and width < 1e-6, "paired: nothing is left to vary"
+        estimate = intervals.estimate_policy_value(terms(log, log.propensities), log)
+        width = estimate.difference_high - estimate.difference_low
+        assert abs(estimate.difference) < 1e-9 and width < 1e-6, (
+            "the difference of paired values does not vary"
+        )
     perfect = np.where(np.isnan(log.reward), 0.0, log.reward)[:, None] * np.ones(3)
-    found = intervals.estimate_policy_value(
+    estimate = intervals.estimate_policy_value(
         estimators.doubly_robust(log, log.propensities, perfect), log
     )
-    assert found.value == pytest.approx(base, abs=1e-12)
+    assert estimate.value == pytest.approx(base, abs=1e-12)
     assert q.shape == perfect.shape
 
 
@@ -121,7 +123,7 @@ def test_missing_feedback_is_not_negative() -> None:
     assert np.isnan(intervals.estimate_policy_value(estimators.snips(nothing, pi), nothing).low)
 
 
-def test_effective_size_counts_units() -> None:
+def test_effective_sample_size_counts_units() -> None:
     w = np.array([1.0, 1.0, 1.0, 1.0])
     assert estimators.effective_sample_size(w) == pytest.approx(4.0)
     assert estimators.effective_sample_size(w, np.array([0, 0, 1, 1])) == pytest.approx(2.0)
@@ -129,7 +131,7 @@ def test_effective_size_counts_units() -> None:
     assert estimators.effective_sample_size(np.zeros(4)) == 0.0
 
 
-def test_support_is_what_the_log_could_have_done() -> None:
+def test_support_is_the_mass_on_models_with_propensity() -> None:
     p = np.array([[1.0, 0.0], [0.5, 0.5]])
     pi = np.array([[0.25, 0.75], [0.0, 1.0]])
     assert estimators.support(p, pi) == pytest.approx([0.25, 1.0])
@@ -151,7 +153,7 @@ def sticky(
     return log, np.tile([0.0, 1.0], (n, 1)), score
 
 
-def test_intervals_know_that_turns_of_a_session_are_alike() -> None:
+def test_intervals_are_wider_for_turns_of_one_session() -> None:
     log, pi, _ = sticky(np.random.default_rng(0), 150, 10)
     alone = LoggedData(log.action, log.propensity, log.reward, log.propensities)
     for method in ("bootstrap", "asymptotic"):
@@ -162,22 +164,22 @@ def test_intervals_know_that_turns_of_a_session_are_alike() -> None:
 
 
 @pytest.mark.parametrize("method", ["bootstrap", "asymptotic"])
-def test_clustered_intervals_hold_where_simple_ones_fail(method: Any) -> None:
+def test_clustered_intervals_cover_if_simple_ones_do_not(method: Any) -> None:
     inside = {"clustered": 0, "simple": 0}
     runs = 150
     for run in range(runs):
         log, pi, _ = sticky(np.random.default_rng(run), 80, 8)
         alone = LoggedData(log.action, log.propensity, log.reward, log.propensities)
-        for name, given_ in (("clustered", log), ("simple", alone)):
+        for name, data in (("clustered", log), ("simple", alone)):
             e = intervals.estimate_policy_value(
-                estimators.ips(given_, pi), given_, method=method, resamples=300, seed=run
+                estimators.ips(data, pi), data, method=method, resamples=300, seed=run
             )
             inside[name] += e.low <= 0.75 <= e.high  # 1 - 0.5 x mean difficulty
     assert inside["clustered"] >= 0.88 * runs
     assert inside["simple"] < 0.8 * runs
 
 
-def test_the_seed_decides_the_interval() -> None:
+def test_the_seed_determines_the_interval() -> None:
     log, pi, _ = random_log(9, n=120)
     terms = estimators.snips(log, pi)
     assert intervals.estimate_policy_value(terms, log, seed=4) == intervals.estimate_policy_value(
@@ -188,7 +190,7 @@ def test_the_seed_decides_the_interval() -> None:
     )
 
 
-def test_what_was_never_seen_widens() -> None:
+def test_missing_support_widens_intervals() -> None:
     e = intervals.Estimate(0.5, 0.4, 0.6, 0.1, 0.05, 0.15)
     wide = intervals.widen(e, 0.03)
     assert (wide.low, wide.high) == pytest.approx((0.37, 0.63))
@@ -216,13 +218,13 @@ def test_intervals_of_few_sessions_use_the_exact_t_quantile(sessions: int, quant
 # ── cost ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_cost_comes_from_the_token_model_scaled_by_what_was_paid() -> None:
+def test_cost_is_the_predicted_cost_scaled_by_paid_over_predicted() -> None:
     rng = np.random.default_rng(1)
     n = 4000
     predicted = np.stack([np.full(n, 0.001), np.full(n, 0.01)], axis=1) * rng.uniform(
         0.5, 2, (n, 1)
     )
-    # The cheap model answers at twice the predicted length, the dear one at half of it.
+    # The cheap model's answers are twice as long as predicted, the expensive one's half as long.
     real = predicted * np.array([2.0, 0.5])
     action = (rng.random(n) < 0.3).astype(np.intp)
     p = np.tile([0.7, 0.3], (n, 1))
@@ -230,15 +232,15 @@ def test_cost_comes_from_the_token_model_scaled_by_what_was_paid() -> None:
     paid[:50] = np.nan
     log = LoggedData(action, p[np.arange(n), action], np.full(n, np.nan), p)
     pi = np.tile([0.0, 1.0], (n, 1))
-    found = intervals.estimate_cost(log, pi, predicted, paid)
-    assert found.decisions == n - 50
-    assert found.low < real[:, 1].mean() < found.high
-    assert found.ratio == pytest.approx([2.0, 0.5], rel=0.05)
-    assert found.paid == pytest.approx(np.nanmean(paid))
-    assert found.difference == pytest.approx(found.value - found.paid)
-    # Weights do not enter: the propensities may be anything.
+    estimate = intervals.estimate_cost(log, pi, predicted, paid)
+    assert estimate.decisions == n - 50
+    assert estimate.low < real[:, 1].mean() < estimate.high
+    assert estimate.ratio == pytest.approx([2.0, 0.5], rel=0.05)
+    assert estimate.paid == pytest.approx(np.nanmean(paid))
+    assert estimate.difference == pytest.approx(estimate.value - estimate.paid)
+    # Importance weights do not enter: propensities are irrelevant.
     other = LoggedData(action, np.full(n, 0.01), log.reward)
-    assert intervals.estimate_cost(other, pi, predicted, paid).value == found.value
+    assert intervals.estimate_cost(other, pi, predicted, paid).value == estimate.value
 
 
 def test_unknown_costs_are_left_out_and_never_zero() -> None:
@@ -255,7 +257,7 @@ def test_unknown_costs_are_left_out_and_never_zero() -> None:
 # ── whether the log can be believed ──────────────────────────────────────────────────────────────
 
 
-def test_propensities_that_were_not_drawn_from_are_seen() -> None:
+def test_wrong_propensities_have_large_z_scores() -> None:
     rng = np.random.default_rng(0)
     p = np.tile([0.9, 0.1], (2000, 1))
     honest = (rng.random(2000) > 0.9).astype(np.intp)
@@ -269,7 +271,7 @@ def test_propensities_that_were_not_drawn_from_are_seen() -> None:
     assert np.abs(estimators.propensity_z_scores(np.array([0, 1, 0, 0, 0]), certain)).min() > 10
 
 
-def test_labels_that_depend_on_the_model_are_seen() -> None:
+def test_labels_that_depend_on_the_model_are_detected() -> None:
     rng = np.random.default_rng(0)
     action = rng.integers(0, 2, 1000)
     assert not estimators.labels_missing_not_at_random(action, rng.random(1000) < 0.5, 2)
@@ -304,13 +306,13 @@ def test_bad_input_names_its_field(change: dict[str, Any], named: str) -> None:
 @pytest.mark.parametrize(
     "pi", [np.ones((2, 2)), np.array([[1.5, -0.5], [1.0, 0.0]]), np.array([[1.0, 0.0]])]
 )
-def test_a_policy_that_is_no_distribution_is_refused(pi: Any) -> None:
+def test_an_action_dist_that_is_not_a_distribution_is_refused(pi: Any) -> None:
     log = LoggedData(np.array([0, 1]), np.array([0.5, 0.5]), np.array([0.5, 1.0]))
     with pytest.raises(ValueError, match=r"^action_dist"):
         estimators.ips(log, pi)
 
 
-def test_the_page_says_what_the_results_say() -> None:
+def test_the_docs_page_shows_the_committed_results() -> None:
     root = Path(__file__).parents[2]
     runner = root / "benchmarks/quality/offpolicy.py"
     page = root / "docs/concepts/off-policy-evaluation.md"

@@ -1,4 +1,4 @@
-"""A store with traffic whose every cost and score is known: what the report's figures are held to."""
+"""A workspace with recorded traffic whose costs and scores are all known."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from tests.support.common import toml
 
 from suffice import features
+from suffice.config import load_settings
+from suffice.lab import savings
 from suffice.store import open_store
 from suffice.types import (
     Attempt,
@@ -26,18 +28,25 @@ from suffice.types import (
 
 WEAK, STRONG = "p/weak", "p/strong"
 NOW_S = 1_790_000_000.0
-GUESS = {WEAK: 0.0001, STRONG: 0.002}
+PREDICTED_USD = {WEAK: 0.0001, STRONG: 0.002}
 
 
-def decided(n: int, chosen: str, shares: Mapping[str, float], **more: Any) -> RequestRecord:
-    """Decision number n, a minute after the one before. guesses: model -> predicted USD."""
-    guesses = more.pop("guesses", GUESS)
+def record(n: int, chosen: str, shares: Mapping[str, float], **more: Any) -> RequestRecord:
+    """A request, one minute after the one before.
+
+    Args:
+        n: Number of the decision.
+        chosen: The model that was chosen.
+        shares: Model -> propensity.
+        **more: Fields of the record or the decision; `predicted`: model -> predicted USD.
+    """
+    predicted = more.pop("predicted", PREDICTED_USD)
     decision = Decision(
         id=f"dec_{n:011x}",
         model=chosen,
         plan=(PlanStep(chosen), *(PlanStep(m, "failover") for m in shares if m != chosen)),
         predictions=tuple(
-            Prediction(m, {WEAK: 0.6, STRONG: 0.9}.get(m), guesses.get(m), None, share)
+            Prediction(m, {WEAK: 0.6, STRONG: 0.9}.get(m), predicted.get(m), None, share)
             for m, share in shares.items()
         ),
         reason="because.",
@@ -55,27 +64,32 @@ def decided(n: int, chosen: str, shares: Mapping[str, float], **more: Any) -> Re
         "request_id": f"req_{n}",
         "status": 200,
         "model": chosen,
-        "cost_usd": guesses.get(chosen),
-        "features": X,
+        "cost_usd": predicted.get(chosen),
+        "features": FEATURES,
         "latency_s": 0.5,
         "overhead_ms": 0.2,
         "session": f"s{n}",
     }
     fields |= more
     if fields["attempts"] == ():
-        fields["attempts"] = (called(fields["model"] or chosen, usd=fields["cost_usd"]),)
+        fields["attempts"] = (attempt(fields["model"] or chosen, usd=fields["cost_usd"]),)
     return RequestRecord(decision=decision, **fields)
 
 
-def called(model: str, outcome: str = "ok", usd: float | None = None, number: int = 1) -> Attempt:
+def attempt(model: str, outcome: str = "ok", usd: float | None = None, number: int = 1) -> Attempt:
     return Attempt(model, number, outcome, NOW_S, 0.5, usage=Usage(10, 10), cost_usd=usd)
 
 
-X: Features = features.extract_text("Say hello, please.")
+FEATURES: Features = features.extract_text("Say hello, please.")
 
 
-class House:
-    """A folder with suffice.toml and a store."""
+WEAK_ONLY = {WEAK: 1.0, STRONG: 0.0}
+STRONG_ONLY = {WEAK: 0.0, STRONG: 1.0}
+EVEN = {WEAK: 0.5, STRONG: 0.5}
+
+
+class Workspace:
+    """A folder with suffice.toml and the file of a store."""
 
     def __init__(self, folder: Path, routes: str = "") -> None:
         self.folder = folder
@@ -95,12 +109,12 @@ class House:
         finally:
             store.close()
 
-    def sql(self, statement: str, *values: Any) -> None:
+    def execute(self, statement: str, *values: Any) -> None:
         with sqlite3.connect(self.file) as connection:
             connection.execute(statement, values)
         connection.close()
 
-    def explore(
+    def add_explored(
         self,
         n: int,
         *,
@@ -110,14 +124,32 @@ class House:
         strong: float = 0.9,
         share: float = 0.5,
     ) -> None:
-        """n decisions of which `share` are drawn to the strong model; scores are right or wrong
-        with the chances given."""
+        """Add n random choices, a part of them labelled.
+
+        Args:
+            n: Number of requests, each a session.
+            seed: Of choices and scores.
+            labelled: Share of requests with a score.
+            weak, strong: Probability that each model's score is 1; else it is 0.
+            share: Propensity of the strong model.
+        """
         rng = np.random.default_rng(seed)
         records, scores = [], []
         for i in range(n):
             chosen = STRONG if rng.random() < share else WEAK
             good = rng.random() < (strong if chosen == STRONG else weak)
-            records.append(decided(i, chosen, {WEAK: 1 - share, STRONG: share}))
+            records.append(record(i, chosen, {WEAK: 1 - share, STRONG: share}))
             if rng.random() < labelled:
                 scores.append(Feedback(decision_id=records[-1].decision.id, score=float(good)))
         self.fill(records, scores)
+
+
+def report(workspace: Workspace, **filters: Any) -> savings.SavingsReport:
+    """The report on a workspace's store, a million seconds after its first request."""
+    settings = load_settings(workspace.config, {})
+    return savings.build_report(
+        workspace.url,
+        now_s=NOW_S + 1e6,
+        references=savings.reference_models(settings, {}),
+        **filters,
+    )

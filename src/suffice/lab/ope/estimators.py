@@ -210,7 +210,7 @@ def doubly_robust(log: LoggedData, action_dist: FloatArray, q_hat: FloatArray) -
     Args:
         log: n decisions.
         action_dist: (n, k) probabilities of the evaluation policy.
-        q_hat: (n, k) predicted scores, each fitted without the reward of its own row.
+        q_hat: (n, k) predicted scores, each fitted without the reward of the same row.
     """
     error = log.reward - q_hat[np.arange(len(log)), log.action]
     correction = importance_weights(log, action_dist) * error
