@@ -20,7 +20,7 @@ from suffice.lab.evaluate.evaluate import BASELINES, evaluate
 from suffice.lab.evaluate.frontier import random_mixtures, sweep_thresholds, sweep_tradeoffs
 from suffice.lab.evaluate.robustness import REWORDINGS, WHITE_SPACE, perturb
 from suffice.lab.predictors import registry
-from suffice.lab.predictors.base import Batch, extract_table
+from suffice.lab.predictors.base import Batch, Predictor, extract_table
 from suffice.types import Message
 
 FAST: dict[str, Any] = {"draws": 100}
@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_object() -> None:
 # ── no label leaks ───────────────────────────────────────────────────────────────────────────────
 
 
-class Spy:
+class Spy(Predictor):
     """Learns by heart: it knows the scores of the very prompts it was fitted on."""
 
     name = "spy"
@@ -124,6 +124,7 @@ class Spy:
         cost_usd: FloatArray | None,
         price: FloatArray,
         models: Sequence[str],
+        sample_weight: FloatArray | None = None,
     ) -> Self:
         Spy.seen.append(len(score))
         self.k = len(models)

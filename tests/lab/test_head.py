@@ -13,8 +13,8 @@ from suffice.lab.predictors.bayes import (
     PRIOR_WIDTHS,
     PSEUDO_LABELS,
     BayesianModelAveragingRegression,
-    _by_columns,
-    _by_rows,
+    solve_over_labels,
+    solve_over_weights,
 )
 
 S, D = 3, 12  # signals beside the length, dimensions
@@ -37,7 +37,7 @@ def head(
 ) -> BayesianModelAveragingRegression:
     h = y.shape[1]
     weight = more.pop("weight", None)
-    made = BayesianModelAveragingRegression(S, nothing_odds=odds, **more)
+    made = BayesianModelAveragingRegression(S, null_log_odds=odds, **more)
     return made.fit(x, y, np.full(h, 0.2), np.full(h, 0.1), np.full(h, 0.3), weight)
 
 
@@ -56,7 +56,7 @@ def test_over_labels_or_over_weights_is_the_same_regression(n: int, seed: int) -
     x, y = data(n, seed, strength=0.3)
     v = np.random.default_rng(seed).uniform(0.0, 0.1, P)
     v[3] = 0.0  # ruled out
-    for a, b in zip(_by_rows(x, y)(v), _by_columns(x, y)(v), strict=True):
+    for a, b in zip(solve_over_labels(x, y)(v), solve_over_weights(x, y)(v), strict=True):
         assert a == pytest.approx(b, rel=1e-8, abs=1e-10)
 
 
@@ -91,10 +91,10 @@ def test_the_average_is_the_literal_one(n: int) -> None:
     share = np.exp(np.array(weights) - max(weights))
     share /= share.sum()
     want = share @ np.array(means)
-    got = head(x, y, spread=spread)
+    got = head(x, y, vector_spectrum=spread)
     assert got.intercept_[0] == pytest.approx(want[0])
     assert got.weights_[:, 0] == pytest.approx(want[1:])
-    assert got.nothing_[0] == pytest.approx(share[-1])
+    assert got.null_probability_[0] == pytest.approx(share[-1])
 
 
 def test_a_label_that_counts_twice_is_two_labels() -> None:
@@ -141,7 +141,7 @@ def test_fifty_labels_of_noise_hardly_move_it() -> None:
 def test_many_labels_find_what_is_there_and_end_the_doubt() -> None:
     x, y = data(2000, 7, slope=-0.2, strength=0.3)
     got = head(x, y)
-    assert got.nothing_[0] < 1e-6
+    assert got.null_probability_[0] < 1e-6
     want = np.zeros(P)
     want[[0, 2, 6]] = -0.2, 0.3, -0.3
     assert got.weights_[:, 0] == pytest.approx(want, abs=0.06)
@@ -151,9 +151,9 @@ def test_many_labels_find_what_is_there_and_end_the_doubt() -> None:
 def test_doubt_can_be_ruled_out() -> None:
     x, y = data(5, 8)
     got = head(x, y, odds=-np.inf)
-    assert got.nothing_.tolist() == [0.0]
+    assert got.null_probability_.tolist() == [0.0]
     assert np.isfinite(got.weights_).all()
-    assert head(x[:0], y[:0], odds=-np.inf).nothing_.tolist() == [0.0]
+    assert head(x[:0], y[:0], odds=-np.inf).null_probability_.tolist() == [0.0]
 
 
 def test_a_wider_spread_believes_a_dimension_sooner() -> None:
@@ -162,5 +162,5 @@ def test_a_wider_spread_believes_a_dimension_sooner() -> None:
     y = (0.15 * (x[:, 5] + x[:, 6]) + rng.normal(0, 0.5, 200))[:, None]
     wide, narrow = np.ones(D), np.ones(D)
     wide[1], narrow[1] = 4.0, 0.1  # dimension 1 is column 5
-    a, b = head(x, y, spread=wide), head(x, y, spread=narrow)
+    a, b = head(x, y, vector_spectrum=wide), head(x, y, vector_spectrum=narrow)
     assert abs(a.weights_[5, 0]) > 2 * abs(b.weights_[5, 0])

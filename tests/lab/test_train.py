@@ -11,7 +11,7 @@ from tests.support.tables import table
 from suffice import features, policies
 from suffice.artifacts import artifact as artifacts
 from suffice.errors import ArtifactError, TableError, UsageError
-from suffice.lab.predictors.base import Batch, extract_table
+from suffice.lab.predictors.base import Batch, Predictor, extract_table
 from suffice.lab.train import train as training
 from suffice.lab.train.add_model import add_models
 from suffice.lab.train.train import key_hashes, train
@@ -178,7 +178,7 @@ def test_a_mixed_up_split_never_stands_on_both_sides(monkeypatch: pytest.MonkeyP
     assert not any(seen)
 
 
-class Own:
+class Own(Predictor):
     """A user's predictor: what it learned is one number for each model."""
 
     name = kind = "own"
@@ -190,6 +190,7 @@ class Own:
         cost_usd: np.ndarray | None,
         price: np.ndarray,
         models: object,
+        sample_weight: np.ndarray | None = None,
     ) -> Own:
         self.level_ = np.nanmean(score, axis=0)
         self.price_ = price

@@ -1,29 +1,37 @@
-"""What the lab compares: things that predict, for each query, each model's quality and cost.
+"""The Protocol of predictors, and queries as the numbers that predictors read.
 
-The trade-off is not theirs: whoever evaluates sweeps `argmax quality - lambda * cost`.
+A predictor predicts each model's quality and cost for each query. The trade-off between them is not
+part of it: an evaluation sweeps `argmax quality - lambda * cost`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice import features
-from suffice.lab.data.table import FloatArray, Table
+from suffice.artifacts.estimators import Estimator
+from suffice.errors import UsageError
+from suffice.lab.data.table import FloatArray, RowIndex, Table
 from suffice.learning import regression
 from suffice.types import Message
 
 _T = TypeVar("_T")
+_NO_KEYS: NDArray[np.uint64] = np.zeros(0, np.uint64)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Queries as numbers, made by the features room. signals: float32 (n, n_signals);
-    vectors: float32 (n, n_dimensions), the static embedding of each ask."""
+    """Features of n queries.
+
+    Attributes:
+        signals: float32 (n, n_signals).
+        vectors: float32 (n, n_dimensions), the static embedding of each last user message.
+    """
 
     signals: NDArray[np.float32]
     vectors: NDArray[np.float32]
@@ -31,15 +39,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.signals)
 
-    def take(self, index: NDArray[np.intp] | NDArray[np.bool_] | Sequence[int]) -> Batch:
+    def take(self, index: RowIndex) -> Batch:
+        """Only these queries, in this order."""
         return Batch(self.signals[index], self.vectors[index])
 
 
 def extract_table(table: Table, progress: bool = False, vectors: bool = True) -> Batch:
-    """Every query of a table through `suffice.features`, as serving sees it.
+    """Compute the features of every query of a table, as serving computes them.
 
-    progress: show a bar on standard error. vectors: False leaves the embeddings zero, for policies
-    that do not look at them.
+    Args:
+        table: Of n queries.
+        progress: Show a bar on standard error.
+        vectors: False leaves the embeddings zero, for policies that do not read them.
+
+    Returns:
+        The features of n queries.
     """
     return extract_conversations(table.messages, progress, vectors)
 
@@ -47,22 +61,25 @@ def extract_table(table: Table, progress: bool = False, vectors: bool = True) ->
 def extract_conversations(
     conversations: Sequence[Sequence[Message]], progress: bool = False, vectors: bool = True
 ) -> Batch:
-    """The same for conversations, (n,)."""
-    from suffice import features
-
+    """Compute the features of conversations; see `extract_table`."""
     n = len(conversations)
     signals = np.zeros((n, len(features.SIGNAL_NAMES)), np.float32)
-    points = np.zeros((n, features.DIMENSIONS), np.float32)
+    embeddings = np.zeros((n, features.DIMENSIONS), np.float32)
     for i, messages in enumerate(track(conversations, "reading queries", progress)):
         x = features.extract(messages)
         signals[i] = x.signals
         if vectors:
-            points[i] = features.embed(x)
-    return Batch(signals, points)
+            embeddings[i] = features.embed(x)
+    return Batch(signals, embeddings)
+
+
+def design_matrix(x: Batch) -> FloatArray:
+    """float64 (n, n_signals + n_dimensions): standardised, clipped signals, then the vectors."""
+    return regression.design(x.signals, x.vectors, *features.feature_scaler())
 
 
 def track(items: Sequence[_T], what: str, progress: bool) -> Iterable[_T]:
-    """`items` with a progress bar on standard error where asked for."""
+    """Iterate over `items`, with a progress bar on standard error if `progress`."""
     if not progress:
         return items
     from rich.console import Console
@@ -71,19 +88,20 @@ def track(items: Sequence[_T], what: str, progress: bool) -> Iterable[_T]:
     return bar(items, description=what, console=Console(stderr=True), transient=True)
 
 
+@runtime_checkable
 class Predictor(Protocol):
-    """Estimator manners: `__init__` stores arguments, `fit` returns self, state ends in `_`.
+    """Predicts quality and cost, with the conventions of scikit-learn's estimators.
 
-    fit: x has n >= 0 queries; score (n, k) and cost_usd (n, k) hold NaN where unknown; price (k,)
-    is what is known of the models' cost before any label (mean USD a query, or list price; NaN
-    where unknown). n = 0 must work: then only price and length are known.
-    expect: (quality (n, k) in about [0, 1], cost (n, k) in the unit of price, never NaN where the
-    price is known).
-    rank: for a pair only: (n,) score by which queries go to model `strong` rather than `weak`
-    (columns), larger = rather strong.
+    `__init__` stores arguments, `fit` returns self, learned state ends in `_`. Subclass this class to
+    inherit the defaults of `training_keys_` and `estimator`.
+
+    Attributes:
+        name: Under which the predictor is chosen and reported.
+        training_keys_: uint64 hashes of the prompts that an artifact was trained on; else empty.
     """
 
     name: str
+    training_keys_: NDArray[np.uint64] = _NO_KEYS
 
     def fit(
         self,
@@ -92,13 +110,50 @@ class Predictor(Protocol):
         cost_usd: FloatArray | None,
         price: FloatArray,
         models: Sequence[str],
-    ) -> Self: ...
+        sample_weight: FloatArray | None = None,
+    ) -> Self:
+        """Learn from labelled queries.
 
-    def predict(self, x: Batch) -> tuple[FloatArray, FloatArray]: ...
+        Args:
+            x: Features of n >= 0 queries. With n = 0 only price and length are known.
+            score: (n, k), NaN if unknown.
+            cost_usd: (n, k), NaN if unknown; None if no cost is known.
+            price: (k,) what is known of the models' costs before any label (mean USD per query, or
+                list price), NaN if unknown.
+            models: (k,) names.
+            sample_weight: (n,) how many labels each query counts as; None: one each.
+        """
+        ...
 
-    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray: ...
+    def predict(self, x: Batch) -> tuple[FloatArray, FloatArray]:
+        """Predict for n queries.
 
+        Returns:
+            Quality (n, k) in about [0, 1], and cost (n, k) in the unit of `price`, not NaN if the
+            price is known.
+        """
+        ...
 
-def design_matrix(x: Batch) -> FloatArray:
-    """float64 (n, n_signals + n_dimensions): standardised, clipped signals beside the vectors."""
-    return regression.design(x.signals, x.vectors, *features.feature_scaler())
+    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray:
+        """Rank the queries of a pair of models.
+
+        Args:
+            x: Features of n queries.
+            strong: Column of the strong model.
+            weak: Column of the weak model.
+
+        Returns:
+            (n,); queries of a larger score go to the strong model first.
+        """
+        ...
+
+    def estimator(self, models: Sequence[str]) -> Estimator:
+        """What was learned, in the form that an artifact stores.
+
+        Raises:
+            UsageError: If the predictor cannot be saved.
+        """
+        raise UsageError(
+            f"The policy {self.name!r} cannot be saved: it has no `estimator(models)`.",
+            remedy="See suffice.artifacts.estimators.Estimator.",
+        )

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Baselines: the default policy without labels, prompt length, and the best constant."""
 
 from __future__ import annotations
 
@@ -11,36 +11,53 @@ from suffice import features
 from suffice.artifacts import estimators
 from suffice.artifacts.estimators import Estimator
 from suffice.lab.data.table import FloatArray
-from suffice.lab.predictors.base import Batch
-from suffice.lab.predictors.bayes import (
-    PSEUDO_LABELS,
-)
+from suffice.lab.predictors.base import Batch, Predictor
+from suffice.lab.predictors.bayes import PSEUDO_LABELS
 from suffice.policies.priors import GRID, DifficultyScorer, price_priors, quality_curves
 
 
-def shrunken_means(score: FloatArray, price: FloatArray) -> FloatArray:
-    """(k,) mean scores, each with PSEUDO_LABELS labels of a prior: the mean of all models, moved by
-    the rank of its price."""
-    known = ~np.isnan(score)
-    n = known.sum(axis=0)
-    total = np.where(known, score, 0.0).sum(axis=0)
+def shrunken_means(
+    score: FloatArray, price: FloatArray, sample_weight: FloatArray | None = None
+) -> FloatArray:
+    """Mean score of each model, shrunk towards a prior worth `PSEUDO_LABELS` labels.
+
+    The prior is the mean of all models, moved by the rank of the model's price.
+
+    Args:
+        score: (n, k), NaN if unknown.
+        price: (k,), NaN if unknown.
+        sample_weight: (n,) how many labels each query counts as.
+
+    Returns:
+        (k,).
+    """
+    weight = np.where(np.isnan(score), 0.0, _column(sample_weight))
+    labels = weight.sum(axis=0)
+    total = (np.nan_to_num(score) * weight).sum(axis=0)
     prior = np.array(price_priors([None if np.isnan(p) else float(p) for p in price]))
-    if n.sum():
-        prior = float(total.sum() / n.sum()) + prior - prior.mean()
-    return np.asarray((total + PSEUDO_LABELS * prior) / (n + PSEUDO_LABELS))
+    if labels.sum():
+        prior = float(total.sum() / labels.sum()) + prior - prior.mean()
+    return np.asarray((total + PSEUDO_LABELS * prior) / (labels + PSEUDO_LABELS))
 
 
-def mean_costs(cost_usd: FloatArray | None, price: FloatArray) -> FloatArray:
-    """(k,) mean cost of each model where labelled, else its price."""
+def mean_costs(
+    cost_usd: FloatArray | None, price: FloatArray, sample_weight: FloatArray | None = None
+) -> FloatArray:
+    """(k,) mean cost of each model if labelled, else its price."""
     if cost_usd is None or not len(cost_usd):
         return price
-    known = ~np.isnan(cost_usd)
-    mean = np.where(known, cost_usd, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    return np.where(known.any(axis=0), mean, price)
+    weight = np.where(np.isnan(cost_usd), 0.0, _column(sample_weight))
+    labels = weight.sum(axis=0)
+    mean = (np.nan_to_num(cost_usd) * weight).sum(axis=0) / np.where(labels > 0, labels, 1.0)
+    return np.where(labels > 0, mean, price)
 
 
-class DefaultPredictor:
-    """The base install's default policy: length and model priors, no labels."""
+def _column(sample_weight: FloatArray | None) -> FloatArray:
+    return np.ones((1, 1)) if sample_weight is None else sample_weight[:, None]
+
+
+class DefaultPredictor(Predictor):
+    """The default policy of the base install: length and model priors, no labels."""
 
     name = "default"
 
@@ -51,38 +68,44 @@ class DefaultPredictor:
         cost_usd: FloatArray | None,
         price: FloatArray,
         models: Sequence[str],
+        sample_weight: FloatArray | None = None,
     ) -> Self:
+        """Read the prices; labels are ignored."""
         prior = price_priors([None if np.isnan(p) else float(p) for p in price])
         self.curves_ = np.array(quality_curves(tuple(prior)))
         self.cost_ = price
         return self
 
-    def _score(self, x: Batch) -> FloatArray:
+    def _difficulty(self, x: Batch) -> FloatArray:
         scorer = DifficultyScorer(features.SIGNAL_NAMES)
         return np.array([scorer.score(s) for s in x.signals.tolist()])
 
     def predict(self, x: Batch) -> tuple[FloatArray, FloatArray]:
-        order = np.argsort(np.argsort(self._score(x), kind="stable"), kind="stable")
-        u = (order + 0.5) / max(1, len(x))
-        quality = self.curves_[:, np.rint(u * GRID).astype(int)].T
+        """Read the quality curves at each query's rank of difficulty among all of `x`."""
+        rank = np.argsort(np.argsort(self._difficulty(x), kind="stable"), kind="stable")
+        quantile = (rank + 0.5) / max(1, len(x))
+        quality = self.curves_[:, np.rint(quantile * GRID).astype(int)].T
         return quality, np.broadcast_to(self.cost_, quality.shape)
 
     def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray:
-        return self._score(x)
+        """The difficulty of each query."""
+        return self._difficulty(x)
 
 
 class LengthPredictor(DefaultPredictor):
-    """The plainest baseline: the log length of the last human ask."""
+    """Baseline: the log length of the last user message."""
 
     name = "length"
 
-    def _score(self, x: Batch) -> FloatArray:
+    def _difficulty(self, x: Batch) -> FloatArray:
         return x.signals[:, 0].astype(float)
 
 
-class ConstantPredictor:
-    """Best constant: shrunken means, the same for every query. Random mixing of what it says is the
-    zero router."""
+class ConstantPredictor(Predictor):
+    """Best constant: shrunken means, the same for every query.
+
+    Random mixing of its choices is the zero router.
+    """
 
     name = "constant"
 
@@ -93,21 +116,25 @@ class ConstantPredictor:
         cost_usd: FloatArray | None,
         price: FloatArray,
         models: Sequence[str],
+        sample_weight: FloatArray | None = None,
     ) -> Self:
-        self.mean_ = shrunken_means(score, price)
-        self.cost_ = mean_costs(cost_usd, price)
+        """Average the labels."""
+        self.mean_ = shrunken_means(score, price, sample_weight)
+        self.cost_ = mean_costs(cost_usd, price, sample_weight)
         return self
 
     def predict(self, x: Batch) -> tuple[FloatArray, FloatArray]:
+        """The means, for every query."""
         shape = (len(x), len(self.mean_))
         return np.broadcast_to(self.mean_, shape), np.broadcast_to(self.cost_, shape)
 
+    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray:
+        """The same score for every query."""
+        return np.zeros(len(x))
+
     def estimator(self, models: Sequence[str]) -> Estimator:
-        """What was learned, as an artifact holds it."""
+        """The means as an artifact stores them."""
         unknown = np.full(len(self.mean_), np.nan)
         return estimators.ConstantEstimator(
             tuple(models), self.mean_, np.asarray(self.cost_), unknown
         )
-
-    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray:
-        return np.zeros(len(x))

@@ -1,11 +1,11 @@
-"""The safe head: Bayesian linear regression whose priors are averaged by their evidence.
+"""Evidence-averaged linear head: Bayesian linear regression averaged over its priors.
 
-With no labels it is exactly the length of the ask; with many it is ridge regression on signals and
-embedding; between the two the data decide how much to believe. Two things make it safe. The
-posterior means are averaged by marginal likelihood over a grid of prior widths (MacKay 1992,
-"Bayesian interpolation", section 3), because the single best width is sometimes far too wide on
-fifty labels. And one member of the average says that nothing but length matters, at odds of seven
-to one before any label where nothing else is asked for: the labels must first speak against it.
+Without labels it predicts from the length of the query alone; with many labels it is ridge regression
+on signals and embedding; in between the data decide. Two properties make it safe. The posterior means
+are averaged by marginal likelihood over a grid of prior widths (MacKay 1992, "Bayesian interpolation",
+section 3), because the single best width is sometimes far too wide on fifty labels. And one member of
+the average, the null model, says that only length matters, at prior odds of e^2 (about seven to one)
+unless another value is given: the labels must first speak against it.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from suffice.lab.data.table import FloatArray
 
 # Prior variances of the weights, in units of target per standardised feature.
 PRIOR_WIDTHS: tuple[float, ...] = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-# Hyperpriors of log10 width, normal mean and deviation, and the log odds of nothing but length:
+# Hyperpriors of log10 width (normal mean and standard deviation) and log odds of the null model:
 # chosen on pairs of models of the training tables (docs/concepts/learned-policies.md).
 _SIGNALS_LOG10 = (-4.0, 0.75)
 _VECTORS_LOG10 = (-3.75, 0.5)
 NULL_LOG_ODDS = 2.0
 _LENGTH_VARIANCE = 0.002
-PSEUDO_LABELS = 20.0  # what a prior mean counts for
+PSEUDO_LABELS = 20.0  # labels that a prior mean counts as
 
 
 @dataclass
 class BayesianModelAveragingRegression:
     """y = mean + slope * length + signals @ a + vectors @ b + noise.
 
-    n_signals: s, signals beside the length. spread: (d,) prior variance of each vector dimension as
-    a multiple of the width, 1 where None. nothing_odds: log odds of nothing but length before any
-    label, minus infinity = ruled out.
-
-    fit: design (n, 1 + s + d) standardised, the length in column 0; n >= 0. targets (n, h) with NaN
-    where unknown. prior_mean (h,): expected targets at the average query, worth `PSEUDO_LABELS`
-    labels; prior_slope (h,). noise (h,): guess of the targets' variance, used for the scale of the
-    prior and, without labels, alone.
-    Learned: `intercept_` (h,), `weights_` (1 + s + d, h), `noise_` (h,) variance of the noise,
-    `nothing_` (h,) how probable it is that nothing but length matters.
+    Attributes:
+        n_signals: s, number of signals without the length.
+        vector_spectrum: (d,) prior variance of each vector dimension as a multiple of the width; None:
+            all 1.
+        null_log_odds: Prior log odds that only length matters; minus infinity rules it out.
+        widths: Prior variances to average over.
+        intercept_: (h,).
+        weights_: (1 + s + d, h).
+        noise_: (h,) variance of the noise.
+        null_probability_: (h,) posterior probability that only length matters.
     """
 
     n_signals: int
-    spread: FloatArray | None = None
-    nothing_odds: float = NULL_LOG_ODDS
+    vector_spectrum: FloatArray | None = None
+    null_log_odds: float = NULL_LOG_ODDS
     widths: tuple[float, ...] = PRIOR_WIDTHS
     intercept_: FloatArray = field(init=False, repr=False)
     weights_: FloatArray = field(init=False, repr=False)
     noise_: FloatArray = field(init=False, repr=False)
-    nothing_: FloatArray = field(init=False, repr=False)
+    null_probability_: FloatArray = field(init=False, repr=False)
 
     def fit(
         self,
@@ -63,32 +63,49 @@ class BayesianModelAveragingRegression:
         noise: FloatArray,
         sample_weight: FloatArray | None = None,
     ) -> BayesianModelAveragingRegression:
-        """sample_weight (n,): what each label counts for, 1 where None (1 / probability of having
-        been sampled, or forgetting)."""
+        """Fit h targets.
+
+        Args:
+            design: (n, 1 + s + d) standardised, the length in column 0; n >= 0.
+            targets: (n, h), NaN if unknown.
+            prior_mean: (h,) expected targets at the average query, worth `PSEUDO_LABELS` labels.
+            prior_slope: (h,) on the length.
+            noise: (h,) guess of the targets' variance, for the scale of the prior; without labels it
+                is the only source.
+            sample_weight: (n,) how many labels each row counts as; None: one each.
+
+        Returns:
+            Itself.
+        """
         n, p = design.shape
         h = targets.shape[1]
         self.intercept_ = prior_mean.astype(float).copy()
         self.weights_ = np.zeros((p, h))
         self.weights_[0] = prior_slope
         self.noise_ = noise.astype(float).copy()
-        self.nothing_ = np.full(h, 1.0 / (1.0 + np.exp(-self.nothing_odds)))
+        self.null_probability_ = np.full(h, 1.0 / (1.0 + np.exp(-self.null_log_odds)))
         x = np.concatenate([np.ones((n, 1)), design.astype(float)], axis=1)
         unknown = np.isnan(targets)
         # Heads with the same labelled rows share their matrices: usually all of them.
-        patterns, which = np.unique(unknown, axis=1, return_inverse=True)
+        patterns, pattern_of = np.unique(unknown, axis=1, return_inverse=True)
         for i in range(patterns.shape[1]):
             rows = ~patterns[:, i]
             if rows.any():
-                w = None if sample_weight is None else sample_weight[rows]
-                self._fit_some(x[rows], targets[rows], np.flatnonzero(which.ravel() == i), w)
+                weight = None if sample_weight is None else sample_weight[rows]
+                heads = np.flatnonzero(pattern_of.ravel() == i)
+                self._fit_heads(x[rows], targets[rows], heads, weight)
         return self
 
     def _priors(self, p: int, unit: float) -> tuple[FloatArray, FloatArray]:
-        """(log prior of each member of the average (c,), prior variance of the weights over that of
-        the noise (c, p)), the intercept in column 0; the last member is nothing but length."""
+        """Priors of the c members of the average; the last one is the null model.
+
+        Returns:
+            Log prior of each member (c,), and prior variance of the weights over that of the noise
+            (c, p), the intercept in column 0.
+        """
         s = self.n_signals
         d = p - 2 - s
-        spread = np.ones(d) if self.spread is None else self.spread
+        spectrum = np.ones(d) if self.vector_spectrum is None else self.vector_spectrum
         logs = np.log10(self.widths)
         signals = -0.5 * ((logs - _SIGNALS_LOG10[0]) / _SIGNALS_LOG10[1]) ** 2
         vectors = -0.5 * ((logs - _VECTORS_LOG10[0]) / _VECTORS_LOG10[1]) ** 2
@@ -101,10 +118,10 @@ class BayesianModelAveragingRegression:
         variance[:, 0] = unit / PSEUDO_LABELS
         variance[:grid, 1] = _LENGTH_VARIANCE
         variance[:grid, 2 : 2 + s] = t1
-        variance[:grid, 2 + s :] = t2 * spread
-        return np.append(log_prior, self.nothing_odds), variance / unit
+        variance[:grid, 2 + s :] = t2 * spectrum
+        return np.append(log_prior, self.null_log_odds), variance / unit
 
-    def _fit_some(
+    def _fit_heads(
         self, x: FloatArray, targets: FloatArray, heads: NDArray[np.intp], weight: FloatArray | None
     ) -> None:
         n, p = x.shape
@@ -122,15 +139,15 @@ class BayesianModelAveragingRegression:
         # drop out of the posterior mean, so that it can be profiled in closed form.
         scale = np.maximum(self.noise_[heads], 1e-6)
         log_prior, variance = self._priors(p, float(np.median(scale)))
-        solve = _by_rows(x, residual) if n < p else _by_columns(x, residual)
+        solve = solve_over_labels(x, residual) if n < p else solve_over_weights(x, residual)
         evidence = np.empty((len(log_prior), len(heads)))
         noise = np.empty_like(evidence)
         shift = np.empty((len(log_prior), p, len(heads)))
         for c, v in enumerate(variance):
             shift[c], explained, logdet = solve(v)
             # The noise has a prior of PSEUDO_LABELS labels at the guessed scale.
-            left = np.maximum(square - explained, 1e-12)
-            noise[c] = (left + PSEUDO_LABELS * scale) / (total + PSEUDO_LABELS)
+            unexplained = np.maximum(square - explained, 1e-12)
+            noise[c] = (unexplained + PSEUDO_LABELS * scale) / (total + PSEUDO_LABELS)
             evidence[c] = (
                 log_prior[c] - 0.5 * (total + PSEUDO_LABELS) * np.log(noise[c]) - 0.5 * logdet
             )
@@ -140,23 +157,24 @@ class BayesianModelAveragingRegression:
         self.intercept_[heads] = best[0]
         self.weights_[:, heads] = best[1:]
         self.noise_[heads] = (share * noise).sum(axis=0)
-        self.nothing_[heads] = share[-1]
+        self.null_probability_[heads] = share[-1]
 
     def predict(self, design: NDArray[np.floating]) -> FloatArray:
-        """(n, h)."""
+        """(n, h) predicted targets for a design (n, 1 + s + d)."""
         return self.intercept_ + design @ self.weights_
 
 
-# Both solve the same regression for one vector v (p,) of prior variances, in units of the noise:
+# Both functions solve the same regression for one vector (p,) of prior variances in units of the noise.
+# With fewer labels than weights over labels, as a Gaussian process; else over weights. A solution is
 # (posterior shift of the weights (p, h), squares explained (h,), log determinant of the evidence).
-# Fewer labels than weights: over labels, as a Gaussian process; else over weights.
-Solved = tuple[FloatArray, FloatArray, float]
+Solution = tuple[FloatArray, FloatArray, float]
 
 
-def _by_rows(x: FloatArray, residual: FloatArray) -> Callable[[FloatArray], Solved]:
+def solve_over_labels(x: FloatArray, residual: FloatArray) -> Callable[[FloatArray], Solution]:
+    """A solver for given rows (n, p) and residuals (n, h), for n < p."""
     square = (residual**2).sum(axis=0)
 
-    def solve(v: FloatArray) -> Solved:
+    def solve(v: FloatArray) -> Solution:
         a = (x * v) @ x.T
         a[np.diag_indices_from(a)] += 1.0
         dual = np.linalg.solve(a, residual)
@@ -165,10 +183,11 @@ def _by_rows(x: FloatArray, residual: FloatArray) -> Callable[[FloatArray], Solv
     return solve
 
 
-def _by_columns(x: FloatArray, residual: FloatArray) -> Callable[[FloatArray], Solved]:
+def solve_over_weights(x: FloatArray, residual: FloatArray) -> Callable[[FloatArray], Solution]:
+    """A solver for given rows (n, p) and residuals (n, h), for n >= p."""
     gram, cross = x.T @ x, x.T @ residual
 
-    def solve(v: FloatArray) -> Solved:
+    def solve(v: FloatArray) -> Solution:
         root = np.sqrt(v)[:, None]
         a = gram * root * root.T
         a[np.diag_indices_from(a)] += 1.0

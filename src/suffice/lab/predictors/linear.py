@@ -1,4 +1,4 @@
-"""TODO."""
+"""The evidence-averaged linear head: quality and log cost by Bayesian linear regression."""
 
 from __future__ import annotations
 
@@ -13,45 +13,49 @@ from suffice import features
 from suffice.artifacts import estimators
 from suffice.artifacts.estimators import Estimator
 from suffice.lab.data.table import FloatArray
-from suffice.lab.predictors.base import Batch, design_matrix
+from suffice.lab.predictors.base import Batch, Predictor, design_matrix
 from suffice.lab.predictors.baselines import mean_costs, shrunken_means
-from suffice.lab.predictors.bayes import (
-    NULL_LOG_ODDS,
-    BayesianModelAveragingRegression,
-)
+from suffice.lab.predictors.bayes import NULL_LOG_ODDS, BayesianModelAveragingRegression
 from suffice.learning.regression import CLIP, VECTOR_SCALE
 from suffice.policies.priors import SLOPE, length_slope
 
-FULL_NULL_PRIOR_LABELS = (
-    100  # labels up to which a pair's head doubts in full that anything but length matters
-)
-
-
-MIN_MULTI_MODEL_LABELS = 300  # labelled queries below which three or more models get constants only
-
-
-_VARIANCE = 0.3  # of a right/wrong gap between two models: the unit in which priors are stated
+# Up to this many labels a pair's head has the full prior odds that only length matters.
+FULL_NULL_PRIOR_LABELS = 100
+# Below this many labelled queries three or more models get constants only.
+MIN_MULTI_MODEL_LABELS = 300
+_MIN_COST_LABELS = 50  # labelled queries below which cost is a constant
+_MIN_HEAD_LABELS = 10  # values of a target below which it is not scaled or not learned
+_GAP_VARIANCE = 0.3  # of a right/wrong gap between two models: the unit in which priors are stated
 
 
 @cache
 def prior_spectrum() -> FloatArray:
-    """(n_dimensions,): prior variance of each dimension's weight as a multiple of the width.
+    """Prior variance of each dimension's weight as a multiple of the prior width.
 
-    The token table is half whitened, which suits looking neighbours up. A regression on few labels
-    does better to expect most of the directions in which prompts differ most: the variance of each
-    dimension over training prompts, scaled so that the width keeps its meaning.
+    The embedding is half whitened, which suits nearest neighbours. A regression on few labels does
+    better if it expects most of the directions in which prompts differ most. The spectrum is the
+    variance of each dimension over training prompts, scaled so that the width keeps its meaning.
+
+    Returns:
+        (n_dimensions,).
     """
     variance = features.vector_variance()
     return np.asarray(variance * variance.sum() / (variance**2).sum())
 
 
-class LinearHead:
-    """The safe head: gaps of quality to a reference model, and log cost, each a Bayesian linear
-    regression with evidence-averaged prior widths. With no labels it ranks exactly by length.
+class LinearHead(Predictor):
+    """Gaps of quality to a reference model, and log costs, each by Bayesian linear regression.
 
-    Learned: `mean_` (k,) shrunken means; `reference_`, a column; `weights_` (p, 2k + 1) and
-    `intercept_` (2k + 1,) over `design`: k gaps to the reference, the reference's own level, k log
-    costs; `has_cost_`; `constant_`, whether labels were too few for more than means.
+    The prior widths are averaged by their evidence. Without labels queries are ranked by length.
+
+    Attributes:
+        mean_: (k,) shrunken means.
+        reference_: Column of the reference model.
+        weights_: (p, 2k + 1) over `design_matrix`: k gaps to the reference, the quality of the
+            reference, k log costs.
+        intercept_: (2k + 1,).
+        has_cost_: Whether log costs were learned.
+        constant_: Whether labels were too few for more than means.
     """
 
     name = "trained"
@@ -63,132 +67,173 @@ class LinearHead:
         cost_usd: FloatArray | None,
         price: FloatArray,
         models: Sequence[str],
+        sample_weight: FloatArray | None = None,
     ) -> Self:
+        """Fit the heads."""
         k = score.shape[1]
-        self.mean_ = shrunken_means(score, price)
-        self.reference_ = self._reference(score, price)
+        self.mean_ = shrunken_means(score, price, sample_weight)
+        self.reference_ = self._choose_reference(score, price)
         ref = self.reference_
         labelled = int(((~np.isnan(score)).sum(axis=1) >= 2).sum())
         self.constant_ = k >= 3 and labelled < MIN_MULTI_MODEL_LABELS
-        d = design_matrix(x)
-        s = x.signals.shape[1]
-        p = d.shape[1]
-        self.weights_ = np.zeros((p, 2 * k + 1))
+        design = design_matrix(x)
+        self.weights_ = np.zeros((design.shape[1], 2 * k + 1))
         self.intercept_ = np.zeros(2 * k + 1)
         self.intercept_[:k] = self.mean_ - self.mean_[ref]
         self.intercept_[k] = self.mean_[ref]
         if not self.constant_:
-            gap = score - score[:, [ref]]
-            slope = self._slopes(price)
             others = [j for j in range(k) if j != ref]
-            targets = np.concatenate([gap[:, others], score[:, [ref]]], axis=1)
-            means = np.append((self.mean_ - self.mean_[ref])[others], self.mean_[ref])
-            slopes = np.append(slope[others], 0.0)
-            w, b = self._regress(d, s, targets, means, slopes, doubt=k == 2)
-            self.weights_[:, [*others, k]] = w
-            self.intercept_[[*others, k]] = b
-        base = mean_costs(cost_usd, price)
-        self.cost_ = base
-        self.has_cost_ = cost_usd is not None and bool((base > 0).all()) and labelled >= 50
-        if cost_usd is not None and self.has_cost_:
+            gaps = (score - score[:, [ref]])[:, others]
+            weights, intercept = _regress(
+                design,
+                x.signals.shape[1],
+                np.concatenate([gaps, score[:, [ref]]], axis=1),
+                np.append((self.mean_ - self.mean_[ref])[others], self.mean_[ref]),
+                np.append(self._prior_slopes()[others], 0.0),
+                sample_weight,
+                null_prior=k == 2,
+            )
+            self.weights_[:, [*others, k]] = weights
+            self.intercept_[[*others, k]] = intercept
+        self.cost_ = mean_costs(cost_usd, price, sample_weight)
+        self.has_cost_ = False
+        if cost_usd is not None and (self.cost_ > 0).all() and labelled >= _MIN_COST_LABELS:
             positive = np.where(cost_usd > 0, cost_usd, np.nan)
-            # A model without costs of its own has only its price to go by, and so then have all.
-            self.has_cost_ = bool(((~np.isnan(positive)).sum(axis=0) >= 10).all())
-            if self.has_cost_:
-                self.weights_[:, k + 1 :], self.intercept_[k + 1 :] = fit_log_heads(x, positive)
+            # If one model has no costs, only its price is known, and then all models use prices.
+            if ((~np.isnan(positive)).sum(axis=0) >= _MIN_HEAD_LABELS).all():
+                self.has_cost_ = True
+                self.weights_[:, k + 1 :], self.intercept_[k + 1 :] = fit_log_heads(
+                    x, positive, sample_weight
+                )
         return self
 
-    def _reference(self, score: FloatArray, price: FloatArray) -> int:
+    def _choose_reference(self, score: FloatArray, price: FloatArray) -> int:
         if len(price) == 2 and not np.isnan(price).any() and price[0] != price[1]:
-            return int(np.argmax(price))  # of a pair, the dear model is what the other is held to
-        # The best, of those with labels enough to hold the others to.
+            return int(np.argmax(price))  # of a pair, the expensive model is the reference
+        # Else the best model among those with enough labels to compare the others to.
         labels = (~np.isnan(score)).sum(axis=0)
         return int(np.argmax(np.where(labels >= labels.max() / 2, self.mean_, -np.inf)))
 
-    def _slopes(self, price: FloatArray) -> FloatArray:
-        """(k,) prior slopes of each gap on log length: what a weaker model lacks grows with it."""
+    def _prior_slopes(self) -> FloatArray:
+        """(k,) prior slopes of each gap on log length: the deficit of a weaker model grows with it."""
         gap = self.mean_ - self.mean_[self.reference_]
         if len(gap) == 2:
             return np.array([0.0 if j == self.reference_ else -SLOPE for j in range(2)])
         return np.array([length_slope(g) for g in gap.tolist()])
 
-    @staticmethod
-    def _regress(
-        d: FloatArray,
-        n_signals: int,
-        targets: FloatArray,
-        mean: FloatArray,
-        slope: FloatArray,
-        doubt: bool = False,
-    ) -> tuple[FloatArray, FloatArray]:
-        """Weights (p, h) and intercepts (h,). Each target is brought to the variance in whose unit
-        the priors are stated, so that graded scores and dollars are treated alike.
-
-        doubt: nothing but length is likely at first. For pairs, which learn from the first label;
-        more models have FEW for that, and costs are known to differ.
-        """
-        unit = np.ones(targets.shape[1])
-        told = (~np.isnan(targets)).sum(axis=0) >= 10
-        variance = np.nanvar(targets[:, told], axis=0)
-        unit[told] = np.sqrt(np.where(variance > 1e-8, variance, _VARIANCE) / _VARIANCE)
-        # The doubt is one of few labels: from DOUBT on its odds fall as labels grow. Chosen on pairs
-        # of the training tables: never more than .005 below length, and no brake beyond 300 labels.
-        odds = (
-            NULL_LOG_ODDS - log(max(1.0, len(targets) / FULL_NULL_PRIOR_LABELS))
-            if doubt
-            else -np.inf
-        )
-        head = BayesianModelAveragingRegression(n_signals - 1, prior_spectrum(), odds).fit(
-            d, targets / unit, mean / unit, slope, np.full(len(unit), _VARIANCE)
-        )
-        return head.weights_ * unit, head.intercept_ * unit
-
     def predict(self, x: Batch) -> tuple[FloatArray, FloatArray]:
+        """The linear heads."""
         k = len(self.mean_)
         y = self.intercept_ + design_matrix(x) @ self.weights_
         quality = y[:, :k] + y[:, [k]]
         cost = np.exp(y[:, k + 1 :]) if self.has_cost_ else np.broadcast_to(self.cost_, (len(x), k))
         return quality, cost
 
+    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray:
+        """The predicted gap."""
+        quality, _ = self.predict(x)
+        return np.asarray(quality[:, strong] - quality[:, weak])
+
     def estimator(self, models: Sequence[str]) -> Estimator:
-        """What was learned, as an artifact holds it: qualities instead of gaps and a level."""
+        """The heads as an artifact stores them: qualities instead of gaps and a reference quality."""
         k = len(self.mean_)
-        mean, deviation = features.feature_scaler()
+        mean, std = features.feature_scaler()
         weights = self.weights_[:, :k] + self.weights_[:, [k]]
         intercept = self.intercept_[:k] + self.intercept_[k]
         if self.has_cost_:
             weights = np.concatenate([weights, self.weights_[:, k + 1 :]], axis=1)
             intercept = np.append(intercept, self.intercept_[k + 1 :])
-        s = len(mean)
+        n_signals = len(mean)
         return estimators.LinearEstimator(
-            tuple(models), mean, deviation, CLIP, weights[:s], weights[s:] * VECTOR_SCALE,
+            tuple(models), mean, std, CLIP, weights[:n_signals], weights[n_signals:] * VECTOR_SCALE,
             intercept, np.asarray(self.cost_, float), self.has_cost_,
         )  # fmt: skip
 
-    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray:
-        quality, _ = self.predict(x)
-        return np.asarray(quality[:, strong] - quality[:, weak])
+
+def _regress(
+    design: FloatArray,
+    n_signals: int,
+    targets: FloatArray,
+    mean: FloatArray,
+    slope: FloatArray,
+    sample_weight: FloatArray | None,
+    null_prior: bool = False,
+) -> tuple[FloatArray, FloatArray]:
+    """Fit h targets (n, h) with prior means and slopes (h,).
+
+    Each target is scaled to the variance in whose unit the priors are stated, so that graded scores
+    and dollars are treated alike. `null_prior`: at first it is likely that only length matters. Pairs
+    need that, as they learn from the first label; more models have `MIN_MULTI_MODEL_LABELS` instead,
+    and costs are known to differ.
+
+    Returns:
+        Weights (p, h) and intercepts (h,).
+    """
+    unit = np.ones(targets.shape[1])
+    scaled = (~np.isnan(targets)).sum(axis=0) >= _MIN_HEAD_LABELS
+    variance = np.nanvar(targets[:, scaled], axis=0)
+    unit[scaled] = np.sqrt(np.where(variance > 1e-8, variance, _GAP_VARIANCE) / _GAP_VARIANCE)
+    # The prior odds are for few labels: from FULL_NULL_PRIOR_LABELS on they fall as labels grow. They
+    # were chosen on pairs of the training tables: never more than .005 below length, and no effect
+    # beyond 300 labels.
+    log_odds = -np.inf
+    if null_prior:
+        log_odds = NULL_LOG_ODDS - log(max(1.0, len(targets) / FULL_NULL_PRIOR_LABELS))
+    head = BayesianModelAveragingRegression(n_signals - 1, prior_spectrum(), log_odds).fit(
+        design, targets / unit, mean / unit, slope, np.full(len(unit), _GAP_VARIANCE), sample_weight
+    )
+    return head.weights_ * unit, head.intercept_ * unit
 
 
 def fit_gap_head(
-    x: Batch, target: FloatArray, mean: float, slope: float
+    x: Batch,
+    gap: FloatArray,
+    mean: float,
+    slope: float,
+    sample_weight: FloatArray | None = None,
 ) -> tuple[FloatArray, float]:
-    """Weights (p,) over `design` and the intercept for one target (n,), with prior mean and prior
-    slope on standardised log length."""
-    w, b = LinearHead._regress(
-        design_matrix(x), x.signals.shape[1], target[:, None], np.array([mean]), np.array([slope])
-    )
-    return w[:, 0], float(b[0])
+    """Fit one gap of quality.
+
+    Args:
+        x: Features of n queries.
+        gap: (n,).
+        mean: Its prior mean.
+        slope: Its prior slope on standardised log length.
+        sample_weight: (n,) how many labels each query counts as.
+
+    Returns:
+        Weights (p,) over `design_matrix`, and the intercept.
+    """
+    weights, intercept = _regress(
+        design_matrix(x), x.signals.shape[1], gap[:, None], np.array([mean]), np.array([slope]),
+        sample_weight,
+    )  # fmt: skip
+    return weights[:, 0], float(intercept[0])
 
 
-def fit_log_heads(x: Batch, positive: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Weights (p, k) and intercepts (k,) over `design` for the log of positive amounts (n, k), NaN
-    where unknown, scaled so that the mean of their exponentials is right on what was given."""
-    d = design_matrix(x)
+def fit_log_heads(
+    x: Batch, positive: FloatArray, sample_weight: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Fit the logarithms of positive amounts.
+
+    Args:
+        x: Features of n queries.
+        positive: (n, k), NaN if unknown.
+        sample_weight: (n,) how many labels each query counts as.
+
+    Returns:
+        Weights (p, k) over `design_matrix` and intercepts (k,), scaled so that the mean of their
+        exponentials is right on `positive`.
+    """
+    design = design_matrix(x)
     logs = np.log(positive)
-    centre = np.nanmean(logs, axis=0)
-    w, b = LinearHead._regress(d, x.signals.shape[1], logs, centre, np.zeros(logs.shape[1]))
-    told = np.exp(b + d @ w)
-    seen = ~np.isnan(positive)
-    ratio = np.where(seen, positive, 0).sum(axis=0) / np.where(seen, told, 0).sum(axis=0)
-    return w, b + np.log(ratio)
+    mean = np.nanmean(logs, axis=0)
+    weights, intercept = _regress(
+        design, x.signals.shape[1], logs, mean, np.zeros(logs.shape[1]), sample_weight
+    )
+    known = ~np.isnan(positive)
+    if sample_weight is not None:
+        known = known * sample_weight[:, None]
+    predicted = np.exp(intercept + design @ weights)
+    ratio = (np.nan_to_num(positive) * known).sum(axis=0) / (predicted * known).sum(axis=0)
+    return weights, intercept + np.log(ratio)

@@ -1,13 +1,15 @@
-"""Predictors of each model's quality and cost, all under one Protocol (`predictor.Predictor`).
+"""Finds a predictor by its name: built in, an entry point, or a trained artifact.
 
-A further one is an entry point of the group "suffice.predictors".
+Further predictors are entry points of the group "suffice.predictors".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
+from suffice.artifacts.artifact import ENTRY_POINTS
 from suffice.errors import UsageError, nearest
 from suffice.lab.predictors.base import Predictor
 from suffice.lab.predictors.baselines import ConstantPredictor, DefaultPredictor, LengthPredictor
@@ -24,25 +26,55 @@ BUILT_IN: dict[str, Callable[[], Predictor]] = {
     "cluster": ClusterPredictor,
     "ridge": RidgePredictor,
 }
+NO_LABELS = ("default", "length")  # these use prices and length only
+LEARNERS = ("trained", "knn", "cluster", "ridge", "constant")
+
+
+def is_artifact(name: str) -> bool:
+    """Whether `name` is the path of an artifact."""
+    return name not in BUILT_IN and (name.endswith(".npz") or Path(name).is_file())
+
+
+def learns(name: str) -> bool:
+    """Whether the predictor is fitted on labels of the table."""
+    return name not in NO_LABELS and not is_artifact(name)
+
+
+def plugin_names() -> list[str]:
+    """Names of the predictors that other packages offer."""
+    return [e.name for e in metadata.entry_points(group=ENTRY_POINTS) if e.name not in BUILT_IN]
 
 
 def make_predictor(name: str) -> Predictor:
-    """The predictor called `name`: built in, an entry point, or the path of an artifact. Raises
-    UsageError or ArtifactError."""
-    if name not in BUILT_IN and (name.endswith(".npz") or Path(name).is_file()):
+    """Make a predictor.
+
+    Args:
+        name: Built in, an entry point, or the path of an artifact.
+
+    Returns:
+        A predictor that is not fitted.
+
+    Raises:
+        UsageError: If there is no such predictor, or it lacks a method.
+    """
+    if is_artifact(name):
         return SavedPredictor(name)
     factory = BUILT_IN.get(name)
     if factory is None:
-        from importlib.metadata import entry_points
-
-        offered = {e.name: e for e in entry_points(group="suffice.predictors")}
-        if name not in offered:
-            known = [*BUILT_IN, *offered]
+        plugins = {e.name: e for e in metadata.entry_points(group=ENTRY_POINTS)}
+        if name not in plugins:
+            known = [*BUILT_IN, *plugins]
             close = nearest(name, known, 1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise UsageError(
                 f"There is no policy {name!r}.{hint}",
                 remedy=f"Known: {', '.join(known)}, or the path of an artifact.",
             )
-        factory = offered[name].load()
-    return factory()
+        factory = plugins[name].load()
+    predictor: object = factory()
+    if not isinstance(predictor, Predictor):
+        raise UsageError(
+            f"The policy {name!r} is not a predictor: {type(predictor).__name__} lacks a member.",
+            remedy="Subclass suffice.lab.predictors.base.Predictor.",
+        )
+    return predictor

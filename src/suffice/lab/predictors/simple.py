@@ -1,9 +1,9 @@
-"""TODO."""
+"""kNN, a table of clusters, and ridge regression: per-query quality, a constant cost per model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -15,24 +15,37 @@ from suffice.lab.predictors.base import Batch, design_matrix
 from suffice.lab.predictors.baselines import ConstantPredictor
 from suffice.learning.regression import CLIP, VECTOR_SCALE
 
+if TYPE_CHECKING:
+    from sklearn.cluster import KMeans
+    from sklearn.linear_model import RidgeCV
+
+_PSEUDO_LABELS = 5.0  # what a model's mean counts as in a cell of the cluster table
+_MIN_RIDGE_LABELS = 10
+
 
 class ConstantCostPredictor(ConstantPredictor):
-    """What kNN, cluster table and ridge share: per-query quality, a constant cost per model."""
-
-    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray:
-        quality, _ = self.predict(x)
-        return np.asarray(quality[:, strong] - quality[:, weak])
-
-    def _quality(self, x: Batch) -> FloatArray:
-        raise NotImplementedError
+    """Base class: per-query quality, a constant cost per model."""
 
     def predict(self, x: Batch) -> tuple[FloatArray, FloatArray]:
+        """The predicted quality and the mean costs."""
         quality = self._quality(x)
         return quality, np.broadcast_to(self.cost_, quality.shape)
 
+    def strong_score(self, x: Batch, strong: int, weak: int) -> FloatArray:
+        """The predicted gap."""
+        quality = self._quality(x)
+        return np.asarray(quality[:, strong] - quality[:, weak])
+
+    def _quality(self, x: Batch) -> FloatArray:
+        """(n, k)."""
+        return np.tile(self.mean_, (len(x), 1))
+
 
 class KNNPredictor(ConstantCostPredictor):
-    """kNN on the static embedding: mean score of the nearest labelled queries by cosine."""
+    """Mean score of the nearest labelled queries by cosine of the static embedding.
+
+    Sampling weights only change the overall mean: the neighbours of a query are alike.
+    """
 
     name = "knn"
 
@@ -46,8 +59,10 @@ class KNNPredictor(ConstantCostPredictor):
         cost_usd: FloatArray | None,
         price: FloatArray,
         models: Sequence[str],
+        sample_weight: FloatArray | None = None,
     ) -> Self:
-        super().fit(x, score, cost_usd, price, models)
+        """Store the labelled queries."""
+        super().fit(x, score, cost_usd, price, models, sample_weight)
         self.points_ = estimators.unit_rows(x.vectors)
         self.score_ = score
         return self
@@ -56,12 +71,13 @@ class KNNPredictor(ConstantCostPredictor):
         return self.estimator([""] * len(self.mean_)).predict(x.signals, x.vectors)[0]
 
     def estimator(self, models: Sequence[str]) -> Estimator:
+        """The labelled queries as an artifact stores them."""
         n = len(self.points_)
         if not n:
             return super().estimator(models)
-        near = min(n, self.neighbours or int(np.clip(np.sqrt(n), 10, 100)))
+        neighbours = min(n, self.neighbours or int(np.clip(np.sqrt(n), 10, 100)))
         return estimators.KNNEstimator(
-            tuple(models), self.points_, self.score_, self.mean_, np.asarray(self.cost_), near
+            tuple(models), self.points_, self.score_, self.mean_, np.asarray(self.cost_), neighbours
         )
 
 
@@ -71,7 +87,7 @@ class ClusterPredictor(ConstantCostPredictor):
     name = "cluster"
 
     def __init__(self, clusters: int | None = None, seed: int = 0) -> None:
-        self.clusters = clusters  # None: one for every 25 labels, 2 to 64
+        self.clusters = clusters  # None: one per 25 labels, 2 to 64
         self.seed = seed
 
     def fit(
@@ -81,31 +97,36 @@ class ClusterPredictor(ConstantCostPredictor):
         cost_usd: FloatArray | None,
         price: FloatArray,
         models: Sequence[str],
+        sample_weight: FloatArray | None = None,
     ) -> Self:
-        super().fit(x, score, cost_usd, price, models)
-        n = len(x)
-        k = min(n, self.clusters or int(np.clip(n // 25, 2, 64)))
-        self.kmeans_: Any = None
+        """Cluster the queries and average the labels of each cluster."""
+        super().fit(x, score, cost_usd, price, models, sample_weight)
+        k = min(len(x), self.clusters or int(np.clip(len(x) // 25, 2, 64)))
+        self.kmeans_: KMeans | None = None
         if k < 2:
             return self
         from sklearn.cluster import KMeans
 
-        self.kmeans_ = KMeans(k, n_init=1, random_state=self.seed).fit(x.vectors)
+        self.kmeans_ = KMeans(k, n_init=1, random_state=self.seed).fit(
+            x.vectors, sample_weight=sample_weight
+        )
+        weight = np.ones((len(x), 1)) if sample_weight is None else sample_weight[:, None]
+        weight = np.where(np.isnan(score), 0.0, weight)
         self.table_ = np.empty((k, score.shape[1]))
         for c in range(k):
-            inside = score[self.kmeans_.labels_ == c]
-            seen = ~np.isnan(inside)
-            total = np.where(seen, inside, 0.0).sum(axis=0)
-            # Five labels of the model's overall mean keep an empty cell sane.
-            self.table_[c] = (total + 5.0 * self.mean_) / (seen.sum(axis=0) + 5.0)
+            inside = self.kmeans_.labels_ == c
+            total = (np.nan_to_num(score[inside]) * weight[inside]).sum(axis=0)
+            labels = weight[inside].sum(axis=0)
+            self.table_[c] = (total + _PSEUDO_LABELS * self.mean_) / (labels + _PSEUDO_LABELS)
         return self
 
     def _quality(self, x: Batch) -> FloatArray:
         if self.kmeans_ is None or not len(x):
-            return np.tile(self.mean_, (len(x), 1))
+            return super()._quality(x)
         return np.asarray(self.table_[self.kmeans_.predict(x.vectors)])
 
     def estimator(self, models: Sequence[str]) -> Estimator:
+        """The table as an artifact stores it."""
         if self.kmeans_ is None:
             return super().estimator(models)
         centres = self.kmeans_.cluster_centers_.astype(np.float32)
@@ -115,7 +136,7 @@ class ClusterPredictor(ConstantCostPredictor):
 
 
 class RidgePredictor(ConstantCostPredictor):
-    """Plain ridge regression of each score on signals and embedding, penalty by cross-validation."""
+    """Ridge regression of each score on signals and embedding, penalty by cross-validation."""
 
     name = "ridge"
 
@@ -126,27 +147,33 @@ class RidgePredictor(ConstantCostPredictor):
         cost_usd: FloatArray | None,
         price: FloatArray,
         models: Sequence[str],
+        sample_weight: FloatArray | None = None,
     ) -> Self:
-        super().fit(x, score, cost_usd, price, models)
-        whole = ~np.isnan(score).any(axis=1)
-        self.ridge_: Any = None
-        if whole.sum() >= 10:
+        """Fit on the queries that have every score."""
+        super().fit(x, score, cost_usd, price, models, sample_weight)
+        complete = ~np.isnan(score).any(axis=1)
+        self.ridge_: RidgeCV | None = None
+        if complete.sum() >= _MIN_RIDGE_LABELS:
             from sklearn.linear_model import RidgeCV
 
-            self.ridge_ = RidgeCV(np.logspace(0, 5, 11)).fit(design_matrix(x)[whole], score[whole])
+            weight = None if sample_weight is None else sample_weight[complete]
+            self.ridge_ = RidgeCV(np.logspace(0, 5, 11)).fit(
+                design_matrix(x)[complete], score[complete], sample_weight=weight
+            )
         return self
 
     def _quality(self, x: Batch) -> FloatArray:
         if self.ridge_ is None or not len(x):
-            return np.tile(self.mean_, (len(x), 1))
+            return super()._quality(x)
         return np.asarray(self.ridge_.predict(design_matrix(x))).reshape(len(x), -1)
 
     def estimator(self, models: Sequence[str]) -> Estimator:
+        """The weights as an artifact stores them."""
         if self.ridge_ is None:
             return super().estimator(models)
-        mean, deviation = features.feature_scaler()
-        s, weights = len(mean), self.ridge_.coef_.reshape(len(models), -1).T
+        mean, std = features.feature_scaler()
+        n_signals, weights = len(mean), self.ridge_.coef_.reshape(len(models), -1).T
         return estimators.LinearEstimator(
-            tuple(models), mean, deviation, CLIP, weights[:s], weights[s:] * VECTOR_SCALE,
+            tuple(models), mean, std, CLIP, weights[:n_signals], weights[n_signals:] * VECTOR_SCALE,
             np.asarray(self.ridge_.intercept_, float).reshape(-1), np.asarray(self.cost_, float),
         )  # fmt: skip
