@@ -140,7 +140,7 @@ def prompts(data: Path, each: int, seed: int) -> dict[str, list[str]]:
 
 def trained_policy(folder: Path) -> tuple[Policy, dict[str, Any]]:
     """The policy that serves an artifact trained on a table, and what the artifact says of itself."""
-    made, _ = train(load_table(folder), policy="trained", made="2026-01-01")
+    made, _ = train(load_table(folder), policy="trained", date="2026-01-01")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "router.npz"
         saved = artifacts.save(made, path)

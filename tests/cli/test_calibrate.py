@@ -75,7 +75,7 @@ def test_what_cannot_be_certified_is_said_and_an_old_certificate_stays(
     assert suffice(*args, "0.1")[0] == 0
     before = (tmp_path / "default.certificate.json").read_bytes()
     code, out, err = suffice(*args, "0.002")
-    assert code == 1 and "stays as it was" in err and "about 1151" in err
+    assert code == 1 and "is unchanged" in err and "about 1151" in err
     assert "at the easiest step" in out
     assert (tmp_path / "default.certificate.json").read_bytes() == before
 

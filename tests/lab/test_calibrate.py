@@ -33,24 +33,24 @@ THREE = ("lab/small", "lab/middle", "lab/large")
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("trained") / "router.npz"
-    artifacts.save(train(table(300), policy="trained", made="2026-01-02")[0], path)
+    artifacts.save(train(table(300), policy="trained", date="2026-01-02")[0], path)
     return str(path)
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("trained") / "three.npz"
-    artifacts.save(train(table(350, THREE), policy="trained", made="2026-01-02")[0], path)
+    artifacts.save(train(table(350, THREE), policy="trained", date="2026-01-02")[0], path)
     return str(path)
 
 
 def run(t: Table, policy: str, **more: object) -> Calibration:
-    asked: dict[str, object] = {"max_loss": 0.15, "confidence": 0.9, "made": "2026-02-03", **more}
+    asked: dict[str, object] = {"max_loss": 0.15, "confidence": 0.9, "date": "2026-02-03", **more}
     return calibrate(t, policy, **asked)  # type: ignore[arg-type]
 
 
 def of(c: Calibration) -> Certificate:
-    assert c.certificate is not None, c.verdict.reason
+    assert c.certificate is not None, c.result.reason
     return c.certificate
 
 
@@ -166,8 +166,8 @@ def test_unlabelled_queries_are_left_out(artifact: str) -> None:
 
 def test_too_strict_a_wish_is_no_certificate(artifact: str) -> None:
     told = run(table(100, seed=1), artifact, max_loss=0.001)
-    assert told.certificate is None and told.verdict.labels_needed == 2302
-    assert "too few" in told.verdict.reason
+    assert told.certificate is None and told.result.labels_needed == 2302
+    assert "too few" in told.result.reason
 
 
 @pytest.mark.parametrize(

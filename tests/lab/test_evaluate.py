@@ -16,8 +16,9 @@ from suffice.lab.data.costs import read_prices
 from suffice.lab.data.splits import connected_groups, group_kfold
 from suffice.lab.data.table import FloatArray, Table
 from suffice.lab.evaluate import frontier, metrics
-from suffice.lab.evaluate.evaluate import BASELINES, evaluate
+from suffice.lab.evaluate.evaluate import evaluate
 from suffice.lab.evaluate.frontier import random_mixtures, sweep_thresholds, sweep_tradeoffs
+from suffice.lab.evaluate.result import BASELINES
 from suffice.lab.evaluate.robustness import REWORDINGS, WHITE_SPACE, perturb
 from suffice.lab.predictors import registry
 from suffice.lab.predictors.base import Batch, Predictor, extract_table
@@ -87,7 +88,7 @@ def test_pair_metrics_are_those_of_the_protocol() -> None:
     score = registry.make_predictor("length")
     x = extract_table(made)
     score.fit(x.take([]), np.empty((0, 2)), None, np.array([0.0, 1.0]), made.models)
-    p = metrics.pair(score.strong_score(x, 1, 0), made.score[:, 1], made.score[:, 0])
+    p = metrics.pair_curve(score.strong_score(x, 1, 0), made.score[:, 1], made.score[:, 0])
     got = result["policies"]["length"]
     assert got["apgr"] == pytest.approx(p.apgr)
     assert (got["cpt50"], got["cpt80"]) == (p.cpt(0.5), p.cpt(0.8))
@@ -416,7 +417,7 @@ def test_many_models_and_equal_prices() -> None:
 
 
 def test_an_artifact_judged_on_its_own_lessons_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from suffice.lab.train.train import key_hashes
+    from suffice.lab.data.keys import key_hashes
 
     made = table(60)
 
@@ -447,7 +448,7 @@ def test_thresholds_go_from_all_to_none() -> None:
     assert (share[0], share[-1]) == (1.0, 0.0)
     assert (np.diff(share) <= 0).all()
     # A new query is sent where its score would have been sent.
-    new = sweep_thresholds(np.array([49.5, -1.0]), 1, 0, like=score)
+    new = sweep_thresholds(np.array([49.5, -1.0]), 1, 0, reference=score)
     assert new[50].tolist() == [1, 0]
 
 

@@ -48,7 +48,7 @@ def test_apgr_is_routellms(seed: int) -> None:
     score = rng.normal(size=n)
     weak = (rng.random(n) < 0.5).astype(float)
     strong = (rng.random(n) < 0.8).astype(float)
-    p = metrics.pair(score, strong, weak)
+    p = metrics.pair_curve(score, strong, weak)
     points = literal_pair(score.tolist(), strong.tolist(), weak.tolist())
     got = np.array(sorted(zip(p.share.tolist(), p.quality.tolist(), strict=True)))
     assert got == pytest.approx(np.array(sorted(points)))
@@ -59,30 +59,30 @@ def test_apgr_of_known_rankings() -> None:
     # 100 queries, the weak model right on half of them; the strong one always.
     weak = np.arange(100) % 2 == 0
     strong = np.ones(100)
-    perfect = metrics.pair(1 - weak + np.arange(100) * 1e-6, strong, weak)
+    perfect = metrics.pair_curve(1 - weak + np.arange(100) * 1e-6, strong, weak)
     # The gap is closed at half of the calls: half a triangle and half a rectangle.
     assert perfect.apgr == pytest.approx(0.75, abs=0.01)
     assert perfect.cpt(0.5) == pytest.approx(0.25, abs=0.01)
     assert perfect.cpt(0.8) == pytest.approx(0.40, abs=0.01)
-    constant = metrics.pair(np.zeros(100), strong, weak)
+    constant = metrics.pair_curve(np.zeros(100), strong, weak)
     assert constant.apgr == pytest.approx(0.5)
     assert (constant.cpt(0.5), constant.cpt(0.8)) == (pytest.approx(0.5), pytest.approx(0.8))
-    worst = metrics.pair(weak + np.arange(100) * 1e-6, strong, weak)
+    worst = metrics.pair_curve(weak + np.arange(100) * 1e-6, strong, weak)
     assert worst.apgr == pytest.approx(0.25, abs=0.01)
 
 
 def test_cpt_reads_the_running_maximum() -> None:
     # Recovered: 0, .6, .4, 1 at shares 0, .25, .5, 1. Half is reached before .25, and stays so.
-    p = metrics.Pair(np.array([1.0, 0.5, 0.25, 0.0]), np.array([1.0, 0.4, 0.6, 0.0]), 0.0, 1.0)
+    p = metrics.PairCurve(np.array([1.0, 0.5, 0.25, 0.0]), np.array([1.0, 0.4, 0.6, 0.0]), 0.0, 1.0)
     assert p.cpt(0.5) == pytest.approx(0.25 * 0.5 / 0.6)
     assert p.cpt(0.8) == pytest.approx(0.5 + 0.5 * (0.8 - 0.6) / (1.0 - 0.6))
-    unreached = metrics.Pair(np.array([1.0, 0.0]), np.array([0.4, 0.0]), 0.0, 1.0)
+    unreached = metrics.PairCurve(np.array([1.0, 0.0]), np.array([0.4, 0.0]), 0.0, 1.0)
     assert unreached.cpt(0.5) is None
 
 
 def test_equal_models_have_no_apgr() -> None:
     same = np.array([0.0, 1.0, 1.0])
-    p = metrics.pair(np.arange(3.0), same, same)
+    p = metrics.pair_curve(np.arange(3.0), same, same)
     assert math.isnan(p.apgr)
     assert p.cpt(0.5) is None
 
@@ -180,7 +180,7 @@ def test_apgr_draws_weigh_queries_as_redrawn() -> None:
     redraws = stats.ClusterBootstrap(np.arange(n), 5, seed=1)
     drawn = metrics.apgr_draws(score, strong, weak, redraws)
     edges = metrics.bin_edges(score)
-    chosen = metrics.strong_at(score, edges)
+    chosen = metrics.strong_calls(score, edges)
     for i in range(5):
         w = redraws.means(np.eye(n))[i]  # the share of each query in this resample
         share = (chosen * w).sum(axis=1) / w.sum()

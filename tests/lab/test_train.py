@@ -11,10 +11,12 @@ from tests.support.tables import table
 from suffice import features, policies
 from suffice.artifacts import artifact as artifacts
 from suffice.errors import ArtifactError, TableError, UsageError
+from suffice.lab.data.keys import key_hashes
+from suffice.lab.predictors import registry
 from suffice.lab.predictors.base import Batch, Predictor, extract_table
-from suffice.lab.train import train as training
+from suffice.lab.predictors.simple import KNNPredictor
 from suffice.lab.train.add_model import add_models
-from suffice.lab.train.train import key_hashes, train
+from suffice.lab.train.train import train
 from suffice.types import Candidate, Model, Objective, Price
 
 THREE = ("lab/small", "lab/middle", "lab/large")
@@ -22,7 +24,7 @@ THREE = ("lab/small", "lab/middle", "lab/large")
 
 @pytest.mark.slow
 def test_what_differs_by_topic_is_learned_and_chosen() -> None:
-    made, outcome = train(table(400), made="2026-01-02")
+    made, outcome = train(table(400), date="2026-01-02")
     assert outcome.chosen != "constant"
     assert outcome.nested is not None
     assert outcome.nested[0] > 0.02
@@ -44,15 +46,13 @@ def test_where_nothing_can_be_learned_it_is_a_constant_and_says_so() -> None:
     noise = replace(t, score=(rng.random(t.score.shape) < [0.6, 0.7, 0.8]).astype(float))
     made, outcome = train(noise)
     assert outcome.chosen == "constant"
-    assert "no learner" in outcome.why
+    assert "no learner" in outcome.reason
     assert made.card.kind == "constant"
     assert made.estimator.quality == pytest.approx([0.6, 0.7, 0.8], abs=0.08)
 
 
 @pytest.mark.parametrize("policy", ["trained", "ridge", "knn", "cluster", "constant"])
 def test_every_learner_can_be_asked_for_and_is_what_it_was_in_the_lab(policy: str) -> None:
-    from suffice.lab.predictors import registry
-
     t = table(400, THREE)
     made, outcome = train(t, policy=policy)
     assert outcome.chosen == policy
@@ -72,7 +72,7 @@ def test_every_learner_can_be_asked_for_and_is_what_it_was_in_the_lab(policy: st
 def test_few_labels_make_a_safe_head_of_a_pair_and_means_of_more() -> None:
     made, outcome = train(table(40))
     assert outcome.chosen == "trained"
-    assert "too few" in outcome.why
+    assert "too few" in outcome.reason
     more, outcome = train(table(40, THREE))
     assert outcome.chosen == "constant"
     assert made.card.kind == "linear"
@@ -99,8 +99,8 @@ def test_missing_scores_are_learned_around() -> None:
 
 @pytest.mark.slow
 def test_the_same_table_and_seed_give_the_same_file() -> None:
-    a, _ = train(table(200), made="2026-01-02")
-    b, _ = train(table(200), made="2026-01-02")
+    a, _ = train(table(200), date="2026-01-02")
+    b, _ = train(table(200), date="2026-01-02")
     assert artifacts.pack(a) == artifacts.pack(b)
 
 
@@ -152,30 +152,25 @@ def test_what_cannot_grow_says_why() -> None:
         add_models(linear, t)
 
 
-def test_a_mixed_up_split_never_stands_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same question asked twice is in one fold: otherwise kNN would look like an oracle."""
+def test_the_same_question_is_never_on_both_sides_of_a_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scores are pure noise, and each question is in the table twice with the same scores."""
+    monkeypatch.setitem(registry.BUILT_IN, "nearest", lambda: KNNPredictor(neighbours=1))
     t = table(200)
+    noise = np.random.default_rng(7).integers(0, 2, t.score.shape).astype(float)
+    assert t.cost_usd is not None
     twice = replace(
         t,
         query_ids=tuple(f"{q}{s}" for s in "ab" for q in t.query_ids),
         messages=t.messages * 2,
-        score=np.concatenate([t.score, t.score]),
-        cost_usd=None if t.cost_usd is None else np.concatenate([t.cost_usd, t.cost_usd]),
+        score=np.concatenate([noise, noise]),
+        cost_usd=np.concatenate([t.cost_usd, t.cost_usd]),
         benchmark=None,
     )
-    seen: list[bool] = []
-    fit = training._TrainingData.on
-
-    def watched(self: training._TrainingData, rows: np.ndarray, name: str) -> object:
-        keys = np.array(self.table.keys)
-        seen.append(bool(np.isin(np.delete(keys, rows), keys[rows]).any()))
-        return fit(self, rows, name)
-
-    monkeypatch.setattr(training._TrainingData, "on", watched)
-    train(twice, policy="knn")
-    # The last fit is the one on everything.
-    assert seen
-    assert not any(seen)
+    _, outcome = train(twice, policy="nearest")
+    # With its copy in the training folds the nearest neighbour would know every score.
+    assert outcome.gains["nearest"][0] < 0.05
 
 
 class Own(Predictor):

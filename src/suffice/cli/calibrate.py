@@ -1,12 +1,15 @@
-"""`suffice calibrate`: a certified threshold, or plainly why there can be none."""
+"""`suffice calibrate`: certifies a threshold, or says why none can be certified."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
+
+from suffice.cli.calibrate_view import failure, figures, show
+from suffice.errors import JobError, UsageError
 
 if TYPE_CHECKING:
     from suffice.lab.calibrate.calibrate import Calibration
@@ -14,84 +17,107 @@ if TYPE_CHECKING:
 
 def command(
     table: str = typer.Argument(
-        help="Labelled outcomes that the policy was not trained on, drawn from the traffic that "
+        help="Labelled outcomes that the policy was not trained on, sampled from the traffic that "
         "the guarantee is for; any format of suffice eval."
     ),
     policy: str = typer.Option(
-        ..., "--policy", help="An artifact of suffice train, or default, or length."
+        ...,
+        "--policy",
+        help="Calibrate this policy: an artifact of suffice train, default or length.",
     ),
     max_loss: float = typer.Option(
-        ..., "--max-loss", help="Mean quality that may be lost against the reference: 0.05."
+        ...,
+        "--max-loss",
+        help="Mean quality that may be lost against the reference, for example 0.05.",
     ),
-    confidence: float = typer.Option(0.9, "--confidence", help="How sure: 0.9."),
+    confidence: float = typer.Option(
+        0.9, "--confidence", help="Probability that the guarantee holds, for example 0.9."
+    ),
     models: str = typer.Option(
-        None, "--models", help="Only these, comma-separated: the reference and the cheap ones."
+        None,
+        "--models",
+        help="Comma-separated models to include: the reference and the cheap ones.",
     ),
     reference: str = typer.Option(
         None,
         "--reference",
-        help="The model that quality is held to; without it the artifact's, or the dearest.",
+        help="Compare quality to this model; by default the artifact's reference, or the most "
+        "expensive model.",
     ),
     prices: Path = typer.Option(
-        None, "--prices", help="A JSON file with USD per million tokens, for tables without costs."
+        None,
+        "--prices",
+        help="Read prices, USD per million tokens, from this JSON file, for tables without costs.",
     ),
     config: Path = typer.Option(
         None,
         "--config",
-        help="A suffice.toml whose prices the certificate is bound to; without it ./suffice.toml, "
-        "else the catalog's.",
+        help="Bind the certificate to the prices of this suffice.toml; by default ./suffice.toml, "
+        "else the catalog.",
     ),
     out: Path = typer.Option(
-        None, "--out", help="Where the certificate goes; without it POLICY.certificate.json."
+        None,
+        "--out",
+        help="Write the certificate to this file; by default POLICY.certificate.json.",
     ),
-    json: bool = typer.Option(False, "--json", help="One JSON object."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Certify how many queries a cheap model may serve without losing more quality than allowed.
+    """Certify how many queries a cheap model may answer without losing more quality than allowed.
 
     The loss is gross (a query that the cheap model fails and the reference does not, counted over
-    all traffic) and is at most --max-loss with probability --confidence, while traffic stays like
-    the table. Serve it with `objective = { max_quality_loss = 0.05, confidence = 0.9 }`. Where
-    nothing can be certified, the reason is said, nothing is written and the exit code is 1.
+    all traffic) and is at most --max-loss with probability --confidence, while traffic is like
+    the table. Serve it with `objective = { max_quality_loss = 0.05, confidence = 0.9 }`. If
+    nothing can be certified, the reason is printed, nothing is written and the exit code is 1.
     """
     import datetime as dt
 
     from suffice.artifacts import certificate as certificates
     from suffice.cli.output import print_json
-    from suffice.errors import JobError, UsageError
     from suffice.lab.calibrate.calibrate import calibrate
     from suffice.lab.data.costs import read_prices
     from suffice.lab.data.load import load_table
 
-    where = certificates.default_path(policy) if out is None else out
-    if where.is_dir():
-        raise UsageError(f"--out {where}: is a folder.", remedy="Give a file.")
-    if not where.parent.exists():
-        raise UsageError(f"--out {where}: its folder does not exist.", remedy="Make it first.")
-    found = load_table(table)
-    told = calibrate(
-        found,
+    path = certificates.default_path(policy) if out is None else out
+    if path.is_dir():
+        raise UsageError(f"--out {path}: is a folder.", remedy="Give a file.")
+    if not path.parent.exists():
+        raise UsageError(f"--out {path}: its folder does not exist.", remedy="Make it first.")
+    data = load_table(table)
+    calibration = calibrate(
+        data,
         policy,
         max_loss=max_loss,
         confidence=confidence,
-        made=dt.date.today().isoformat(),
+        date=dt.date.today().isoformat(),
         models=None if models is None else [m.strip() for m in models.split(",") if m.strip()],
         reference=reference,
         prices=None if prices is None else read_prices(prices),
-        list_prices=_list_prices(config, found.models),
+        list_prices=_list_prices(config, data.models),
         progress=True,
     )
-    if told.certificate is None:
-        kept = f"{where} stays as it was" if where.exists() else "nothing was written"
-        if json:
-            print_json(_failure(told, kept))
-        else:
-            show(told)
-        raise JobError(f"Cannot certify: {told.verdict.reason}; {kept}.", remedy=_remedy(told))
-    saved = certificates.save(told.certificate, where)
+    if calibration.certificate is None:
+        raise _report_failure(calibration, path, json)
+    saved = certificates.save(calibration.certificate, path)
     if json:
-        print_json({"certified": True, "file": str(where), **_figures(told), "certificate": saved})
+        result = {"certified": True, "file": str(path), **figures(calibration)}
+        print_json({**result, "certificate": saved})
     else:
-        show(told, where)
+        show(calibration, path)
+
+
+def _report_failure(calibration: Calibration, path: Path, json: bool) -> JobError:
+    """Print why nothing is certified, and make the error that ends the command."""
+    from suffice.cli.output import print_json
+
+    state = f"{path} is unchanged" if path.exists() else "nothing was written"
+    if json:
+        print_json(failure(calibration, state))
+    else:
+        show(calibration)
+    remedy = "Allow more loss, or train a better policy or choose a better cheap model."
+    if calibration.result.labels_needed is not None:
+        remedy = "Collect more labels (suffice collect), or allow more loss or less confidence."
+    return JobError(f"Cannot certify: {calibration.result.reason}; {state}.", remedy=remedy)
 
 
 def _list_prices(
@@ -108,92 +134,12 @@ def _list_prices(
 
         models = tuple(builtin_models())
     served = [m.name for m in models]
-    out: dict[str, tuple[float, float] | None] = {}
+    prices: dict[str, tuple[float, float] | None] = {}
     for name in names:
-        at = match_model(name, served)
-        if at is None:
+        index = match_model(name, served)
+        if index is None:
             continue
-        price = models[at].price
+        price = models[index].price
         usd_in, usd_out = price.input_usd_per_mtok, price.output_usd_per_mtok
-        out[name] = None if usd_in is None or usd_out is None else (usd_in, usd_out)
-    return out
-
-
-def _figures(told: Calibration) -> dict[str, Any]:
-    v = told.verdict
-    return {
-        "labels": v.n,
-        "cheap_share": v.cheap_share,
-        "net_quality_change": told.net,
-        "usd_per_query": None
-        if told.costs is None
-        else {"reference": told.costs[0], "certified": told.costs[1]},
-        "notes": list(told.notes),
-    }
-
-
-def _failure(told: Calibration, kept: str) -> dict[str, Any]:
-    v = told.verdict
-    return {
-        "certified": False,
-        "reason": v.reason,
-        "labels": v.n,
-        "labels_needed": v.labels_needed,
-        "first_step": {
-            "cheap_share": v.cheap_share,
-            "loss": v.losses / v.n if v.n else None,
-            "upper_bound": v.upper_bound,
-        },
-        "file": kept,
-        "notes": list(told.notes),
-    }
-
-
-def _remedy(told: Calibration) -> str:
-    if told.verdict.labels_needed is not None:
-        return "Collect more labels (suffice collect), or allow more loss or less confidence."
-    return "Allow more loss, or train a better policy or choose a better cheap model."
-
-
-def show(told: Calibration, where: Path | None = None) -> None:
-    """What was found, as a person reads it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from suffice.cli.output import usd
-
-    console = Console()
-    v, c = told.verdict, told.certificate
-    table = Table(box=None, pad_edge=False, show_header=False)
-    rows = [
-        ("reference", told.reference),
-        ("cheap", ", ".join(told.cheap)),
-        ("labels", f"{v.n} {'queries' if c is None else c.unit}, {v.kind}, {v.method}"),
-        ("loss seen", f"{v.losses:g} of {v.n}" if v.n else "none"),
-        ("loss at most", f"{v.upper_bound:.4f}"),
-        ("goes cheap", f"{v.cheap_share:.1%}" + (" at the easiest step" if c is None else "")),
-    ]
-    if c is not None:
-        rows.append(("score at most", f"{c.threshold:.6g}"))
-        if told.net is not None:
-            rows.append(("net change of quality", f"{told.net:+.4f}"))
-        if told.costs is not None:
-            before, after = told.costs
-            rows.append(
-                ("USD a query", f"{usd(before)} → {usd(after)} ({1 - after / before:.0%} less)")
-            )
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    for note in told.notes:
-        console.print(f"[yellow]note[/yellow]: {note}", highlight=False)
-    if c is None:
-        return
-    cheap = c.cheap[0] if len(c.cheap) == 1 else f"one of {len(c.cheap)} cheaper models"
-    console.print(
-        f"[bold green]certified[/bold green]: {c.cheap_share:.0%} of queries may go to {cheap}; "
-        f"with {c.confidence:.0%} confidence the quality lost against {c.reference} is at most "
-        f"{c.max_loss:g} on average over all queries, while traffic stays like {c.table}.",
-        highlight=False,
-    )
-    console.print(f"[dim]{where}[/dim]", highlight=False)
+        prices[name] = None if usd_in is None or usd_out is None else (usd_in, usd_out)
+    return prices

@@ -1,10 +1,9 @@
-"""`suffice eval`: curves and metrics of policies on a table of outcomes, beside the baselines."""
+"""`suffice eval`: curves and metrics of policies on a table of outcomes, with the baselines."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -12,58 +11,67 @@ from suffice.errors import UsageError
 
 
 def command(
-    table: str = typer.Argument(..., help="A folder, a file or a store's URL."),
+    table: str = typer.Argument(..., help="A folder, a file or the URL of a store."),
     policy: list[str] = typer.Option(
         [],
         "--policy",
-        help="default, trained, knn, cluster, ridge, constant, an entry point, or the path of an "
-        "artifact; may be given several times.",
+        help="Evaluate this policy: default, trained, knn, cluster, ridge, constant, an entry point, "
+        "or the path of an artifact. Repeat the option for several.",
     ),
-    models: str = typer.Option(None, "--models", help="Only these models: a,b,..."),
+    models: str = typer.Option(
+        None, "--models", help="Comma-separated models to include, for example a,b."
+    ),
     fit_on: str = typer.Option(
-        None, "--fit-on", help="Policies that learn are fitted on this table."
+        None, "--fit-on", help="Fit policies that learn on this table instead of cross-fitting."
     ),
-    json: bool = typer.Option(False, "--json", help="One JSON object on standard output."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
     out: Path = typer.Option(
         None, "--out", help="Write results.json, curves as PNG and report.html into this folder."
     ),
-    by: list[str] = typer.Option([], "--by", help="Also for each benchmark or category."),
+    by: list[str] = typer.Option(
+        [], "--by", help="Also evaluate each value of this column: benchmark or category."
+    ),
     leave_one_source_out: bool = typer.Option(
         False,
         "--leave-one-source-out",
-        help="Also each benchmark judged by policies fitted on all others.",
+        help="Also evaluate each benchmark by policies fitted on all others.",
     ),
     prices: Path = typer.Option(
         None,
         "--prices",
-        help='JSON of prices for tables without costs: {"model": {"input_usd_per_mtok": 1, '
-        '"output_usd_per_mtok": 2}}.',
+        help='Read prices of models without costs from this JSON file: {"model": '
+        '{"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}}.',
     ),
-    draws: int = typer.Option(1000, "--draws", min=100, max=10000, help="Bootstrap draws."),
-    seed: int = typer.Option(0, "--seed", min=0, help="Of folds, coins and bootstrap."),
+    draws: int = typer.Option(
+        1000, "--draws", min=100, max=10000, help="Number of bootstrap resamples."
+    ),
+    seed: int = typer.Option(
+        0, "--seed", min=0, help="Random seed for folds, random mixing and bootstrap."
+    ),
 ) -> None:
-    """Judge routing policies on recorded outcomes: curves, metrics with intervals, baselines.
+    """Evaluate routing policies on recorded outcomes: curves, metrics with intervals, baselines.
 
     \b
     TABLE is one of
       a folder    queries.parquet   query_id, prompt or messages,
-                                    optional benchmark, category, group
+                                    optional benchmark, category, group,
+                                    sampling_weight
                   outcomes.parquet  query_id, model, score from 0 to 1 (null: unknown),
                                     optional cost_usd, input_tokens, output_tokens, latency_s
       one file    .jsonl, .json, .csv, .tsv or .parquet with those columns joined,
-                  one row for each query and model
+                  one row per query and model
       originals   RouterBench (CSV or Parquet, not pickle), RouteLLM's response CSVs and
                   MT-Bench folder, MMLU-Pro result JSONs, OpenAI evals logs; GSM8K, MMLU-Pro
                   questions and LiteLLM spend logs hold no scores and are for assess and collect
-      a store     sqlite:///... with kept prompts and feedback
+      a store     sqlite:///... with stored prompts and feedback
 
-    Without --policy the default policy is judged, and with --fit-on the learned ones too. A policy
-    that learns is cross-fitted where there is no --fit-on; with it, queries of that table that are
-    also judged are dropped first. Always beside them: cheapest, best, random, length, zero_router
-    (random mixing of single models) and oracle.
+    Without --policy the default policy is evaluated, and with --fit-on the learned ones too. Without
+    --fit-on a policy that learns is cross-fitted; with it, queries that are in both tables are
+    dropped before fitting. The baselines are always included: cheapest, best, random, length,
+    zero_router (random mixing of single models) and oracle.
 
     Costs are those of the table. A pair without costs is costed by its share of strong calls; more
-    models without costs by --prices or by list prices the catalog knows.
+    models without costs by --prices or by list prices of the catalog.
     """
     from suffice.cli.output import print_json
     from suffice.lab.data.costs import read_prices
@@ -72,7 +80,7 @@ def command(
 
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: there is a file of that name.", remedy="Give a folder.")
-    if fit_on is not None and _same(table, fit_on):
+    if fit_on is not None and _same_table(table, fit_on):
         raise UsageError(
             "--fit-on is the table that is judged.",
             remedy="Leave it out: policies that learn are then cross-fitted.",
@@ -96,16 +104,13 @@ def command(
         files = write_report(result, out)
     if json:
         print_json(result)
-        return
-    from suffice.cli.eval_view import show
+    else:
+        from suffice.cli.eval_view import show
 
-    show(result, files)
+        show(result, files)
 
 
-def _same(a: str, b: str) -> bool:
+def _same_table(a: str, b: str) -> bool:
     if "://" in a or "://" in b:
         return a == b
     return Path(a).resolve() == Path(b).resolve()
-
-
-__all__: list[Any] = ["command"]

@@ -1,31 +1,72 @@
-"""An evaluation as a person reads it in a terminal."""
+"""Prints an evaluation to a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from suffice.lab.evaluate.result import EvaluationResult, PartResult
 
-def show(result: Mapping[str, Any], files: Sequence[Path], console: Console | None = None) -> None:
-    from suffice.lab.evaluate.evaluate import BASELINES
+MAX_MODELS = 12
+
+
+def show(result: EvaluationResult, files: Sequence[Path], console: Console | None = None) -> None:
+    """Print the models, the policies with intervals, the parts and the notes.
+
+    Args:
+        result: The evaluation.
+        files: Files that were written.
+        console: To print to; None: standard output.
+    """
+    from suffice.lab.evaluate.result import BASELINES
     from suffice.lab.report.evaluation import conclude
 
     console = console or Console()
-    say = console.print
-    pair = result["strong"] is not None
     unit = "USD per query" if result["cost_unit"] == "usd" else "share of strong calls"
-    say(
+    console.print(
         f"[bold]{escape(result['table'])}[/bold]: {result['n_queries']:,} queries, "
         f"{len(result['models'])} models, cost in {unit}"
     )
     for warning in result["warnings"]:
-        say(f"[yellow]warning: {escape(warning)}[/yellow]")
-    say(_models(result))
+        console.print(f"[yellow]warning: {escape(warning)}[/yellow]")
+    console.print(_models(result))
+    console.print(_policies(result))
+    fitted = {n: p["fitted"] for n, p in result["policies"].items() if n not in BASELINES}
+    text = escape("; ".join(f"{n}: {how}" for n, how in fitted.items()))
+    console.print(f"[dim]{text}[/dim]", soft_wrap=True)
+    for title, parts in _parts(result).items():
+        console.print(_breakdown(title, parts, result))
+    console.print(f"[bold green]{escape(conclude(result))}[/bold green]")
+    console.print(f"[dim]In brackets: {escape(result['intervals'])}. Notes:[/dim]")
+    for note in result["notes"]:
+        console.print(f"[dim]- {escape(note)}[/dim]")
+    if files:
+        console.print("Written: " + ", ".join(escape(str(f)) for f in files), soft_wrap=True)
+
+
+def _models(result: EvaluationResult) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model", overflow="fold")
+    table.add_column("quality", justify="right")
+    table.add_column("cost", justify="right")
+    rows = sorted(result["models"].items(), key=lambda i: -i[1]["quality"])
+    for name, m in rows[:MAX_MODELS]:
+        table.add_row(escape(name), f"{m['quality']:.4f}", _cost(m["cost"], result))
+    if len(rows) > MAX_MODELS:
+        table.add_row(f"[dim]and {len(rows) - MAX_MODELS} more[/dim]", "", "")
+    return table
+
+
+def _policies(result: EvaluationResult) -> Table:
+    from suffice.lab.evaluate.result import BASELINES
+
+    pair = result["strong"] is not None
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("policy", overflow="fold", min_width=11)
     heads = ["APGR", "CPT50", "CPT80", "gain over zero router", "QNC"]
@@ -34,51 +75,29 @@ def show(result: Mapping[str, Any], files: Sequence[Path], console: Console | No
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for name, p in result["policies"].items():
-        gain = _with(p["gain_over_zero_router"], p["gain_ci"], sign=True)
-        qnc = _plain(p["qnc"], 2)
+        gain = _with_interval(p["gain_over_zero_router"], p["gain_ci"], sign=True)
+        qnc = _optional(p["qnc"], 2)
         if pair:
-            cells = [_with(p["apgr"], p["apgr_ci"]), _plain(p["cpt50"]), _plain(p["cpt80"]), gain]
-            cells.append(qnc)
+            apgr = _with_interval(p["apgr"], p["apgr_ci"])
+            cells = [apgr, _optional(p["cpt50"]), _optional(p["cpt80"]), gain, qnc]
         else:
-            at = next(e for e in p["at_equal_quality"] if e["of_best"] == 0.95)
-            cells = [_with(p["area"], p["area_ci"]), gain, qnc, _cost(at["cost"], result)]
+            cost = next(e["cost"] for e in p["at_equal_quality"] if e["of_best"] == 0.95)
+            cells = [_with_interval(p["area"], p["area_ci"]), gain, qnc, _cost(cost, result)]
         table.add_row(escape(name), *cells, style="dim" if name in BASELINES else None)
-    say(table)
-    how = {n: p["fitted"] for n, p in result["policies"].items() if n not in BASELINES}
-    say("[dim]" + escape("; ".join(f"{n}: {h}" for n, h in how.items())) + "[/dim]", soft_wrap=True)
-    for title, parts in _parts(result).items():
-        say(_breakdown(title, parts, result))
-    say(f"[bold green]{escape(conclude(result))}[/bold green]")
-    say(f"[dim]In brackets: {escape(result['intervals'])}. Notes:[/dim]")
-    for note in result["notes"]:
-        say(f"[dim]- {escape(note)}[/dim]")
-    if files:
-        say("Written: " + ", ".join(escape(str(f)) for f in files), soft_wrap=True)
-
-
-def _models(result: Mapping[str, Any], most: int = 12) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model", overflow="fold")
-    table.add_column("quality", justify="right")
-    table.add_column("cost", justify="right")
-    rows = sorted(result["models"].items(), key=lambda i: -i[1]["quality"])
-    for name, m in rows[:most]:
-        table.add_row(escape(name), f"{m['quality']:.4f}", _cost(m["cost"], result))
-    if len(rows) > most:
-        table.add_row(f"[dim]and {len(rows) - most} more[/dim]", "", "")
     return table
 
 
-def _parts(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    found = {f"by {c}": parts for c, parts in result.get("by", {}).items()}
+def _parts(result: EvaluationResult) -> dict[str, Mapping[str, PartResult]]:
+    parts: dict[str, Mapping[str, PartResult]] = {}
+    for column, values in result.get("by", {}).items():
+        parts[f"by {column}"] = values
     if "leave_one_source_out" in result:
-        found["leave one source out"] = result["leave_one_source_out"]
-    return found
+        parts["leave one source out"] = result["leave_one_source_out"]
+    return parts
 
 
-def _breakdown(title: str, parts: Mapping[str, Any], result: Mapping[str, Any]) -> Table:
+def _breakdown(title: str, parts: Mapping[str, PartResult], result: EvaluationResult) -> Table:
     pair = result["strong"] is not None
-    figure, interval = ("apgr", "apgr_ci") if pair else ("gain_over_zero_router", "gain_ci")
     names = [
         n for n in result["policies"] if n not in ("cheapest", "best", "zero_router", "oracle")
     ]
@@ -87,16 +106,23 @@ def _breakdown(title: str, parts: Mapping[str, Any], result: Mapping[str, Any]) 
                   title_justify="left")  # fmt: skip
     table.add_column("part", overflow="fold")
     table.add_column("queries", justify="right")
-    for n in names:
-        table.add_column(escape(n), justify="right")
+    for name in names:
+        table.add_column(escape(name), justify="right")
     small = 0
-    for part, found in parts.items():
-        p = found["policies"]
-        if p is None:
+    for part, values in parts.items():
+        policies = values["policies"]
+        if policies is None:
             small += 1
             continue
-        cells = [_half(p[n][figure], p[n][interval], sign=not pair) for n in names]
-        table.add_row(escape(part), f"{found['n_queries']:,}", *cells)
+        cells = []
+        for name in names:
+            p = policies[name]
+            if pair:
+                cells.append(_with_half_width(p["apgr"], p["apgr_ci"], sign=False))
+            else:
+                gain = p["gain_over_zero_router"]
+                cells.append(_with_half_width(gain, p["gain_ci"], sign=True))
+        table.add_row(escape(part), f"{values['n_queries']:,}", *cells)
     table.caption = "±: half of the 95 % interval's width" + (
         f"; {small} parts of fewer than 20 queries are left out" if small else ""
     )
@@ -104,7 +130,7 @@ def _breakdown(title: str, parts: Mapping[str, Any], result: Mapping[str, Any]) 
     return table
 
 
-def _half(value: float | None, ci: Sequence[float] | None, sign: bool) -> str:
+def _with_half_width(value: float | None, ci: Sequence[float] | None, sign: bool) -> str:
     """Short enough for a column each: --json and the report have whole intervals."""
     if value is None:
         return "–"
@@ -113,29 +139,27 @@ def _half(value: float | None, ci: Sequence[float] | None, sign: bool) -> str:
 
 
 def _number(value: float, digits: int, sign: bool = False) -> str:
-    """Without the zero in front, as such figures are printed: .812, +.0045."""
+    """Without the leading zero, as such figures are usually printed: .812, +.0045."""
     text = f"{value:{'+' if sign else ''}.{digits}f}"
     return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
 
 
-def _plain(value: float | None, digits: int = 3) -> str:
+def _optional(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else _number(value, digits)
 
 
-def _with(
-    value: float | None, ci: Sequence[float] | None, sign: bool = False, digits: int | None = None
-) -> str:
+def _with_interval(value: float | None, ci: Sequence[float] | None, sign: bool = False) -> str:
     if value is None:
         return "–"
-    places = digits or (4 if sign else 3)
-    text = _number(value, places, sign)
+    digits = 4 if sign else 3
+    text = _number(value, digits, sign)
     if ci is None:
         return text
-    low, high = (_number(x, places, sign) for x in ci)
+    low, high = (_number(x, digits, sign) for x in ci)
     return f"{text} \\[{low}, {high}]"
 
 
-def _cost(value: float | None, result: Mapping[str, Any]) -> str:
+def _cost(value: float | None, result: EvaluationResult) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if result["cost_unit"] == "strong_share" else f"${value:.3g}"

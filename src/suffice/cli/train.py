@@ -1,9 +1,9 @@
-"""`suffice train`: a policy from labelled outcomes, as one file."""
+"""`suffice train`: fits a policy on labelled outcomes and writes one file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,28 +15,34 @@ if TYPE_CHECKING:
 def command(
     table: str = typer.Argument(
         help="Labelled outcomes: a folder with queries.parquet and outcomes.parquet, a long JSONL, "
-        "CSV or Parquet file, a public original, or a store's URL (see suffice eval --help)."
+        "CSV or Parquet file, a public data set, or the URL of a store (see suffice eval --help)."
     ),
-    out: Path = typer.Option(..., "--out", help="Where the artifact goes, for example router.npz."),
-    models: str = typer.Option(None, "--models", help="Only these, comma-separated."),
+    out: Path = typer.Option(
+        ..., "--out", help="Write the artifact to this file, for example router.npz."
+    ),
+    models: str = typer.Option(
+        None, "--models", help="Comma-separated models to include, for example a,b."
+    ),
     policy: str = typer.Option(
         None,
         "--policy",
-        help="Fit this one (trained, ridge, knn, cluster, constant, or an entry point) instead of "
-        "choosing by nested cross-validation.",
+        help="Fit this policy (trained, ridge, knn, cluster, constant, or an entry point) instead of "
+        "choosing one by nested cross-validation.",
     ),
     extend: Path = typer.Option(
-        None, "--extend", help="An artifact to which the table's new models are added."
+        None, "--extend", help="Add the table's new models to this artifact."
     ),
-    licence: str = typer.Option("unknown", "--licence", help="Of the labels, for the card."),
-    seed: int = typer.Option(0, "--seed", help="Of folds and redraws."),
-    json: bool = typer.Option(False, "--json", help="The training card as one JSON object."),
+    licence: str = typer.Option(
+        "unknown", "--licence", help="Licence of the labels, for the training card."
+    ),
+    seed: int = typer.Option(0, "--seed", help="Random seed for folds and bootstrap."),
+    json: bool = typer.Option(False, "--json", help="Print the training card as one JSON object."),
 ) -> None:
     """Fit a policy on labelled outcomes.
 
     Learners are compared by nested cross-validation on what they gain over the zero router (random
-    mixing of single models); one is chosen only where that gain is above zero with 90 % confidence,
-    else the artifact is a constant and says so. Use it as `policy = "router.npz"` of a route.
+    mixing of single models). A learner is chosen only if that gain is above zero with 90 %
+    confidence; otherwise the artifact is a constant. Use it as `policy = "router.npz"` of a route.
     """
     import msgspec
 
@@ -49,53 +55,53 @@ def command(
         raise UsageError(f"--out {out}: is a folder.", remedy="Give a file such as router.npz.")
     if not out.parent.exists():
         raise UsageError(f"--out {out}: its folder does not exist.", remedy="Make it first.")
-    wanted = None if models is None else [m.strip() for m in models.split(",") if m.strip()]
-    found = load_table(table)
-    outcome: TrainingResult | None = None
+    names = None if models is None else [m.strip() for m in models.split(",") if m.strip()]
+    data = load_table(table)
+    result: TrainingResult | None = None
     if extend is not None:
-        from suffice.lab.train.add_model import add_models as grow
+        from suffice.lab.train.add_model import add_models
 
-        made = grow(artifacts.load(extend), found, models=wanted, progress=True)
+        artifact = add_models(artifacts.load(extend), data, models=names, progress=True)
     else:
         from suffice.lab.train.train import train
 
-        made, outcome = train(
-            found, models=wanted, policy=policy, seed=seed, licence=licence, progress=True
+        artifact, result = train(
+            data, models=names, policy=policy, seed=seed, licence=licence, progress=True
         )
-    saved = artifacts.save(made, out)
+    saved = artifacts.save(artifact, out)
     if json:
         print_json({"artifact": str(out), **msgspec.to_builtins(saved.card)})
     else:
-        show(saved, outcome, out)
+        show(saved, result, out)
 
 
-def show(saved: Artifact, outcome: TrainingResult | None, out: Path) -> None:
-    """What was made, as a person reads it."""
+def show(saved: Artifact, result: TrainingResult | None, out: Path) -> None:
+    """Print what was trained."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     card = saved.card
-    if outcome is not None and outcome.gains:
+    if result is not None and result.gains:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("learner", "gain over the zero router, unseen queries", "95 % interval"):
             table.add_column(name)
-        rows: dict[str, Any] = dict(outcome.gains)
-        if outcome.nested is not None:
-            rows["(whichever is chosen)"] = outcome.nested
+        rows = dict(result.gains)
+        if result.nested is not None:
+            rows["(whichever is chosen)"] = result.nested
         for name, (gain, ci) in rows.items():
-            mark = "→ " if name == outcome.chosen else "  "
+            mark = "→ " if name == result.chosen else "  "
             span = "unknown" if ci is None else f"{ci[0]:+.4f} to {ci[1]:+.4f}"
             table.add_row(mark + name, f"{gain:+.4f}", span)
-        table.add_row(*("→ constant" if outcome.chosen == "constant" else "  constant", "0", ""))
+        table.add_row("→ constant" if result.chosen == "constant" else "  constant", "0", "")
         console.print(table)
     for note in card.notes:
         console.print(f"[yellow]note[/yellow]: {note}", highlight=False)
-    if outcome is not None:
-        console.print(f"[bold green]{outcome.chosen}[/bold green]: {outcome.why}", highlight=False)
-    size = out.stat().st_size / 1000
+    if result is not None:
+        console.print(f"[bold green]{result.chosen}[/bold green]: {result.reason}", highlight=False)
+    size_kb = out.stat().st_size / 1000
     console.print(
-        f"{out} ({size:.0f} kB, {saved.version}): {len(card.models)} models, {card.queries} "
+        f"{out} ({size_kb:.0f} kB, {saved.version}): {len(card.models)} models, {card.queries} "
         f"queries, {card.labels} labels; reference {card.reference}",
         highlight=False,
     )

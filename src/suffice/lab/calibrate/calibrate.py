@@ -1,15 +1,14 @@
-"""From a labelled table and a policy that never saw its labels to a certificate, or to why not.
+"""Calibrates a policy on labels that it never saw: a certificate, or the reason why there is none.
 
-Nothing is chosen by a calibration label: the reference and the cheap models come from the artifact
-or from prices, the exchange rate among several cheap ones from the artifact's own predictions, the
-thresholds from scores. Labels only decide where the walk of `certify` stops.
+No calibration label makes a choice. The reference and the cheap models come from the artifact or from
+prices, the exchange rate among several cheap models from the artifact's predictions, the thresholds
+from scores. Labels only decide where the fixed-sequence test ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,33 +23,46 @@ from suffice.lab.calibrate.risk_control import (
     fixed_sequence_test,
     quantile_thresholds,
 )
+from suffice.lab.calibrate.roles import Roles, assign_roles
 from suffice.lab.data.costs import Prices
+from suffice.lab.data.keys import trained_on
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate.predictions import NO_LABELS, is_artifact
 from suffice.lab.evaluate.problem import EvalSet, build_eval_set
-from suffice.lab.predictors import registry
-from suffice.lab.predictors.base import extract_table
-from suffice.lab.train.train import key_hashes
+from suffice.lab.predictors.base import Batch, Predictor, extract_table
+from suffice.lab.predictors.registry import BUILT_IN, NO_LABELS, is_artifact, make_predictor
+from suffice.lab.predictors.saved import SavedPredictor
+from suffice.lab.stats import weighted_mean
 from suffice.names import match_model
 from suffice.policies import priors
 
-RATES = 40  # exchange rates that are looked at
-# Notes on the ground of an evaluation that are not about what is certified.
-_NOT_OURS = ("of the pair,", "but ", "left out of every figure", "are few:", "missing costs")
+EXCHANGE_RATES = 40  # exchange rates that are tried
+# Notes of an evaluation set that do not concern a certificate.
+_OTHER_NOTES = (
+    "of the pair,", "but ", "left out of every figure", "are few:", "missing costs", "sampling_weight",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """certificate: None = it cannot be certified, and `verdict.reason` says why. costs: mean USD a
-    query with the reference alone and under the certificate, None where costs are unknown. net:
-    mean quality served less that of the reference, on the same rows."""
+    """Result of a calibration.
+
+    Attributes:
+        certificate: None if nothing can be certified; `result.reason` says why.
+        result: Of the fixed-sequence test.
+        reference: The model that quality is compared to.
+        cheap: Models that may answer instead.
+        costs: Mean USD per query with the reference alone and under the certificate; None if unknown.
+        net_quality_change: Mean quality under the certificate less that of the reference, on the same
+            queries.
+        notes: For the user.
+    """
 
     certificate: Certificate | None
-    verdict: RiskControlResult
+    result: RiskControlResult
     reference: str
     cheap: tuple[str, ...]
     costs: tuple[float, float] | None
-    net: float | None
+    net_quality_change: float | None
     notes: tuple[str, ...]
 
 
@@ -60,166 +72,218 @@ def calibrate(
     *,
     max_loss: float,
     confidence: float,
-    made: str,
+    date: str,
     models: Sequence[str] | None = None,
     reference: str | None = None,
     prices: Prices | None = None,
     list_prices: Mapping[str, tuple[float, float] | None] | None = None,
     progress: bool = False,
 ) -> Calibration:
-    """Calibrates `policy` ("default", "length" or the path of an artifact) on a labelled table.
+    """Calibrate a policy on a labelled table.
 
-    made: ISO date. models: only these. reference: which of them is held to, None = the artifact's,
-    or the dearest. prices: what models cost where the table does not say. list_prices: USD per
-    million tokens in and out that the certificate is bound to. Raises UsageError, TableError,
-    ArtifactError.
+    Args:
+        table: Labels that the policy was not trained on.
+        policy: "default", "length" or the path of an artifact.
+        max_loss: Mean quality that may be lost against the reference.
+        confidence: Probability that the bound holds.
+        date: ISO date, for the certificate.
+        models: Only these models; None: all that share enough scored queries.
+        reference: The model that quality is compared to; None: the artifact's, or the most expensive.
+        prices: Of the user, for models without costs in the table.
+        list_prices: USD per million tokens in and out that the certificate is bound to.
+        progress: Show a bar on standard error.
+
+    Returns:
+        A certificate, or the reason why there is none.
+
+    Raises:
+        UsageError: If an argument is wrong.
+        TableError: If nothing can be compared.
+        ArtifactError: If the artifact cannot be read.
     """
-    _check(max_loss, confidence)
-    predictor: Any = _predictor(policy)
-    trained = policy not in NO_LABELS
+    _validate(max_loss, confidence)
+    predictor = _make_predictor(policy)
     notes: list[str] = []
-    table = _unseen(table, predictor, policy, notes)
-    if trained and models is None:
-        models = _known(table, predictor, policy)
-    ground = build_eval_set(table, models, prices=prices)
-    notes += [n for n in ground.notes if not any(w in n for w in _NOT_OURS)]
-    usd = ground.unit == "usd"
-    price = ground.price if usd else np.full(len(ground.models), np.nan)
-    ref = _reference(ground, predictor, policy, reference, usd)
-    cheap = _cheap(ground, ref, trained, usd, notes)
-    columns = [ref, *cheap]
-    names = tuple(ground.models[j] for j in columns)
-
-    part = ground.table.select_models(names)
-    cost = price[columns]
-    if trained:
-        part = part.take(~np.isnan(part.score[:, 0]))
-    x = extract_table(part, progress, vectors=trained)
-    none = np.zeros((0, len(names)))
-    predictor.fit(x.take(np.zeros(0, np.intp)), none, None, cost, names)
-    rate = 0.0
-    thresholds: FloatArray | None = None
-    if trained:
-        sample = _sample(predictor, names)
-        rate = choose_exchange_rate(sample, cost, max_loss)
-        thresholds = quantile_thresholds(quality_gaps(sample, cost, rate)[1])
-        quality = predictor.predict(x)[0]
-        place, score = quality_gaps(quality, cost, rate)
-    else:
-        place, score = np.zeros(len(part), np.intp), predictor.strong_score(x, 0, 1)
-
-    alternative = part.score[np.arange(len(part)), place + 1]
-    rows = np.flatnonzero(~np.isnan(alternative) & ~np.isnan(part.score[:, 0]))
-    if not len(rows):
-        raise TableError(
-            f"No query has a score of both {names[0]} and the model that would serve instead.",
-            path=table.name,
-            column="score",
-            remedy="Collect labels of both on the same queries: suffice collect.",
-        )
-    if len(rows) < len(table):
-        notes.append(
-            f"{len(table) - len(rows)} of {len(table)} queries lack a score of {names[0]} or of "
-            "what would serve instead, and are left out"
-        )
-    loss = np.maximum(0.0, part.score[rows, 0] - alternative[rows])
-    groups = None if part.group is None else part.clusters[rows]
-    kind = _kind(part, predictor)
-    verdict = fixed_sequence_test(
-        loss,
-        score[rows],
+    table = _drop_trained_on(table, predictor, notes)
+    saved = predictor if isinstance(predictor, SavedPredictor) else None
+    if saved is not None and models is None:
+        models = _models_of_artifact(table, saved)
+    eval_set = build_eval_set(table, models, prices=prices)
+    notes += [n for n in eval_set.notes if not any(w in n for w in _OTHER_NOTES)]
+    roles = assign_roles(eval_set, saved, reference, notes)
+    scores = _score_queries(eval_set, roles, predictor, max_loss, progress)
+    rows = _labelled_rows(table, scores, notes)
+    kind = _kind(scores.table, saved)
+    result = fixed_sequence_test(
+        np.maximum(0.0, scores.reference_quality - scores.alternative_quality)[rows],
+        scores.score[rows],
         max_loss=max_loss,
         confidence=confidence,
         kind=kind,
-        groups=groups,
-        thresholds=thresholds,
+        groups=None if table.group is None else scores.table.clusters[rows],
+        thresholds=scores.thresholds,
     )
-    grouped = groups is not None and verdict.n < len(rows)
-    if grouped:
-        notes.append(
-            f"{len(rows)} queries in {verdict.n} groups: groups are what is drawn, and each counts "
-            "once, however many queries it has"
-        )
-    if policy == "length":
-        notes.append("length is a baseline of the lab: the policy that serves is default")
-    if verdict.threshold is None:
-        return Calibration(None, verdict, names[0], names[1:], None, None, (*notes,))
-    goes = score[rows] <= verdict.threshold
-    net = float(np.where(goes, alternative[rows] - part.score[rows, 0], 0.0).mean())
-    costs = None
-    if usd:
-        costs = (float(cost[0]), float(np.where(goes, cost[place[rows] + 1], cost[0]).mean()))
-    bound = list_prices or {}
-    told = Certificate(
+    grouped = table.group is not None and result.n < len(rows)
+    notes += _sample_notes(table, policy, len(rows), result.n if grouped else None)
+    if result.threshold is None:
+        return Calibration(None, result, roles.reference, roles.cheap, None, None, (*notes,))
+    costs, net = _effects(scores, roles, rows, result.threshold)
+    certificate = Certificate(
         policy=policy,
-        policy_version=(
-            predictor.version_ if trained else priors.prior_version(policy, features.SCHEMA)
-        ),
-        score="gap" if trained else "rank",
-        reference=names[0],
-        cheap=names[1:],
-        cost_usd=tuple(float(c) if usd else 0.0 for c in cost[1:]),
-        exchange_rate=rate,
-        threshold=verdict.threshold,
+        policy_version=saved.version_ if saved else priors.prior_version(policy, features.SCHEMA),
+        score="gap" if saved else "rank",
+        reference=roles.reference,
+        cheap=roles.cheap,
+        cost_usd=tuple(float(c) if roles.priced else 0.0 for c in roles.cost[1:]),
+        exchange_rate=scores.exchange_rate,
+        threshold=result.threshold,
         max_loss=max_loss,
         confidence=confidence,
-        method=verdict.method,
+        method=result.method,
         kind=kind,
         unit="groups" if grouped else "queries",
-        n=verdict.n,
-        losses=verdict.losses,
-        upper_bound=verdict.upper_bound,
-        cheap_share=verdict.cheap_share,
-        prices={n: bound.get(n) for n in names},
-        made=made,
+        n=result.n,
+        losses=result.losses,
+        upper_bound=result.upper_bound,
+        cheap_share=result.cheap_share,
+        prices={n: (list_prices or {}).get(n) for n in roles.names},
+        made=date,
         table=table.name,
     )
-    return Calibration(
-        certificates.with_digest(told), verdict, names[0], names[1:], costs, net, (*notes,)
-    )
+    certificate = certificates.with_digest(certificate)
+    return Calibration(certificate, result, roles.reference, roles.cheap, costs, net, (*notes,))
+
+
+# ── scores ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What is compared on each query.
+
+    Attributes:
+        table: Queries, columns as in `Roles.names`.
+        alternative: (n,) place among the cheap models of the one that would answer.
+        score: (n,) the cheap model answers queries of low score.
+        thresholds: To test, ascending; None: every distinct score.
+        exchange_rate: Quality worth one USD.
+    """
+
+    table: Table
+    alternative: NDArray[np.intp]
+    score: FloatArray
+    thresholds: FloatArray | None
+    exchange_rate: float
+
+    @property
+    def reference_quality(self) -> FloatArray:
+        """(n,) score of the reference, NaN if unknown."""
+        return self.table.score[:, 0]
+
+    @property
+    def alternative_quality(self) -> FloatArray:
+        """(n,) score of the alternative, NaN if unknown."""
+        return self.table.score[np.arange(len(self.table)), self.alternative + 1]
+
+
+def _score_queries(
+    eval_set: EvalSet, roles: Roles, predictor: Predictor, max_loss: float, progress: bool
+) -> _Scores:
+    table = eval_set.table.select_models(roles.names)
+    saved = predictor if isinstance(predictor, SavedPredictor) else None
+    if saved is not None:
+        table = table.take(~np.isnan(table.score[:, 0]))
+    x = extract_table(table, progress, vectors=saved is not None)
+    _fit_without_labels(predictor, x, roles)
+    if saved is None:
+        first = np.zeros(len(table), np.intp)
+        return _Scores(table, first, predictor.strong_score(x, 0, 1), None, 0.0)
+    card = saved.artifact.card
+    columns = [c for c in (match_model(n, card.models) for n in roles.names) if c is not None]
+    sample = np.asarray(saved.artifact.sample_quality[:, columns], float)
+    rate = choose_exchange_rate(sample, roles.cost, max_loss)
+    thresholds = quantile_thresholds(quality_gaps(sample, roles.cost, rate)[1])
+    quality = predictor.predict(x)[0]
+    alternative, score = quality_gaps(quality, roles.cost, rate)
+    return _Scores(table, alternative, score, thresholds, rate)
+
+
+def _fit_without_labels(predictor: Predictor, x: Batch, roles: Roles) -> None:
+    no_labels = np.zeros((0, len(roles.names)))
+    predictor.fit(x.take(np.zeros(0, np.intp)), no_labels, None, roles.cost, roles.names)
 
 
 def quality_gaps(
     quality: FloatArray, cost: FloatArray, rate: float
 ) -> tuple[NDArray[np.intp], FloatArray]:
-    """((n,) place of the alternative among the cheap, (n,) score), as `Certificate.pick` says, for
-    predicted qualities (n, 1 + cheap) and costs (1 + cheap,), the reference first."""
+    """Choose the alternative of each query as `Certificate.choose_alternative` does.
+
+    Args:
+        quality: (n, 1 + cheap) predicted, the reference first.
+        cost: (1 + cheap,).
+        rate: Quality worth one USD.
+
+    Returns:
+        (n,) place of the alternative among the cheap models, and (n,) predicted gap to it.
+    """
     penalty = 0.0 if rate == 0.0 else rate * cost[1:]
-    place = np.argmax(quality[:, 1:] - penalty, axis=1)
-    return place, quality[:, 0] - quality[np.arange(len(quality)), place + 1]
+    alternative = np.argmax(quality[:, 1:] - penalty, axis=1)
+    return alternative, quality[:, 0] - quality[np.arange(len(quality)), alternative + 1]
 
 
 def choose_exchange_rate(quality: FloatArray, cost: FloatArray, max_loss: float) -> float:
-    """The quality worth a dollar at which the alternatives are predicted to save most within
-    `max_loss`; 0 where there is one. quality: (m, 1 + cheap) predicted, of training queries.
+    """Find the quality worth one USD at which the alternatives are predicted to save most.
 
     A query is predicted to lose p (1 - q), as if the reference being right (p) and the alternative
     being right (q) were independent.
+
+    Args:
+        quality: (m, 1 + cheap) predicted, of training queries, the reference first.
+        cost: (1 + cheap,).
+        max_loss: Of the mean predicted loss.
+
+    Returns:
+        The rate; 0 if there is one alternative.
     """
     if quality.shape[1] <= 2:
         return 0.0
-    apart = np.abs(np.subtract.outer(cost[1:], cost[1:]))
-    apart = apart[apart > 0]
-    if not len(apart):
+    differences = np.abs(np.subtract.outer(cost[1:], cost[1:]))
+    differences = differences[differences > 0]
+    if not len(differences):
         return 0.0
-    rates = [0.0, *np.geomspace(1e-3 / apart.max(), 1e2 / apart.min(), RATES)]
+    lowest, highest = 1e-3 / differences.max(), 1e2 / differences.min()
     p = np.clip(quality, 0.0, 1.0)
-    best, most = 0.0, -np.inf
-    for rate in rates:
-        place, score = quality_gaps(quality, cost, rate)
-        lost = p[:, 0] * (1.0 - p[np.arange(len(p)), place + 1])
+    best_rate, most_saved = 0.0, -np.inf
+    for rate in (0.0, *np.geomspace(lowest, highest, EXCHANGE_RATES)):
+        alternative, score = quality_gaps(quality, cost, rate)
+        lost = p[:, 0] * (1.0 - p[np.arange(len(p)), alternative + 1])
         order = np.argsort(score, kind="stable")
         within = np.cumsum(lost[order]) / len(p) <= max_loss
-        saved = float((cost[0] - cost[place[order] + 1])[within].sum())
-        if saved > most * (1 + 1e-9) + 1e-12:
-            best, most = float(rate), saved
-    return best
+        saved = float((cost[0] - cost[alternative[order] + 1])[within].sum())
+        if saved > most_saved * (1 + 1e-9) + 1e-12:
+            best_rate, most_saved = float(rate), saved
+    return best_rate
 
 
-# ── who is compared ──────────────────────────────────────────────────────────────────────────────
+def _effects(
+    scores: _Scores, roles: Roles, rows: NDArray[np.intp], threshold: float
+) -> tuple[tuple[float, float] | None, float]:
+    """(mean USD before and after, net change of quality) at a threshold."""
+    cheap = scores.score[rows] <= threshold
+    weight = scores.table.sampling_weight
+    weight = None if weight is None else weight[rows]
+    change = (scores.alternative_quality - scores.reference_quality)[rows]
+    net = float(weighted_mean(np.where(cheap, change, 0.0), weight))
+    if not roles.priced:
+        return None, net
+    cost = np.where(cheap, roles.cost[scores.alternative[rows] + 1], roles.cost[0])
+    return (float(roles.cost[0]), float(weighted_mean(cost, weight))), net
 
 
-def _check(max_loss: float, confidence: float) -> None:
+# ── what is calibrated ───────────────────────────────────────────────────────────────────────────
+
+
+def _validate(max_loss: float, confidence: float) -> None:
     if not 0.0 < max_loss < 1.0:
         raise UsageError(
             f"--max-loss: expected above 0 and below 1, got {max_loss:g}.",
@@ -231,124 +295,89 @@ def _check(max_loss: float, confidence: float) -> None:
         )
 
 
-def _predictor(policy: str) -> Any:
+def _make_predictor(policy: str) -> Predictor:
     if policy in NO_LABELS or is_artifact(policy):
-        return registry.make_predictor(policy)
-    if policy in registry.BUILT_IN:
+        return make_predictor(policy)
+    if policy in BUILT_IN:
         raise UsageError(
             f"--policy {policy}: it learns from labels, and calibration labels fit nothing.",
             remedy="Train it on other labels first (suffice train), then give the artifact's path.",
         )
-    known = registry.make_predictor(policy)  # raises UsageError for a name that nobody offers
+    plugin = make_predictor(policy)  # raises UsageError for an unknown name
     raise UsageError(
-        f"--policy {known.name}: only an artifact, default or length can be calibrated.",
+        f"--policy {plugin.name}: only an artifact, default or length can be calibrated.",
         remedy="Train it first: suffice train --policy.",
     )
 
 
-def _unseen(table: Table, predictor: Any, policy: str, notes: list[str]) -> Table:
+def _drop_trained_on(table: Table, predictor: Predictor, notes: list[str]) -> Table:
     """The table without queries that the artifact was trained on."""
-    keys = getattr(predictor, "training_keys_", None)
-    if keys is None or not len(keys):
-        return table
-    fresh = ~np.isin(key_hashes(table), keys)
-    dropped = int((~fresh).sum())
-    if not fresh.any():
+    known = trained_on(table, predictor.training_keys_)
+    if len(table) and known.all():
         raise UsageError(
-            f"{policy} was trained on every query of this table: its labels certify nothing.",
+            f"{predictor.name} was trained on every query of this table: its labels certify nothing.",
             remedy="Calibrate on labels it has not seen: hold some back, or collect more.",
         )
-    if dropped:
+    if known.any():
         notes.append(
-            f"{dropped} of {len(table)} queries were dropped: {policy} was trained on them"
+            f"{int(known.sum())} of {len(table)} queries were dropped: {predictor.name} was trained "
+            "on them"
         )
-    return table.take(fresh)
+    return table.take(~known)
 
 
-def _known(table: Table, predictor: Any, policy: str) -> list[str]:
-    trained: tuple[str, ...] = predictor.artifact.card.models
+def _models_of_artifact(table: Table, predictor: SavedPredictor) -> list[str]:
+    trained = predictor.artifact.card.models
     both = [m for m in table.models if match_model(m, trained) is not None]
     if len(both) < 2:
         raise UsageError(
-            f"{policy} was trained on {_some(trained)}; the table has {_some(table.models)}: fewer "
-            "than two in common.",
+            f"{predictor.name} was trained on {', '.join(trained[:8])}; the table has "
+            f"{', '.join(table.models[:8])}: fewer than two in common.",
             remedy="Calibrate on outcomes of the models it was trained on.",
         )
     return both
 
 
-def _reference(ground: EvalSet, predictor: Any, policy: str, asked: str | None, usd: bool) -> int:
-    names = ground.models
-    if asked is not None:
-        column = match_model(asked, names)
-        if column is None:
-            raise UsageError(
-                f"--reference: {asked!r} is not among {_some(names)}.",
-                remedy="Name one of them.",
-            )
-        return column
-    if policy not in NO_LABELS:
-        card = predictor.artifact.card
-        means = predictor.artifact.sample_quality.mean(axis=0)
-        order = sorted(range(len(card.models)), key=lambda j: (j != _at(card), -means[j]))
-        for j in order:
-            at = [i for i, n in enumerate(names) if match_model(n, card.models) == j]
-            if at:
-                return at[0]
-    if usd and (ground.price == ground.price.max()).sum() == 1:
-        return int(np.argmax(ground.price))
-    raise UsageError(
-        "Which model is the reference? The table's costs do not tell, and its scores may not: they "
-        "are the calibration labels.",
-        remedy=f"Give --reference, one of {_some(names)}.",
-    )
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def _at(card: Any) -> int:
-    return int(card.models.index(card.reference))
-
-
-def _cheap(ground: EvalSet, ref: int, trained: bool, usd: bool, notes: list[str]) -> list[int]:
-    """Columns that may serve instead: those that cost less than the reference; without predictions
-    to choose by, only the cheapest."""
-    others = [j for j in range(len(ground.models)) if j != ref]
-    if not usd:
-        return others
-    price = ground.price
-    cheap = [j for j in others if price[j] < price[ref]]
-    if not cheap:
-        raise UsageError(
-            f"No model costs less than the reference, {ground.models[ref]}.",
-            remedy="Choose others with --models, or another --reference.",
+def _labelled_rows(table: Table, scores: _Scores, notes: list[str]) -> NDArray[np.intp]:
+    """Queries with a score of the reference and of the alternative."""
+    unknown = np.isnan(scores.alternative_quality) | np.isnan(scores.reference_quality)
+    rows = np.flatnonzero(~unknown)
+    reference = scores.table.models[0]
+    if not len(rows):
+        raise TableError(
+            f"No query has a score of both {reference} and the model that would serve instead.",
+            path=table.name,
+            column="score",
+            remedy="Collect labels of both on the same queries: suffice collect.",
         )
-    left = [ground.models[j] for j in others if j not in cheap]
-    if left:
-        notes.append(f"left out, since they cost no less than the reference: {', '.join(left)}")
-    if not trained and len(cheap) > 1:
-        least = min(cheap, key=lambda j: price[j])
+    if len(rows) < len(table):
         notes.append(
-            f"with no labels to tell which cheap model suits a query, only the cheapest is "
-            f"certified: {ground.models[least]}; --models names another pair"
+            f"{len(table) - len(rows)} of {len(table)} queries lack a score of {reference} or of "
+            "the model that would serve instead, and are left out"
         )
-        return [least]
-    return cheap
+    return rows
 
 
-def _sample(predictor: Any, names: Sequence[str]) -> FloatArray:
-    """(m, k) what the artifact expected of a sample of its training queries, columns as named."""
-    artifact = predictor.artifact
-    columns = [match_model(n, artifact.card.models) for n in names]
-    return np.asarray(artifact.sample_quality[:, columns], float)
+def _sample_notes(table: Table, policy: str, n_rows: int, n_groups: int | None) -> list[str]:
+    notes = []
+    if n_groups is not None:
+        notes.append(
+            f"{n_rows} queries in {n_groups} groups: groups are sampled, and each counts once, "
+            "however many queries it has"
+        )
+    weight = table.sampling_weight
+    if weight is not None and np.ptp(weight) > 1e-9 * weight.max():
+        notes.append(
+            "the table is a sample with unequal sampling_weight: the bound holds for queries sampled "
+            "as the table was, not for all traffic; calibrate on a random sample"
+        )
+    if policy == "length":
+        notes.append("length is a baseline of the lab: the policy that serves is default")
+    return notes
 
 
-def _kind(table: Table, predictor: Any) -> Kind:
-    """Right/wrong only where every score is 0 or 1, here and where the artifact learned."""
+def _kind(table: Table, saved: SavedPredictor | None) -> Kind:
+    """Binary only if every score is 0 or 1, here and in the artifact's training table."""
     known = table.score[~np.isnan(table.score)]
-    artifact = getattr(predictor, "artifact", None)
-    graded = artifact is not None and artifact.card.scores == "graded"
+    graded = saved is not None and saved.artifact.card.scores == "graded"
     return "binary" if not graded and bool(np.isin(known, (0.0, 1.0)).all()) else "graded"

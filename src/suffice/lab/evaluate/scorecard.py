@@ -1,204 +1,256 @@
-"""Where choices are judged: every figure of one policy on one set of queries, and the baselines."""
+"""Scores choices on a set of queries: every figure of every policy, and the baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.lab import stats
 from suffice.lab.data.table import FloatArray
 from suffice.lab.evaluate import frontier, metrics
-from suffice.lab.evaluate.frontier import random_mixtures, sweep_thresholds, sweep_tradeoffs
 from suffice.lab.evaluate.predictions import Predictions
 from suffice.lab.evaluate.problem import EvalSet
+from suffice.lab.evaluate.result import (
+    BASELINES,
+    EqualCost,
+    EqualQuality,
+    ModelMeans,
+    OperatingPoint,
+    PolicyResult,
+)
 from suffice.lab.predictors.base import track
+from suffice.lab.stats import ClusterBootstrap, basic_interval, weighted_mean
 
-BASELINES = ("cheapest", "best", "random", "length", "zero_router", "oracle")
-KEEP = 0.95  # operating points keep this part of the best single model's quality
+KEEP_QUALITY = 0.95  # operating points keep this part of the best single model's quality
+
+
+class Choices(NamedTuple):
+    """What a policy chooses."""
+
+    models: NDArray[np.intp]
+    """(t, n) column of the model for each query at each trade-off."""
+    strong_score: FloatArray | None
+    """(n,) by which a pair is ranked; None without one."""
+    fitted: str
+    """How the policy was fitted, for the user."""
 
 
 class Scorecard:
-    """Judges choices on one set of queries. score, cost: (n, k) of it; clusters: (n,)."""
+    """Scores choices on the queries of an evaluation set, or on some of them.
+
+    Attributes:
+        singles: (k, 2) mean cost and quality of each single model.
+        bootstrap: Of the queries.
+    """
 
     def __init__(
         self,
-        score: FloatArray,
-        cost: FloatArray,
-        ground: EvalSet,
+        eval_set: EvalSet,
         clusters: NDArray[np.intp],
         draws: int,
         seed: int,
+        rows: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.score, self.cost, self.ground, self.seed = score, cost, ground, seed
-        self.singles = np.stack([cost.mean(axis=0), score.mean(axis=0)], axis=1)
-        self.redraws = stats.ClusterBootstrap(clusters, draws, seed)
-        self.single_draws = np.stack(
-            [self.redraws.means(cost), self.redraws.means(score)], axis=2
+        """Compute the bootstrap and the figures of the single models.
+
+        Args:
+            eval_set: The queries.
+            clusters: (n,) their clusters.
+            draws: Number of resamples.
+            seed: Of the resamples and of random mixing.
+            rows: (n,) the queries to score on; None: all.
+        """
+        selected = np.arange(len(eval_set.rows)) if rows is None else np.flatnonzero(rows)
+        self.eval_set = eval_set
+        self.seed = seed
+        self._quality = eval_set.score[selected]
+        self._cost = eval_set.cost[selected]
+        self._weight = None if eval_set.weight is None else eval_set.weight[selected]
+        self.bootstrap = ClusterBootstrap(clusters[selected], draws, seed, self._weight)
+        self.singles = np.stack([self._mean(self._cost), self._mean(self._quality)], axis=1)
+        self._single_draws = np.stack(
+            [self.bootstrap.means(self._cost), self.bootstrap.means(self._quality)], axis=2
         )  # (draws, k, 2)
-        self.zero = frontier.hull_area(self.singles, self.singles)
-        self.zero_draws = np.array([frontier.hull_area(s, s) for s in self.single_draws])
-        self.best = frontier.best_single(self.singles)
+        self._zero_area = frontier.hull_area(self.singles, self.singles)
+        self._zero_draws = np.array([frontier.hull_area(s, s) for s in self._single_draws])
+        self._best = frontier.best_single(self.singles)
 
-    def all(self, said: Mapping[str, Predictions], progress: bool = False) -> dict[str, Any]:
-        """Every baseline, then every policy."""
-        baselines = self.baselines()
-        out: dict[str, Any] = {}
-        todo = [*BASELINES, *(n for n in said if n not in BASELINES)]
-        for name in track(todo, "judging", progress):
-            if name in baselines:
-                choices, rank, how = baselines[name]
-                out[name] = self.judge(choices, rank, how)
-            else:
-                f = said[name]
-                out[name] = self.judge(self.choices(f), f.rank, f.fitted)
-        self._settle(out)
-        return out
+    def _mean(self, values: FloatArray) -> FloatArray:
+        return weighted_mean(values, self._weight)
 
-    def choices(self, f: Predictions) -> NDArray[np.intp]:
-        """(t, n) which model each query gets at each trade-off."""
-        g = self.ground
-        if f.rank is not None and g.strong is not None and g.weak is not None:
-            return sweep_thresholds(f.rank, g.strong, g.weak)
-        return sweep_tradeoffs(f.quality, f.cost)
-
-    def baselines(self) -> dict[str, tuple[NDArray[np.intp], FloatArray | None, str]]:
-        g, n = self.ground, len(self.score)
-        coin = np.random.default_rng((self.seed, 1)).random(n)
-        whole = np.ones((1, n), np.intp)
-        order = np.lexsort((-self.singles[:, 1], self.singles[:, 0]))
-        hull = frontier.zero_router_hull(self.singles)
-        members = [
-            next(j for j in order if tuple(self.singles[j]) == tuple(point)) for point in hull
-        ]
-        gap, mixed = None, random_mixtures(coin, members)
-        if g.strong is not None and g.weak is not None:
-            mixed = sweep_thresholds(coin, g.strong, g.weak)
-            # Ties are broken by the coin: the grid of shares would else have holes.
-            gap = self.score[:, g.strong] - self.score[:, g.weak] + 1e-9 * coin
+    def model_means(self) -> dict[str, ModelMeans]:
+        """Quality and cost of each single model."""
         return {
-            "cheapest": (whole * order[0], None, "the cheapest model alone"),
-            "best": (whole * self.best, None, "the best model alone, known in hindsight"),
-            "random": (mixed, None if gap is None else coin, "a coin"),
-            "zero_router": (
-                np.repeat(np.array(members)[:, None], n, axis=1),
-                None,
-                "random mixing of single models, known in hindsight",
-            ),
-            "oracle": (sweep_tradeoffs(self.score, self.cost), gap, "knows every outcome"),
+            m: {"quality": float(q), "cost": float(c)}
+            for m, (c, q) in zip(self.eval_set.models, self.singles.tolist(), strict=True)
         }
 
-    def judge(self, choices: NDArray[np.intp], rank: FloatArray | None, how: str) -> dict[str, Any]:
-        """The figures of one policy. choices: (t, n)."""
-        at = np.arange(len(self.score))
-        cost, quality = self.cost[at, choices].T, self.score[at, choices].T  # (n, t)
-        points = np.stack([cost.mean(axis=0), quality.mean(axis=0)], axis=1)
-        c, q = self.redraws.means(cost), self.redraws.means(quality)
+    def score_all(
+        self, predictions: Mapping[str, Predictions], progress: bool = False
+    ) -> dict[str, PolicyResult]:
+        """Score every baseline, then every policy."""
+        baselines = self._baselines()
+        results: dict[str, PolicyResult] = {}
+        names = [*BASELINES, *(n for n in predictions if n not in BASELINES)]
+        for name in track(names, "scoring", progress):
+            choices = baselines.get(name) or self._choose(predictions[name])
+            results[name] = self.score(choices)
+        self._finalize(results)
+        return results
+
+    def _choose(self, p: Predictions) -> Choices:
+        pair = self.eval_set.pair
+        if p.strong_score is not None and pair is not None:
+            return Choices(
+                frontier.sweep_thresholds(p.strong_score, *pair), p.strong_score, p.fitted
+            )
+        return Choices(frontier.sweep_tradeoffs(p.quality, p.cost), p.strong_score, p.fitted)
+
+    def _baselines(self) -> dict[str, Choices]:
+        """Every baseline but length, which is a predictor."""
+        n, pair = len(self._quality), self.eval_set.pair
+        uniform = np.random.default_rng((self.seed, 1)).random(n)
+        everything = np.ones((1, n), np.intp)
+        order = np.lexsort((-self.singles[:, 1], self.singles[:, 0]))
+        hull = frontier.zero_router_hull(self.singles)
+        members = [next(j for j in order if tuple(self.singles[j]) == tuple(p)) for p in hull]
+        random = Choices(frontier.random_mixtures(uniform, members), None, "a coin")
+        gap = None
+        if pair is not None:
+            strong, weak = pair
+            random = Choices(frontier.sweep_thresholds(uniform, strong, weak), uniform, "a coin")
+            # Random numbers break ties: otherwise the grid of shares would have gaps.
+            gap = self._quality[:, strong] - self._quality[:, weak] + 1e-9 * uniform
+        singles = np.repeat(np.array(members)[:, None], n, axis=1)
+        oracle = frontier.sweep_tradeoffs(self._quality, self._cost)
+        return {
+            "cheapest": Choices(everything * order[0], None, "the cheapest model alone"),
+            "best": Choices(
+                everything * self._best, None, "the best model alone, known in hindsight"
+            ),
+            "random": random,
+            "zero_router": Choices(
+                singles, None, "random mixing of single models, known in hindsight"
+            ),
+            "oracle": Choices(oracle, gap, "knows every outcome"),
+        }
+
+    def score(self, choices: Choices) -> PolicyResult:
+        """Compute the figures of one policy."""
+        rows = np.arange(len(self._quality))
+        cost = self._cost[rows, choices.models].T  # (n, t)
+        quality = self._quality[rows, choices.models].T
+        points = np.stack([self._mean(cost), self._mean(quality)], axis=1)
+        drawn_points = np.stack([self.bootstrap.means(cost), self.bootstrap.means(quality)], axis=2)
         drawn = np.array(
             [
                 frontier.hull_area(p, s)
-                for p, s in zip(np.stack([c, q], axis=2), self.single_draws, strict=True)
+                for p, s in zip(drawn_points, self._single_draws, strict=True)
             ]
         )
         area = frontier.hull_area(points, self.singles)
-        out: dict[str, Any] = {
+        gain = area - self._zero_area
+        low, high = float(self.singles[:, 0].min()), float(self.singles[:, 0].max())
+        result: PolicyResult = {
             "curve": points[np.lexsort((points[:, 1], points[:, 0]))].tolist(),
             "area": area,
-            "area_ci": stats.basic_interval(drawn, area),
-            "gain_over_zero_router": area - self.zero,
-            "gain_ci": stats.basic_interval(drawn - self.zero_draws, area - self.zero),
+            "area_ci": basic_interval(drawn, area),
+            "gain_over_zero_router": gain,
+            "gain_ci": basic_interval(drawn - self._zero_draws, gain),
             "qnc": metrics.qnc(points, self.singles),
             "apgr": None,
             "cpt50": None,
             "cpt80": None,
             "apgr_ci": None,
-            "fitted": how,
+            "fitted": choices.fitted,
+            "at_equal_quality": self._equal_quality(points),
+            "at_equal_cost": self._equal_cost(points),
+            "aiq_paper": metrics.aiq_paper(points, low, high),
+            "aiq_code": 0.0,  # set by _finalize, which knows the range of costs
+            "operating_point": self._operating_point(choices.models, points),
+            "routerarena": self._routerarena(points),
         }
-        out |= self._pair(rank) if rank is not None else {}
-        out |= self._equal(points)
-        low, high = (float(self.singles[:, 0].min()), float(self.singles[:, 0].max()))
-        out["aiq_paper"] = metrics.aiq_paper(points, low, high)
-        out["operating_point"] = self._operating_point(choices, points)
-        out["routerarena"] = None
-        if self.ground.unit == "usd":
-            scores = [metrics.routerarena(b, 1000 * a) for a, b in points.tolist()]
-            out["routerarena"] = max((s for s in scores if s is not None), default=None)
-        return out
+        if choices.strong_score is not None:
+            self._add_pair_metrics(result, choices.strong_score)
+        return result
 
-    def _pair(self, rank: FloatArray) -> dict[str, Any]:
-        g = self.ground
-        assert g.strong is not None and g.weak is not None
-        strong, weak = self.score[:, g.strong], self.score[:, g.weak]
-        p = metrics.pair(rank, strong, weak)
-        value = p.apgr
-        if not np.isfinite(value):
-            return {}
-        drawn = metrics.apgr_draws(rank, strong, weak, self.redraws)
-        return {
-            "apgr": value,
-            "cpt50": p.cpt(0.5),
-            "cpt80": p.cpt(0.8),
-            "apgr_ci": stats.basic_interval(drawn, value),
-        }
+    def _routerarena(self, points: FloatArray) -> float | None:
+        if self.eval_set.cost_unit != "usd":
+            return None
+        scores = [metrics.routerarena(q, 1000 * c) for c, q in points.tolist()]
+        return max((s for s in scores if s is not None), default=None)
 
-    def _equal(self, points: FloatArray) -> dict[str, Any]:
-        """Cost at equal quality and quality at equal cost, beside the zero router's."""
-        cost, quality = self.singles[self.best].tolist()
+    def _add_pair_metrics(self, result: PolicyResult, strong_score: FloatArray) -> None:
+        if self.eval_set.pair is None:
+            return
+        strong, weak = (self._quality[:, j] for j in self.eval_set.pair)
+        curve = metrics.pair_curve(strong_score, strong, weak, self._weight)
+        if not np.isfinite(curve.apgr):
+            return
+        drawn = metrics.apgr_draws(strong_score, strong, weak, self.bootstrap)
+        result["apgr"] = curve.apgr
+        result["cpt50"], result["cpt80"] = curve.cpt(0.5), curve.cpt(0.8)
+        result["apgr_ci"] = basic_interval(drawn, curve.apgr)
+
+    def _equal_quality(self, points: FloatArray) -> list[EqualQuality]:
+        quality = float(self.singles[self._best, 1])
         zero = frontier.zero_router_hull(self.singles)
-        return {
-            "at_equal_quality": [
-                {
-                    "of_best": part,
-                    "quality": part * quality,
-                    "cost": frontier.cost_at(points, self.singles, part * quality),
-                    "zero_router_cost": frontier.cost_at(zero, self.singles, part * quality),
-                }
-                for part in (0.9, 0.95, 0.99, 1.0)
-            ],
-            "at_equal_cost": [
-                {
-                    "of_best": part,
-                    "cost": part * cost,
-                    "quality": frontier.quality_at(points, self.singles, part * cost),
-                    "zero_router_quality": frontier.quality_at(zero, self.singles, part * cost),
-                }
-                for part in (0.25, 0.5, 0.75, 1.0)
-            ],
-        }
+        return [
+            {
+                "of_best": part,
+                "quality": part * quality,
+                "cost": frontier.cost_at(points, self.singles, part * quality),
+                "zero_router_cost": frontier.cost_at(zero, self.singles, part * quality),
+            }
+            for part in (0.9, 0.95, 0.99, 1.0)
+        ]
 
-    def _operating_point(self, choices: NDArray[np.intp], points: FloatArray) -> dict[str, Any]:
-        """The cheapest point that keeps KEEP of the best model's quality, else the best point."""
-        goal = KEEP * self.singles[self.best, 1]
-        good = np.flatnonzero(points[:, 1] >= goal)
+    def _equal_cost(self, points: FloatArray) -> list[EqualCost]:
+        cost = float(self.singles[self._best, 0])
+        zero = frontier.zero_router_hull(self.singles)
+        return [
+            {
+                "of_best": part,
+                "cost": part * cost,
+                "quality": frontier.quality_at(points, self.singles, part * cost),
+                "zero_router_quality": frontier.quality_at(zero, self.singles, part * cost),
+            }
+            for part in (0.25, 0.5, 0.75, 1.0)
+        ]
+
+    def _operating_point(self, models: NDArray[np.intp], points: FloatArray) -> OperatingPoint:
+        good = np.flatnonzero(points[:, 1] >= KEEP_QUALITY * self.singles[self._best, 1])
         if len(good):
             t = int(good[np.argmin(points[good, 0])])
         else:
             t = int(np.argmax(points[:, 1]))
-        at = np.arange(len(self.score))
-        got = self.score[at, choices[t]]
-        gross, net = metrics.losses(got, self.score[:, self.best])
-        share = np.bincount(choices[t], minlength=len(self.singles)) / len(self.score)
+        rows = np.arange(len(self._quality))
+        score, reference = self._quality[rows, models[t]], self._quality[:, self._best]
+        gross, net = metrics.losses(score, reference, self._weight)
+        calls = np.bincount(models[t], self._weight, minlength=len(self.singles))
+        share = calls / calls.sum()
         return {
-            "keeps": KEEP,
+            "keeps": KEEP_QUALITY,
             "kept": bool(len(good)),
             "cost": float(points[t, 0]),
             "quality": float(points[t, 1]),
             "gross_loss": gross,
             "net_loss": net,
-            "share": dict(zip(self.ground.models, share.tolist(), strict=True)),
+            "share": dict(zip(self.eval_set.models, share.tolist(), strict=True)),
             "trade_off": t,
         }
 
-    def _settle(self, out: dict[str, Any]) -> None:
-        """What needs all policies at once, or is known exactly."""
-        hulls = [frontier.upper_hull(p["curve"]) for p in out.values()]
-        dearest = max(float(h[-1, 0]) for h in hulls)
-        for p in out.values():
-            p["aiq_code"] = metrics.aiq_code(p["curve"], dearest)
-        g, zero = self.ground, out["zero_router"]
-        zero |= {"gain_over_zero_router": 0.0, "gain_ci": (0.0, 0.0)}
-        if g.strong is not None and out["random"]["apgr"] is not None:
-            # Mixing at random lies on the straight line from weak to strong.
-            zero |= {"apgr": 0.5, "cpt50": 0.5, "cpt80": 0.8, "apgr_ci": (0.5, 0.5)}
+    def _finalize(self, results: dict[str, PolicyResult]) -> None:
+        """Set what needs all policies at once, or is known exactly."""
+        hulls = [frontier.upper_hull(p["curve"]) for p in results.values()]
+        max_cost = max(float(h[-1, 0]) for h in hulls)
+        for p in results.values():
+            p["aiq_code"] = metrics.aiq_code(p["curve"], max_cost)
+        zero = results["zero_router"]
+        zero["gain_over_zero_router"], zero["gain_ci"] = 0.0, (0.0, 0.0)
+        if self.eval_set.strong is not None and results["random"]["apgr"] is not None:
+            # Random mixing is on the straight line from weak to strong.
+            zero["apgr"], zero["cpt50"], zero["cpt80"] = 0.5, 0.5, 0.8
+            zero["apgr_ci"] = (0.5, 0.5)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from suffice.lab.evaluate.scorecard import BASELINES
+from suffice.lab.evaluate.result import BASELINES, EvaluationResult, Interval
 from suffice.lab.report.charts import draw_evaluation
 from suffice.lab.report.formats import short_name
 from suffice.lab.report.html import render_page, require_folder, write_atomically
-
-Result = Mapping[str, Any]  # the JSON object of `suffice eval`
 
 _CAPTIONS = {
     "curves.png": "Cost and quality. Lines are hulls (what mixing a policy's own trade-offs "
@@ -36,7 +33,7 @@ _METHOD = [
 ]
 
 
-def write_report(result: Result, out: Path) -> list[Path]:
+def write_report(result: EvaluationResult, out: Path) -> list[Path]:
     """Write results.json, the charts and report.html into `out`, all of them or none.
 
     Args:
@@ -59,7 +56,7 @@ def write_report(result: Result, out: Path) -> list[Path]:
     return write_atomically(contents, out)
 
 
-def render_html(result: Result, charts: Mapping[str, bytes]) -> str:
+def render_html(result: EvaluationResult, charts: Mapping[str, bytes]) -> str:
     """Return the page, with style and charts inside."""
     is_usd = result["cost_unit"] == "usd"
     breakdowns = {f"By {column}": parts for column, parts in result.get("by", {}).items()}
@@ -95,32 +92,29 @@ def _top_shares(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{short_name(m, 100)} {share:.0%}" for m, share in top if share >= 0.005)
 
 
-def conclude(result: Result) -> str:
+def conclude(result: EvaluationResult) -> str:
     """Return one or two sentences: which policy beats random mixing of single models, if any does."""
     policies = result["policies"]
     random = policies["random"]["gain_over_zero_router"]
-    better = {
-        name: p
-        for name, p in policies.items()
-        if (name not in BASELINES or name == "length")
-        and p["gain_ci"] is not None
-        and p["gain_ci"][0] > 0
-        and p["gain_over_zero_router"] > max(0.0, random)
-    }
+    better: dict[str, tuple[float, Interval]] = {}
+    for name, p in policies.items():
+        gain, interval = p["gain_over_zero_router"], p["gain_ci"]
+        is_baseline = name in BASELINES and name != "length"
+        if not is_baseline and interval and interval[0] > 0 and gain > max(0.0, random):
+            better[name] = gain, interval
     if not better:
         return (
             "No policy is shown to beat random mixing of single models here: the interval of each "
             "includes zero, or random mixing gains as much. A constant model, or a mix of two, does "
             "as well."
         )
-    name, best = max(better.items(), key=lambda item: item[1]["gain_over_zero_router"])
-    low, high = best["gain_ci"]
+    name = max(better, key=lambda n: better[n][0])
+    gain, (low, high) = better[name]
     text = (
-        f"{name} is best: mean quality {best['gain_over_zero_router']:+.4f} [{low:+.4f}, "
-        f"{high:+.4f}] over the zero router at equal cost (random mixing: {random:+.4f})."
+        f"{name} is best: mean quality {gain:+.4f} [{low:+.4f}, {high:+.4f}] over the zero router at "
+        f"equal cost (random mixing: {random:+.4f})."
     )
-    if best["qnc"] is not None and best["qnc"] < 0.995:
-        text += (
-            f" It reaches the quality of {result['reference']} at {best['qnc']:.0%} of its cost."
-        )
+    relative_cost = policies[name]["qnc"]
+    if relative_cost is not None and relative_cost < 0.995:
+        text += f" It reaches the quality of {result['reference']} at {relative_cost:.0%} of its cost."
     return text

@@ -1,8 +1,7 @@
-"""Fits policies on labelled outcomes, chooses among them by nested cross-validation, and makes the
-artifact that serving loads.
+"""Fits policies on labelled outcomes and makes the artifact that serving loads.
 
-'No better than a constant' is a possible outcome: a learner is chosen only where what it gains over
-the zero router on queries it has not seen is above zero with confidence.
+The learner is chosen by nested cross-validation. A learner is chosen only if its gain over the zero
+router on unseen queries is above zero with confidence; otherwise the artifact is a constant.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any
+from importlib.metadata import version
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,36 +21,46 @@ from suffice.artifacts import artifact as artifacts
 from suffice.artifacts import estimators
 from suffice.artifacts.artifact import Artifact, Card
 from suffice.errors import UsageError
-from suffice.lab import stats
-from suffice.lab.data.costs import outcome_costs
+from suffice.lab.data.keys import key_hashes
 from suffice.lab.data.splits import connected_groups, group_kfold
 from suffice.lab.data.table import FloatArray, Table
-from suffice.lab.evaluate.frontier import area_gain
+from suffice.lab.evaluate.frontier import Gain, area_gain
 from suffice.lab.evaluate.problem import EvalSet, build_eval_set
-from suffice.lab.predictors import linear, registry
 from suffice.lab.predictors.base import Batch, Predictor, extract_table, track
+from suffice.lab.predictors.linear import MIN_MULTI_MODEL_LABELS, fit_log_heads
+from suffice.lab.predictors.registry import NO_LABELS, make_predictor, plugin_names
+from suffice.lab.stats import ClusterBootstrap, effective_weights
 from suffice.learning.regression import VECTOR_SCALE
 
-OUTER, INNER = 5, 3
-MIN_COMPARABLE_QUERIES = (
-    60  # complete queries below which nothing can be compared by cross-validation
-)
-SAMPLE_QUERIES = 1024  # training queries whose predictions the artifact keeps
+OUTER_FOLDS, INNER_FOLDS = 5, 3
+MIN_COMPARABLE_QUERIES = 60  # complete queries below which cross-validation compares nothing
+SAMPLE_QUERIES = 1024  # training queries whose predictions the artifact stores
 CONFIDENCE = 0.9  # one-sided, that the learner's gain is above zero
 DRAWS = 400
-LEARNERS = ("trained", "ridge", "knn", "cluster")
+CANDIDATES = ("trained", "ridge", "knn", "cluster")
+MIN_TOKEN_LABELS = 10
+NESTED = "nested"
+
+GainInterval = tuple[float, tuple[float, float] | None]
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training came to. gains: name -> (gain over the zero router on unseen queries, its 95 %
-    interval or None). nested: the same for 'whatever the inner folds choose', which is what the
-    chosen one may be credited with."""
+    """How the learner was chosen.
+
+    Attributes:
+        chosen: Name of the learner.
+        reason: Why it was chosen.
+        gains: Learner -> its gain over the zero router on unseen queries, with its 95 % interval.
+        nested: The same for the learner that the inner folds choose, which is the gain that the
+            chosen learner may be credited with.
+        notes: For the user.
+    """
 
     chosen: str
-    why: str
-    gains: dict[str, tuple[float, tuple[float, float] | None]]
-    nested: tuple[float, tuple[float, float] | None] | None
+    reason: str
+    gains: dict[str, GainInterval]
+    nested: GainInterval | None
     notes: tuple[str, ...]
 
 
@@ -62,182 +71,222 @@ def train(
     policy: str | None = None,
     seed: int = 0,
     licence: str = "unknown",
-    made: str | None = None,
+    date: str | None = None,
     progress: bool = False,
 ) -> tuple[Artifact, TrainingResult]:
-    """An artifact from a labelled table.
+    """Train an artifact on a labelled table.
 
-    policy: one learner by name, None = choose by nested cross-validation. made: ISO date. Raises
-    TableError (one model, no overlap, ...) or UsageError (unknown model or policy).
+    Args:
+        table: Outcomes of at least two models.
+        models: To train on; None: those that share enough scored queries.
+        policy: One learner by name; None: choose by nested cross-validation.
+        seed: Of folds, bootstrap and sample.
+        licence: Of the labels, for the card.
+        date: ISO date, for the card; None: today.
+        progress: Show bars on standard error.
+
+    Returns:
+        The artifact, and how its learner was chosen.
+
+    Raises:
+        TableError: If there is one model, or the models do not overlap.
+        UsageError: If a model or the policy is unknown, or the policy cannot be saved.
     """
-    ground = build_eval_set(table, models)
-    table = ground.table
-    table = table.take(np.flatnonzero((~np.isnan(table.score)).any(axis=1)))
-    x = extract_table(table, progress)
-    fit = _TrainingData(table, x, ground)
-    if policy in ("default", "length"):
+    if policy in NO_LABELS:
         raise UsageError(
             f"The policy {policy!r} learns nothing.", remedy="It needs no artifact: just name it."
         )
     if policy is not None:
-        names = [policy]
-        registry.make_predictor(policy)  # an unknown name is refused before an hour of work
-    else:
-        names = [*LEARNERS, *_offered()]
-    outcome = _choose(fit, ground, names, policy, seed, progress)
-    return _make(fit, outcome, seed, licence, made), outcome
+        make_predictor(policy)  # refuses an unknown name before an hour of work
+    eval_set = build_eval_set(table, models)
+    data = TrainingData.of_eval_set(eval_set, progress)
+    names = [policy] if policy is not None else [*CANDIDATES, *plugin_names()]
+    result = _choose(data, eval_set, names, policy, seed, progress)
+    return _make_artifact(data, result, seed, licence, date or dt.date.today().isoformat()), result
 
 
-def key_hashes(table: Table) -> NDArray[np.uint64]:
-    """uint64 (n,): hashes of the normalised prompts, to tell later what was learned from."""
-    raw = b"".join(blake2b(k.encode(), digest_size=8).digest() for k in table.keys)
-    return np.frombuffer(raw, "<u8")
+@dataclass(frozen=True)
+class TrainingData:
+    """Every labelled query as numbers.
 
+    Attributes:
+        table: Queries with at least one score.
+        x: Their features.
+        price: (k,) mean cost of each model.
+        cost: (n, k) as known, NaN if unknown; None unless every model has some cost.
+        paid: (n, k) as known, else the price.
+        cost_unit: Of price and paid.
+        complete: Rows with every score: only these are scored, all are learned from.
+    """
 
-class _TrainingData:
-    """A labelled table as numbers, and fitting on part of it. `complete`: rows on which every model
-    has a score: only they can be judged, all can be learned from."""
+    table: Table
+    x: Batch
+    price: FloatArray
+    cost: FloatArray | None
+    paid: FloatArray
+    cost_unit: str
+    complete: NDArray[np.intp]
 
-    def __init__(self, table: Table, x: Batch, ground: EvalSet) -> None:
-        self.table = table
-        self.x = x
-        self.models = table.models
-        self.price = ground.price
-        self.unit = ground.unit
-        known, costed, _ = outcome_costs(table)
-        self.cost = known if costed.all() else None
-        self.complete = np.flatnonzero(table.complete)
-        fill = np.broadcast_to(self.price, table.score.shape)
-        paid = fill if self.cost is None else np.where(np.isnan(self.cost), fill, self.cost)
-        self.paid = np.asarray(paid)
+    @classmethod
+    def of_eval_set(cls, eval_set: EvalSet, progress: bool) -> TrainingData:
+        """Compute the features of the labelled queries."""
+        labelled = np.flatnonzero((~np.isnan(eval_set.table.score)).any(axis=1))
+        table, usd = eval_set.table.take(labelled), eval_set.cost_usd[labelled]
+        price = np.broadcast_to(eval_set.mean_cost, usd.shape)
+        costed = bool((~np.isnan(usd)).any(axis=0).all())
+        paid = np.where(np.isnan(usd), price, usd) if costed else price
+        return cls(
+            table=table,
+            x=extract_table(table, progress),
+            price=eval_set.mean_cost,
+            cost=usd if costed else None,
+            paid=np.asarray(paid),
+            cost_unit=eval_set.cost_unit,
+            complete=np.flatnonzero(table.complete),
+        )
 
-    def on(self, rows: NDArray[np.intp], name: str) -> Predictor:
-        cost = None if self.cost is None else self.cost[rows]
-        return registry.make_predictor(name).fit(
-            self.x.take(rows), self.table.score[rows], cost, self.price, self.models
+    def weight(self, rows: NDArray[np.intp]) -> FloatArray | None:
+        """(len(rows),) sampling weights; None: all equal."""
+        weight = self.table.sampling_weight
+        return None if weight is None else weight[rows]
+
+    def fit(self, rows: NDArray[np.intp], name: str) -> Predictor:
+        """Fit a learner on these rows."""
+        return make_predictor(name).fit(
+            self.x.take(rows),
+            self.table.score[rows],
+            None if self.cost is None else self.cost[rows],
+            self.price,
+            self.table.models,
+            sample_weight=effective_weights(self.weight(rows)),
+        )
+
+    def gain(
+        self, rows: NDArray[np.intp], predicted: _Predicted, bootstrap: ClusterBootstrap | None
+    ) -> Gain:
+        """Gain of predictions for these rows over the zero router."""
+        return area_gain(
+            predicted, self.table.score[rows], self.paid[rows], bootstrap, self.weight(rows)
         )
 
 
-def _offered() -> list[str]:
-    from importlib.metadata import entry_points
+class _Predicted(NamedTuple):
+    """Predictions (rows, k) of quality and cost."""
 
-    return [
-        e.name
-        for e in entry_points(group=artifacts.ENTRY_POINTS)
-        if e.name not in registry.BUILT_IN
-    ]
+    quality: FloatArray
+    cost: FloatArray
+
+    def take(self, rows: NDArray[np.intp]) -> _Predicted:
+        return _Predicted(self.quality[rows], self.cost[rows])
 
 
 # ── choosing ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _choose(
-    fit: _TrainingData,
-    ground: EvalSet,
+    data: TrainingData,
+    eval_set: EvalSet,
     names: Sequence[str],
-    asked: str | None,
+    requested: str | None,
     seed: int,
     progress: bool,
 ) -> TrainingResult:
-    notes = list(ground.notes)
-    n, k = len(fit.complete), len(fit.models)
+    notes = list(eval_set.notes)
+    n, k = len(data.complete), len(data.table.models)
     if n < MIN_COMPARABLE_QUERIES:
         notes.append(
             f"{n} queries with every score are too few to compare policies; about "
-            f"{linear.MIN_MULTI_MODEL_LABELS} tell"
+            f"{MIN_MULTI_MODEL_LABELS} suffice"
         )
-        # Of a pair the safe head is never much worse than length, which is what serves anyway.
-        chosen = asked or ("trained" if k == 2 else "constant")
+        # Of a pair the linear head is never much worse than length, which serves without training.
+        chosen = requested or ("trained" if k == 2 else "constant")
         return TrainingResult(chosen, "too few labels to compare", {}, None, tuple(notes))
-    if asked is None and k >= 3 and n < linear.MIN_MULTI_MODEL_LABELS:
+    if requested is None and k >= 3 and n < MIN_MULTI_MODEL_LABELS:
         notes.append(
-            f"below {linear.MIN_MULTI_MODEL_LABELS} labelled queries three or more models "
-            "get constants only: what else is learned from so few has been worse"
+            f"below {MIN_MULTI_MODEL_LABELS} labelled queries three or more models get constants "
+            "only: what else is learned from so few has been worse"
         )
-    cluster = connected_groups(fit.table)
-    outer = group_kfold(cluster, OUTER, seed)
-    held: dict[str, tuple[FloatArray, FloatArray]] = {
-        m: (np.zeros(fit.table.score.shape), np.zeros(fit.table.score.shape))
-        for m in (*names, "nested")
-    }
-    tasks = [(f, m) for f in range(OUTER) for m in (*names, "nested")]
+    gains = _cross_validate(data, names, seed, progress)
+    nested = gains.pop(NESTED)
+    intervals = {m: (g.gain, g.interval()) for m, g in gains.items()}
+    nested_interval = (nested.gain, nested.interval())
+    if requested is not None:
+        return TrainingResult(requested, "requested", intervals, None, tuple(notes))
+    if nested.gain > 0 and nested.lower_bound(CONFIDENCE) > 0:
+        chosen = max(names, key=lambda m: gains[m].gain)
+        reason = (
+            f"gains over random mixing of single models on unseen queries ({CONFIDENCE:.0%} sure)"
+        )
+    elif k == 2 and n < MIN_MULTI_MODEL_LABELS and gains["trained"].gain > 0:
+        chosen = "trained"
+        reason = "too few labels to be sure, and the linear head falls back on length"
+    else:
+        chosen, reason = "constant", "no learner was shown to be better than a constant"
+    return TrainingResult(chosen, reason, intervals, nested_interval, tuple(notes))
+
+
+def _cross_validate(
+    data: TrainingData, names: Sequence[str], seed: int, progress: bool
+) -> dict[str, Gain]:
+    """Gain of each learner on unseen queries, and of the learner that inner folds choose."""
+    groups = connected_groups(data.table)
+    fold = group_kfold(groups, OUTER_FOLDS, seed)
+    shape = data.table.score.shape
+    predicted = {m: _Predicted(np.zeros(shape), np.zeros(shape)) for m in (*names, NESTED)}
+    tasks = [(f, m) for f in range(OUTER_FOLDS) for m in (*names, NESTED)]
     for f, name in track(tasks, "cross-validating", progress):
-        rest, out = np.flatnonzero(outer != f), np.flatnonzero(outer == f)
-        pick = name if name != "nested" else _inner(fit, rest, cluster, names, seed + 1 + f)
-        q, c = held[name]
-        if name == "nested" and pick in held:
-            q[out], c[out] = held[pick][0][out], held[pick][1][out]
+        training, unseen = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+        if name != NESTED:
+            fitted = data.fit(training, name).predict(data.x.take(unseen))
         else:
-            q[out], c[out] = fit.on(rest, pick).predict(fit.x.take(out))
-    rows = fit.complete
-    score, paid = fit.table.score[rows], fit.paid[rows]
-    redraws = stats.ClusterBootstrap(fit.table.clusters[rows], DRAWS, seed)
-    gains = {m: area_gain(q[rows], c[rows], score, paid, redraws) for m, (q, c) in held.items()}
-    nested = gains.pop("nested")
-    best = max(names, key=lambda m: gains[m].gain)
-    told = {m: (g.gain, g.interval()) for m, g in gains.items()}
-    whole = (nested.gain, nested.interval())
-    if asked is not None:
-        return TrainingResult(asked, "asked for", told, None, tuple(notes))
-    lower = nested.lower(CONFIDENCE)
-    if nested.gain > 0 and lower > 0:
-        why = f"gains over random mixing of single models on unseen queries ({CONFIDENCE:.0%} sure)"
-        return TrainingResult(best, why, told, whole, tuple(notes))
-    if k == 2 and n < linear.MIN_MULTI_MODEL_LABELS and gains["trained"].gain > 0:
-        why = "too few labels to be sure, and the safe head falls back on length"
-        return TrainingResult("trained", why, told, whole, tuple(notes))
-    why = "no learner was shown to be better than a constant"
-    return TrainingResult("constant", why, told, whole, tuple(notes))
+            chosen = _choose_by_inner_folds(data, training, groups, names, seed + 1 + f)
+            fitted = predicted[chosen].take(unseen)
+        predicted[name].quality[unseen], predicted[name].cost[unseen] = fitted
+    rows = data.complete
+    bootstrap = ClusterBootstrap(data.table.clusters[rows], DRAWS, seed, data.weight(rows))
+    return {m: data.gain(rows, p.take(rows), bootstrap) for m, p in predicted.items()}
 
 
-def _inner(
-    fit: _TrainingData,
+def _choose_by_inner_folds(
+    data: TrainingData,
     rows: NDArray[np.intp],
-    cluster: NDArray[np.intp],
+    groups: NDArray[np.intp],
     names: Sequence[str],
     seed: int,
 ) -> str:
-    """Which of `names` inner cross-validation on `rows` prefers."""
+    """The learner of the largest gain in cross-validation on `rows`."""
     if len(names) == 1:
         return names[0]
-    part = group_kfold(np.unique(cluster[rows], return_inverse=True)[1], INNER, seed)
-    judged = np.isin(rows, fit.complete)
-    score, paid = fit.table.score[rows], fit.paid[rows]
-    best, most = names[0], -np.inf
+    fold = group_kfold(np.unique(groups[rows], return_inverse=True)[1], INNER_FOLDS, seed)
+    complete = np.flatnonzero(np.isin(rows, data.complete))
+    gains = {}
     for name in names:
-        q, c = np.zeros(score.shape), np.zeros(score.shape)
-        for f in range(INNER):
-            q[part == f], c[part == f] = fit.on(rows[part != f], name).predict(
-                fit.x.take(rows[part == f])
-            )
-        gain = area_gain(q[judged], c[judged], score[judged], paid[judged], None).gain
-        if gain > most:
-            best, most = name, gain
-    return best
+        predicted = _Predicted(*np.zeros((2, *data.table.score[rows].shape)))
+        for f in range(INNER_FOLDS):
+            unseen = fold == f
+            predicted.quality[unseen], predicted.cost[unseen] = data.fit(
+                rows[~unseen], name
+            ).predict(data.x.take(rows[unseen]))
+        gains[name] = data.gain(rows[complete], predicted.take(complete), None).gain
+    return max(names, key=gains.__getitem__)
 
 
 # ── the artifact ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _make(
-    fit: _TrainingData, outcome: TrainingResult, seed: int, licence: str, made: str | None
+def _make_artifact(
+    data: TrainingData, result: TrainingResult, seed: int, licence: str, date: str
 ) -> Artifact:
-    table, x = fit.table, fit.x
-    everything = np.arange(len(table))
-    fitted: Any = fit.on(everything, outcome.chosen)
-    if not hasattr(fitted, "estimator"):
-        raise UsageError(
-            f"The policy {outcome.chosen!r} cannot be saved: it has no `estimator(models)`.",
-            remedy="See suffice.policies.estimators.Estimator.",
-        )
-    estimator = _with_tokens(fitted.estimator(table.models), table, x)
-    sample = _sample(len(table), seed)
+    table, x = data.table, data.x
+    fitted = data.fit(np.arange(len(table)), result.chosen)
+    estimator = _with_token_heads(fitted.estimator(table.models), table, x)
+    sample = _sample_rows(len(table), table.sampling_weight, seed)
     quality, cost = estimator.predict(x.signals[sample], x.vectors[sample])
     tokens = estimator.output_tokens(x.signals[sample], x.vectors[sample])
-    if fit.unit != "usd":
+    if data.cost_unit != "usd":
         cost = np.full(cost.shape, np.nan)
-    mean, deviation = features.feature_scaler()
-    prompt = features.SIGNAL_NAMES.index("log_prompt_tokens")
+    mean, std = features.feature_scaler()
+    prompt_tokens = features.SIGNAL_NAMES.index("log_prompt_tokens")
     known = table.score[~np.isnan(table.score)]
     card = Card(
         kind=estimator.kind,
@@ -247,87 +296,93 @@ def _make(
         reference=table.models[int(np.argmax(quality.mean(axis=0)))],
         trained_on=table.name,
         queries=len(table),
-        labels=int((~np.isnan(table.score)).sum()),
-        made=made or dt.date.today().isoformat(),
-        made_by=f"suffice {_version()}",
+        labels=len(known),
+        made=date,
+        made_by=f"suffice {version('suffice')}",
         licence=licence,
         seed=seed,
         scores="right/wrong" if np.isin(known, (0.0, 1.0)).all() else "graded",
-        figures=_figures(outcome),
-        prices=_prices(table.models),
-        notes=(*table.warnings, *outcome.notes),
+        figures=_card_figures(result),
+        prices=_list_prices(table.models),
+        notes=(*table.warnings, *result.notes),
     )
-    made_of = Artifact(
+    artifact = Artifact(
         card=card,
         estimator=estimator,
         sample_quality=quality,
         sample_cost=cost,
         sample_tokens=np.full(cost.shape, np.nan) if tokens is None else tokens,
-        sample_input=np.expm1(x.signals[sample, prompt].astype(float)),
-        sample_length=((x.signals[sample, 0] - mean[0]) / deviation[0]).astype(float),
+        sample_input=np.expm1(x.signals[sample, prompt_tokens].astype(float)),
+        sample_length=((x.signals[sample, 0] - mean[0]) / std[0]).astype(float),
         training_keys=np.unique(key_hashes(table)),
     )
-    return artifacts.unpack(artifacts.pack(made_of))
+    return artifacts.unpack(artifacts.pack(artifact))  # as serving will see it, rounded
 
 
-def _sample(n: int, seed: int) -> NDArray[np.intp]:
-    if n <= SAMPLE_QUERIES:
-        return np.random.default_rng(seed).permutation(n)
-    return np.random.default_rng(seed).choice(n, SAMPLE_QUERIES, replace=False)
+def _sample_rows(n: int, weight: FloatArray | None, seed: int) -> NDArray[np.intp]:
+    """Training queries that represent the population."""
+    rng = np.random.default_rng(seed)
+    if weight is not None:
+        return rng.choice(n, SAMPLE_QUERIES, p=weight / weight.sum())
+    return (
+        rng.permutation(n) if n <= SAMPLE_QUERIES else rng.choice(n, SAMPLE_QUERIES, replace=False)
+    )
 
 
-def _with_tokens(e: estimators.Estimator, table: Table, x: Batch) -> estimators.Estimator:
-    """The estimator with heads for the log of output tokens, where the table has them: with them
-    the cost of a query follows the catalog's prices as they change."""
+def _with_token_heads(
+    estimator: estimators.Estimator, table: Table, x: Batch
+) -> estimators.Estimator:
+    """The estimator with heads for the log of output tokens, if the table has output tokens.
+
+    With them the predicted cost of a query follows the catalog's prices as they change.
+    """
     tokens = table.output_tokens
     if tokens is None:
-        return e
+        return estimator
     positive = np.where(tokens > 0, tokens, np.nan)
-    if (np.isfinite(positive).sum(axis=0) < 10).any():
-        return e
-    if isinstance(e, estimators.ConstantEstimator):
-        return msgspec.structs.replace(e, tokens=np.nanmean(positive, axis=0))
-    if not isinstance(e, estimators.LinearEstimator):
-        return e
-    weights, intercept = linear.fit_log_heads(x, positive)
-    s = len(e.mean)
+    if (np.isfinite(positive).sum(axis=0) < MIN_TOKEN_LABELS).any():
+        return estimator
+    weight = effective_weights(table.sampling_weight)
+    if isinstance(estimator, estimators.ConstantEstimator):
+        known = np.isfinite(positive) * (1.0 if weight is None else weight[:, None])
+        return msgspec.structs.replace(
+            estimator, tokens=(np.nan_to_num(positive) * known).sum(axis=0) / known.sum(axis=0)
+        )
+    if not isinstance(estimator, estimators.LinearEstimator):
+        return estimator
+    weights, intercept = fit_log_heads(x, positive, weight)
+    n_signals = len(estimator.mean)
     return msgspec.structs.replace(
-        e,
-        signals=np.concatenate([e.signals, weights[:s]], axis=1),
-        vectors=np.concatenate([e.vectors, weights[s:] * VECTOR_SCALE], axis=1),
-        intercept=np.append(e.intercept, intercept),
+        estimator,
+        signals=np.concatenate([estimator.signals, weights[:n_signals]], axis=1),
+        vectors=np.concatenate([estimator.vectors, weights[n_signals:] * VECTOR_SCALE], axis=1),
+        intercept=np.append(estimator.intercept, intercept),
         has_tokens=True,
     )
 
 
-def _figures(outcome: TrainingResult) -> dict[str, Any]:
-    def plain(g: tuple[float, tuple[float, float] | None]) -> dict[str, Any]:
-        return {"gain_over_zero_router": round(g[0], 6), "ci": g[1]}
+def _card_figures(result: TrainingResult) -> dict[str, object]:
+    def figures(gain: GainInterval) -> dict[str, object]:
+        return {"gain_over_zero_router": round(gain[0], 6), "ci": gain[1]}
 
-    out: dict[str, Any] = {"chosen": outcome.chosen, "why": outcome.why}
-    if outcome.nested is not None:
-        out["nested"] = plain(outcome.nested)
-    if outcome.gains:
-        out["cross_validated"] = {m: plain(g) for m, g in outcome.gains.items()}
-    return out
+    card: dict[str, object] = {"chosen": result.chosen, "why": result.reason}
+    if result.nested is not None:
+        card["nested"] = figures(result.nested)
+    if result.gains:
+        card["cross_validated"] = {m: figures(g) for m, g in result.gains.items()}
+    return card
 
 
-def _prices(models: Sequence[str]) -> dict[str, tuple[float, float]]:
+def _list_prices(models: Sequence[str]) -> dict[str, tuple[float, float]]:
     """List prices of the models at training, so that costs can follow them."""
     from suffice.catalog import builtin_models
 
-    out = {}
-    for m in builtin_models():
-        p = m.price
-        if p.input_usd_per_mtok is None or p.output_usd_per_mtok is None:
+    prices = {}
+    for entry in builtin_models():
+        usd_in, usd_out = entry.price.input_usd_per_mtok, entry.price.output_usd_per_mtok
+        if usd_in is None or usd_out is None:
             continue
         for name in models:
-            if name in (m.name, m.upstream):
-                out[name] = (p.input_usd_per_mtok, p.output_usd_per_mtok)
-    return out
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("suffice")
+            if name in (entry.name, entry.upstream):
+                prices[name] = (usd_in, usd_out)
+    return prices
