@@ -97,7 +97,7 @@ class World:
         self.clusters = connected_groups(self.table)
         self.score, self.paid, self.rows = ground.score, ground.cost, ground.rows
         self.cost = outcome_costs(self.table, prices)[0]
-        self.singles = ground.singles
+        self.singles = np.stack([self.paid.mean(axis=0), self.score.mean(axis=0)], axis=1)
         self.zero = frontier.hull_area(self.singles, self.singles)
         self.redraws = stats.ClusterBootstrap(self.clusters[self.rows], draws, 0)
         singles = np.stack(
@@ -141,7 +141,7 @@ class World:
                 fit = np.sort(rng.choice(fit, labels, replace=False))
             inside = fold[self.rows] == f
             predictor = make_predictor(name).fit(
-                self.x.take(fit), self.table.score[fit], self.cost[fit], self.ground.price,
+                self.x.take(fit), self.table.score[fit], self.cost[fit], self.ground.mean_cost,
                 self.models,
             )  # fmt: skip
             quality[inside], cost[inside] = predictor.predict(self.x.take(self.rows[inside]))
@@ -218,7 +218,7 @@ def one_case(
         "prompts": int(world.redraws.n_clusters),
         "models": {
             m: {"quality": float(q), "usd_per_query": float(c)}
-            for m, (c, q) in zip(ground.models, ground.singles.tolist(), strict=True)
+            for m, (c, q) in zip(ground.models, world.singles.tolist(), strict=True)
         },
         "notes": [*table.warnings, *ground.notes],
         "seeds": list(seeds),

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from runner import arguments, publish
 
 from suffice.lab.data.load import load_table
-from suffice.lab.evaluate.metrics import pair
+from suffice.lab.evaluate.metrics import pair_curve
 from suffice.lab.predictors.base import Batch, extract_table
 from suffice.lab.predictors.registry import make_predictor
 
@@ -94,7 +94,7 @@ def ranked(policy: str, train: Benchmark, test: Benchmark) -> FloatArray:
 
 def figures(rank: FloatArray, score: FloatArray) -> tuple[float, float, float]:
     """(CPT50, CPT80, APGR); CPT is NaN where no share reaches it."""
-    p = pair(rank, score[:, 0], score[:, 1])
+    p = pair_curve(rank, score[:, 0], score[:, 1])
     half, most = p.cpt(0.5), p.cpt(0.8)
     return (
         float("nan") if half is None else half,
