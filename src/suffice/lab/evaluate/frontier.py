@@ -73,10 +73,13 @@ def _argmax_utility(quality: FloatArray, cost: FloatArray, lambdas: FloatArray) 
 
 
 def _lambdas(quality: FloatArray, cost: FloatArray) -> FloatArray:
-    """The values of lambda at which choices change.
+    """Compute the values of lambda at which choices change.
 
     For two models and a query that is the quality that the costlier model adds per unit of cost that
     it adds. The quantiles over queries and pairs of models space a curve well at any scale.
+
+    Returns:
+        (t,) ascending.
     """
     n = len(quality)
     rows = np.linspace(0, n - 1, min(n, _LAMBDA_ROWS)).astype(int)
@@ -121,9 +124,10 @@ def random_mixtures(uniform: FloatArray, members: Sequence[int]) -> NDArray[np.i
 
 
 def upper_hull(points: ArrayLike) -> FloatArray:
-    """Upper concave hull of (m, 2) points, cost and quality ascending.
+    """Upper concave hull of (m, 2) points: what random mixing of the points can reach.
 
-    It is what random mixing of the points can reach, without costlier points that are no better.
+    Returns:
+        (h, 2), cost and quality ascending, without costlier points that are no better.
     """
     p = np.asarray(points, float)
     p = p[np.lexsort((-p[:, 1], p[:, 0]))]

@@ -116,5 +116,7 @@ def conclude(result: EvaluationResult) -> str:
     )
     relative_cost = policies[name]["qnc"]
     if relative_cost is not None and relative_cost < 0.995:
-        text += f" It reaches the quality of {result['reference']} at {relative_cost:.0%} of its cost."
+        text += (
+            f" It reaches the quality of {result['reference']} at {relative_cost:.0%} of its cost."
+        )
     return text

@@ -218,7 +218,10 @@ def _predicted_samples(
     """What the new column predicts for the artifact's sample.
 
     The artifact does not hold the sample's texts. The reference's predictions, moved by the gap's
-    intercept and slope on length, stand in for them.
+    intercept and slope on length, replace them.
+
+    Returns:
+        Quality, cost and tokens, (m, 1) each.
     """
     m = len(artifact.sample_input)
     if isinstance(column, ConstantEstimator):

@@ -335,6 +335,9 @@ def _with_token_heads(
     """The estimator with heads for the log of output tokens, if the table has output tokens.
 
     With them the predicted cost of a query follows the catalog's prices as they change.
+
+    Returns:
+        The estimator with the heads, or as it is.
     """
     tokens = table.output_tokens
     if tokens is None:
