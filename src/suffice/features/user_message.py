@@ -18,6 +18,9 @@ _HEAD = (
 )
 _SCAN = 8_192  # characters of each end of one message that are searched for wrappers
 
+_LONG = 4 * _HEAD  # characters from which folding by bytes is faster
+_SPACES = bytes(32 if chr(i).isspace() else i for i in range(128)) + bytes(range(128, 256))
+
 # Tags that agent harnesses put around text that no person typed in this turn. It is neither part of the
 # message nor material for it.
 _HARNESS = re.compile(
@@ -33,13 +36,16 @@ _WRAPPER = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 # Marks of prompt templates (ChatML, Llama, Alpaca) with the role they name. The text between them
-# stays, because each occurs only a few times in a template.
+# stays, because each occurs only a few times in a template. Every alternative begins with a plain
+# character, which the regex engine searches for several times faster. The lookbehind means a line's
+# first "#".
 _TEMPLATE = re.compile(
-    r"<\|(?:im_start|start_header_id)\|>\s*\w{0,12}(?:<\|end_header_id\|>)?"
-    r"|<\|(?:im_end|eot_id|begin_of_text|end_of_text|endoftext|user|assistant|system|end)\|>"
-    r"|\[/?INST\]|<</?SYS>>|</?s>"
-    r"|^#{2,4}\s*(?:instruction|response|input|human|user|assistant|question|answer)s?\s*:?\s*$",
-    re.IGNORECASE | re.MULTILINE,
+    r"<\|(?i:im_start|start_header_id)\|>\s*\w{0,12}(?:<\|(?i:end_header_id)\|>)?"
+    r"|<\|(?i:im_end|eot_id|begin_of_text|end_of_text|endoftext|user|assistant|system|end)\|>"
+    r"|\[/?(?i:INST)\]|<</?(?i:SYS)>>|</?(?i:s)>"
+    r"|#(?<![^\n]#)#{1,3}\s*"
+    r"(?i:instruction|response|input|human|user|assistant|question|answer)(?i:s?)\s*:?\s*$",
+    re.MULTILINE,
 )
 _LABEL_AT_END = re.compile(r"(?:\s+(?:answer|response|assistant|a|output)\s*:)+$", re.IGNORECASE)
 # A fenced block of at least 400 characters is pasted material, not part of the message.
@@ -118,15 +124,27 @@ def clean(raw: str) -> UserMessage:
     if "\n" in text:
         # Wrapped lines are one paragraph; a blank line or a list item is structure.
         lines = text.count("\n\n") + text.count("\n- ") + text.count("\n* ") + text.count("\n1. ")
-    chunks = text.split()
-    text = " ".join(chunks)
+    chunks: list[str] = []
+    if len(text) > _LONG and text.isascii():
+        text = _fold_ascii(text)
+    else:
+        chunks = text.split()
+        text = " ".join(chunks)
     chars = len(text)
-    if chars > 2 * _HEAD:
+    if chars > 2 * _HEAD or not chunks:
         text = _ends(text, _HEAD)
         chunks = text.split()
     if len(raw) > 2 * _SCAN:
         chars += len(raw) - 2 * _SCAN
     return UserMessage(text, chars, lines, attached, code, chunks)
+
+
+def _fold_ascii(text: str) -> str:
+    """Fold white space without making a list of words: several times faster for long texts."""
+    folded = text.encode("ascii").translate(_SPACES)
+    while b"  " in folded:
+        folded = folded.replace(b"  ", b" ")
+    return folded.decode("ascii").strip()
 
 
 def _strip_labels(text: str) -> str:
