@@ -14,8 +14,9 @@ from __future__ import annotations
 from suffice.budgets.budgets import Budgets
 from suffice.budgets.cost_bounds import CostBound, RequestSize, cost_bound
 from suffice.budgets.daily_budget import DailyBudget
-from suffice.budgets.reservation import UNLIMITED, AnyReservation, NoReservation, Reservation
+from suffice.budgets.reservation import AnyReservation, Reservation
 from suffice.budgets.shared_ledger import LEDGER_ENV, Ledger, shared_ledger
+from suffice.budgets.unlimited import UNLIMITED, NoReservation, StepCheck
 
 __all__ = [
     "LEDGER_ENV",
@@ -28,6 +29,7 @@ __all__ = [
     "NoReservation",
     "RequestSize",
     "Reservation",
+    "StepCheck",
     "cost_bound",
     "shared_ledger",
 ]

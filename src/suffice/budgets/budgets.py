@@ -8,8 +8,9 @@ from typing import Any
 from suffice.budgets.cost_bounds import RequestSize
 from suffice.budgets.daily_budget import DailyBudget
 from suffice.budgets.pacer import MAX_USD_PER_DAY
-from suffice.budgets.reservation import UNLIMITED, AnyReservation, Reservation
+from suffice.budgets.reservation import AnyReservation, Reservation
 from suffice.budgets.shared_ledger import Ledger
+from suffice.budgets.unlimited import UNLIMITED
 from suffice.errors import ConfigError
 from suffice.store.protocols import DecisionLog
 from suffice.types import Features, Model, Objective, Query

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil, floor
+from math import ceil, floor, isfinite
 
 from suffice.budgets.account import NANO, Totals
 from suffice.budgets.cost_bounds import format_usd
@@ -153,7 +153,9 @@ class DailyBudget:
             return max(0, self._free_nano_usd(row)) / NANO
 
     def fits(self, max_cost_usd: float) -> bool:
-        """Whether a call that may cost this much could be made now."""
+        """Whether a call that may cost this much could be made now; not if that is unknown (NaN)."""
+        if not isfinite(max_cost_usd):
+            return False
         with self._row as row:
             nano = ceil(max_cost_usd * NANO)
             return nano <= 0 or nano <= self._free_nano_usd(row)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from suffice.budgets.account import NANO, Account, Totals
-from suffice.budgets.lagrange import Multiplier, solve_remaining
+from suffice.budgets.lagrange import FloatArray, Multiplier, solve_remaining
 from suffice.budgets.traffic_forecast import TrafficForecast
 
 MAX_USD_PER_DAY = 9e6  # so that sums fit 64 bits
@@ -82,11 +82,7 @@ class Pacer:
         self.aim = aim
         self._forecast = TrafficForecast()
         self._account = Account(usd_per_day)
-        self._columns: dict[str, int] = {}
-        self._max_cost: list[float] = []  # moving average of what must be free for a call, USD
-        self._quality = np.full((_WINDOW, 0), np.nan)
-        self._cost = np.full((_WINDOW, 0), np.nan)
-        self._seen = 0
+        self._window = _PredictionWindow()
         self._since_solved = 0  # requests
         self._committed_at_solve = 0  # nano-dollars
         self._interval = _SOLVE_EVERY
@@ -136,11 +132,11 @@ class Pacer:
         if commit:
             self._start_day(now_s)
             self._forecast.count(now_s)
-            self._remember(models, q, c, max_cost)
+            self._window.append(models, q, c, max_cost)
             self._since_solved += 1
             if (
                 self._since_solved >= self._interval
-                or self._seen <= _SOLVE_EVERY
+                or self._window.seen <= _SOLVE_EVERY
                 or self._overspends()
             ):
                 self._solve(now_s)
@@ -197,8 +193,7 @@ class Pacer:
         )
         usd /= NANO
         spare_usd = max(0.0, (self._account.ceiling - committed) / NANO - usd)
-        n = min(self._seen, _WINDOW)
-        q, c = self._quality[:n], self._cost[:n]
+        q, c = self._window.rows()
         cheapest = np.where(np.isfinite(q) & np.isfinite(c), c, inf).min(axis=1, initial=inf)
         cheapest = cheapest[cheapest < inf]
         least_usd = float(cheapest.mean()) if len(cheapest) else 0.0
@@ -212,7 +207,7 @@ class Pacer:
             c,
             usd - kept_usd,
             planned,
-            self._max_cost,
+            self._window.max_cost_usd,
             spare_usd + kept_usd,
             _LATE_SHARE * (self._forecast.requests + high),
         )
@@ -228,29 +223,6 @@ class Pacer:
         planned = likely - min(remaining.std, _FEWER * likely) * late
         risk = _RISK_STDS + (_LATE_RISK_STDS - _RISK_STDS) * late
         return max(1.0, planned), remaining.expected + risk * remaining.std
-
-    def _remember(
-        self, models: Sequence[str], q: list[float], c: list[float], max_cost: list[float]
-    ) -> None:
-        new = [m for m in models if m not in self._columns]
-        if new:
-            for m in new:
-                self._columns[m] = len(self._columns)
-                self._max_cost.append(nan)
-            columns_to_add = np.full((_WINDOW, len(new)), np.nan)
-            self._quality = np.concatenate([self._quality, columns_to_add], axis=1)
-            self._cost = np.concatenate([self._cost, columns_to_add], axis=1)
-        row = self._seen % _WINDOW
-        columns = [self._columns[m] for m in models]
-        self._quality[row] = np.nan
-        self._cost[row] = np.nan
-        self._quality[row, columns] = q
-        self._cost[row, columns] = c
-        for i, usd in zip(columns, max_cost, strict=True):
-            if isfinite(usd):
-                before = usd if isnan(self._max_cost[i]) else self._max_cost[i]
-                self._max_cost[i] = usd + _MAX_COST_DECAY * (before - usd)
-        self._seen += 1
 
     def count_external(self, n: int, now_s: float) -> None:
         """Count `n` requests of today that were not decided here.
@@ -332,6 +304,46 @@ class Pacer:
             self._account.start_day(self._forecast.number)
             self._committed_at_solve = 0
             self._since_solved = self._interval  # so that the next request solves again
+
+
+class _PredictionWindow:
+    """The latest (quality, cost) vectors, one column per model."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, int] = {}
+        self._quality = np.full((_WINDOW, 0), np.nan)
+        self._cost = np.full((_WINDOW, 0), np.nan)
+        self.seen = 0
+        self.max_cost_usd: list[float] = []  # moving average of what must be free for a call
+
+    def append(
+        self, models: Sequence[str], q: list[float], c: list[float], max_cost: list[float]
+    ) -> None:
+        """Add the predictions of one request; the oldest are dropped."""
+        new = [m for m in models if m not in self._columns]
+        if new:
+            for m in new:
+                self._columns[m] = len(self._columns)
+                self.max_cost_usd.append(nan)
+            columns_to_add = np.full((_WINDOW, len(new)), np.nan)
+            self._quality = np.concatenate([self._quality, columns_to_add], axis=1)
+            self._cost = np.concatenate([self._cost, columns_to_add], axis=1)
+        row = self.seen % _WINDOW
+        columns = [self._columns[m] for m in models]
+        self._quality[row] = np.nan
+        self._cost[row] = np.nan
+        self._quality[row, columns] = q
+        self._cost[row, columns] = c
+        for i, usd in zip(columns, max_cost, strict=True):
+            if isfinite(usd):
+                before = usd if isnan(self.max_cost_usd[i]) else self.max_cost_usd[i]
+                self.max_cost_usd[i] = usd + _MAX_COST_DECAY * (before - usd)
+        self.seen += 1
+
+    def rows(self) -> tuple[FloatArray, FloatArray]:
+        """(n, models) quality and cost; NaN where a model was not a candidate."""
+        n = min(self.seen, _WINDOW)
+        return self._quality[:n], self._cost[:n]
 
 
 def _best(q: list[float], c: list[float], multiplier: float, eligible: list[int]) -> int:

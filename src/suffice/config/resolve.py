@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from suffice import catalog, policies
-from suffice.config.settings import (
-    AuditSettings,
-    ProviderSettings,
-    RouteSettings,
-    Settings,
-    is_header_text,
-)
+from suffice.config.providers import did_you_mean, resolve_provider
+from suffice.config.settings import AuditSettings, RouteSettings, Settings
 from suffice.config.specs import AuditSpec, ResolvedConfig, RouteSpec
-from suffice.dialects import DIALECTS
 from suffice.errors import ConfigError, nearest
 from suffice.judging import model_family
 from suffice.providers.registry import PROVIDERS
 from suffice.types import Model, Provider, RetryPolicy, Timeouts
 
 MAX_AUDITED_ROUTE_NAME = 96  # characters; audits and monitoring add their own to the name
-
-# Paths that belong to one endpoint. A base URL ends before them.
-_ENDPOINTS = ("/chat/completions", "/completions", "/messages", "/responses", "/embeddings")
 
 
 def resolve(
@@ -140,10 +131,12 @@ class _Resolver:
             others = [n for n in self._builtin if n.startswith(f"{provider}/")]
             self._warnings.append(
                 f"models.{name}: its price is unknown; costs with it are shown as unknown."
-                + _did_you_mean(name, others)
+                + did_you_mean(name, others)
             )
         if provider not in self._providers:
-            self._providers[provider] = self._resolve_provider(provider, name)
+            self._providers[provider] = resolve_provider(
+                provider, name, settings, self._env, self._warnings, need_keys=self._need_keys
+            )
         return model
 
     def _warn_unused(self, routed: set[str]) -> None:
@@ -157,95 +150,15 @@ class _Resolver:
                 continue
             self._warnings.append(
                 f"models.{name}: no route uses this model and the catalog does not know it."
-                + _did_you_mean(name, [*routed, *self._builtin])
+                + did_you_mean(name, [*routed, *self._builtin])
             )
         used = {m.provider for m in self._models.values()}
         for name in settings.providers:
             if name not in used and name not in PROVIDERS:
                 self._warnings.append(
                     f"providers.{name}: no model uses this provider."
-                    + _did_you_mean(name, [*used, *PROVIDERS])
+                    + did_you_mean(name, [*used, *PROVIDERS])
                 )
-
-    # ── providers ────────────────────────────────────────────────────────────────────────────────
-
-    def _resolve_provider(self, name: str, model: str) -> Provider:
-        """The provider of `model`, with its key."""
-        settings = self._settings.providers.get(name, ProviderSettings())
-        known = PROVIDERS.get(name)
-        if known is None and name not in self._settings.providers:
-            close = nearest(name, [*PROVIDERS, *self._settings.providers])
-            hint = f"Did you mean {close[0]!r}? Or add" if close else "Add"
-            raise ConfigError(
-                f"The model {model!r} names a provider that is not known.",
-                field=f"providers.{name}",
-                source=self._settings.source,
-                remedy=f"{hint} [providers.{name}] with dialect and base_url.",
-            )
-        key_env = settings.api_key_env or (known.api_key_env if known else None)
-        api_key = self._api_key(name, key_env)
-        if key_env is not None and not api_key and self._need_keys:
-            self._warnings.append(
-                f"providers.{name}: no key in the environment variable {key_env}, so its models are "
-                "left out."
-            )
-        default_auth = known.auth if known else ("bearer" if key_env else "none")
-        return Provider(
-            name=name,
-            dialect=self._dialect(name, settings, known),
-            base_url=self._base_url(name, settings, known),
-            api_key_env=key_env,
-            api_key=api_key,
-            auth=settings.auth or default_auth,
-            headers=tuple(settings.headers.items()),
-            local=bool(known and known.local),
-        )
-
-    def _api_key(self, provider: str, variable: str | None) -> str | None:
-        """The provider's key, without the white space that files and `echo` leave around it."""
-        key = self._env.get(variable) if variable else None
-        if key is None:
-            return None
-        key = key.strip()
-        if not is_header_text(key):
-            raise ConfigError(
-                f"The key in the environment variable {variable} has a line break or another "
-                "character that HTTP forbids in a header.",
-                field=f"providers.{provider}.api_key_env",
-                source=self._settings.source,
-                remedy="Set the variable to the key alone.",
-            )
-        return key
-
-    def _dialect(self, name: str, settings: ProviderSettings, known: Provider | None) -> str:
-        dialect = settings.dialect or (known.dialect if known else "openai")
-        if dialect not in DIALECTS:
-            raise ConfigError(
-                f"Unknown dialect {dialect!r}.",
-                field=f"providers.{name}.dialect",
-                source=self._settings.source,
-                remedy=f"Supported: {', '.join(DIALECTS)}.{_did_you_mean(dialect, DIALECTS)}",
-            )
-        return dialect
-
-    def _base_url(self, name: str, settings: ProviderSettings, known: Provider | None) -> str:
-        base_url = (settings.base_url or (known.base_url if known else "")).strip().rstrip("/")
-        field = f"providers.{name}.base_url"
-        if not base_url.startswith(("http://", "https://")) or not is_header_text(base_url):
-            raise ConfigError(
-                f"It needs a base_url that begins with http:// or https:// (got {base_url!r}).",
-                field=field,
-                source=self._settings.source,
-                remedy='For example base_url = "https://example.com/v1".',
-            )
-        for path in _ENDPOINTS:
-            if base_url.endswith(path):
-                trimmed = base_url.removesuffix(path)
-                self._warnings.append(
-                    f"{field}: it ends in {path}, which is added to every request. Using {trimmed}."
-                )
-                return trimmed
-        return base_url
 
     # ── routes ───────────────────────────────────────────────────────────────────────────────────
 
@@ -346,8 +259,3 @@ def _routed_models(settings: Settings) -> list[str]:
 def _is_priced(model: Model) -> bool:
     price = model.price
     return price.input_usd_per_mtok is not None and price.output_usd_per_mtok is not None
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = nearest(name, known, 1)
-    return f" Did you mean {close[0]!r}?" if close else ""

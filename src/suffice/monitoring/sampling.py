@@ -22,7 +22,7 @@ from typing import NamedTuple
 from suffice import judging
 from suffice.artifacts.certificate import Certificate
 from suffice.dialects import openai_message
-from suffice.errors import StoreError
+from suffice.monitoring.audit_budget import AuditBudget
 from suffice.monitoring.labelling import (
     AUDIT_SOURCE,
     JUDGE_TOKENS,
@@ -34,17 +34,14 @@ from suffice.monitoring.labelling import (
     Outcome,
     judged_messages,
 )
-from suffice.store.protocols import AUDIT_ROUTE_PREFIX
 from suffice.types import Decision, Features, Feedback, Model, Query, RequestRecord, Usage
 
-DAY_S = 86400.0
 MAX_CONCURRENT = 4
 MAX_QUEUED = 64
 MAX_QUERY_TOKENS = 32_000  # a longer query is not audited, whichever model answered it
 _MAX_STREAM_BYTES = 1 << 20  # of a stream that is kept for the judge
 _ANSWER_TOKENS = 700  # assumed for the reference's answer if the policy predicted no cost
 _DELAY_S = 0.05  # so that the answer is on its way before the audit starts
-_BUDGET_RETRY_S = 0.1
 _YIELD_WEIGHT = 0.05  # of an audit in the moving share of paid audits that bring a label
 
 _log = logging.getLogger("suffice.monitoring")
@@ -143,8 +140,10 @@ class AuditSampler:
         self._judge = JudgeClient(dependencies, self._rng, clock)
         self._queue: deque[_Job] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reserved_usd: dict[str, float] = dict.fromkeys(self._routes, 0.0)
-        self._capped: dict[str, tuple[float, str]] = {}  # route -> day and reason
+        self._budgets = {
+            n: AuditBudget(n, r.spec.max_usd_per_day, dependencies.spend, clock)
+            for n, r in self._routes.items()
+        }
         self._label_yield: dict[str, float] = {}  # route -> share of paid audits that bring a label
         self._warned: set[str] = set()
         self._closed = False
@@ -217,10 +216,8 @@ class AuditSampler:
 
     def pause_reason(self, route: str) -> str | None:
         """Why a route is not audited now."""
-        capped = self._capped.get(route)
-        if capped is None or self._clock() // DAY_S > capped[0]:
-            return None
-        return capped[1]
+        budget = self._budgets.get(route)
+        return None if budget is None else budget.pause_reason()
 
     @property
     def pending(self) -> int:
@@ -290,11 +287,8 @@ class AuditSampler:
         usd = self._expected_usd(sample, judge, answer)
         if usd is None:
             raise AuditFailedError("unknown_price", f"the price of {sample.reference} is unknown")
-        await self._reserve_budget(route, usd)
-        try:
+        async with self._budgets[route.name].reserve(usd):
             score = await self._compare(sample, judge, answer, route)
-        finally:
-            self._reserved_usd[route.name] -= usd
         if score.score is None:
             raise AuditFailedError("failed", score.reason or "the score is unknown")
         return score
@@ -315,30 +309,6 @@ class AuditSampler:
             purpose._replace(role="judge, B"), judge, messages, other, answer
         )
         return judging.score_verdicts(as_a, as_b)
-
-    async def _reserve_budget(self, route: AuditedRoute, usd: float) -> None:
-        """Reserve `usd` of the daily budget once it is free. Raises AuditFailedError if it is spent."""
-        cap = route.spec.max_usd_per_day
-        while self.pause_reason(route.name) is None:
-            day = self._clock() // DAY_S
-            try:
-                spent = await asyncio.to_thread(
-                    self._dependencies.spend, AUDIT_ROUTE_PREFIX + route.name, day * DAY_S
-                )
-            except StoreError as error:
-                raise AuditFailedError("store", str(error)) from None
-            if spent.usd + usd > cap:
-                reason = (
-                    f"max_usd_per_day = {cap:g} of its audits is reached (${spent.usd:.4f} spent)"
-                )
-                self._capped[route.name] = (day, reason)
-                _log.info("route %s: %s: audits continue after midnight UTC", route.name, reason)
-                break
-            if spent.usd + self._reserved_usd[route.name] + usd <= cap:
-                self._reserved_usd[route.name] += usd
-                return
-            await asyncio.sleep(_BUDGET_RETRY_S)  # others mostly reserve more than they spend
-        raise AuditFailedError("capped", "the daily budget of audits is spent")
 
     def _expected_usd(self, sample: AuditSample, judge: Model, answer: str) -> float | None:
         """The predicted cost of the reference's answer, and of two verdicts at their longest."""

@@ -9,7 +9,7 @@ from suffice.policies.priors import cost_usd, output_tokens
 from suffice.types import Model, PlanStep, Query
 
 if TYPE_CHECKING:
-    from suffice.budgets.reservation import StepCheck
+    from suffice.budgets import StepCheck
     from suffice.routing.routes import Route
     from suffice.routing.selector import Selection
 

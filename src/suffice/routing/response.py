@@ -16,7 +16,7 @@ from suffice.execution.attempt import CLIENT_DISCONNECTED
 from suffice.types import Attempt, Decision, Features, Query, Usage
 
 if TYPE_CHECKING:
-    from suffice.budgets.reservation import StepCheck
+    from suffice.budgets import StepCheck
     from suffice.execution import Reply
     from suffice.monitoring import AuditSample
     from suffice.routing.selector import Selection
