@@ -43,14 +43,8 @@ def resolve_provider(
     known = PROVIDERS.get(name)
     source = settings.source
     if known is None and name not in settings.providers:
-        close = nearest(name, [*PROVIDERS, *settings.providers])
-        hint = f"Did you mean {close[0]!r}? Or add" if close else "Add"
-        raise ConfigError(
-            f"The model {model!r} names a provider that is not known.",
-            field=f"providers.{name}",
-            source=source,
-            remedy=f"{hint} [providers.{name}] with dialect and base_url.",
-        )
+        error = _unknown_provider(name, model, settings)
+        raise error
     key_env = table.api_key_env or (known.api_key_env if known else None)
     api_key = _api_key(name, key_env, env, source)
     if key_env is not None and not api_key and need_keys:
@@ -77,6 +71,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint at the nearest known name; empty if none is near."""
     close = nearest(name, known, 1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _unknown_provider(name: str, model: str, settings: Settings) -> ConfigError:
+    close = nearest(name, [*PROVIDERS, *settings.providers])
+    hint = f"Did you mean {close[0]!r}? Or add" if close else "Add"
+    return ConfigError(
+        f"The model {model!r} names a provider that is not known.",
+        field=f"providers.{name}",
+        source=settings.source,
+        remedy=f"{hint} [providers.{name}] with dialect and base_url.",
+    )
 
 
 def _api_key(

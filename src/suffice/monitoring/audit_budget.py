@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from suffice.errors import StoreError
 from suffice.monitoring.labelling import AuditFailedError
 from suffice.store.protocols import AUDIT_ROUTE_PREFIX
-from suffice.types import Spend
+from suffice.store.records import Spend
 
 DAY_S = 86400.0
 _RETRY_S = 0.1
