@@ -6,7 +6,7 @@ Rounds are interleaved. A second test cancels a call before its response headers
 of a stream, and looks whether the server sees the connection close within a second.
 
 Usage: python benchmarks/latency/http_clients.py [--requests 5000] [--rounds 3]
-Needs nginx, and pyqwest, pyreqwest and aiohttp (extra dev). Writes http_clients.json here.
+Needs nginx; pip install pyqwest pyreqwest aiohttp. Writes http_clients.json here.
 """
 
 from __future__ import annotations

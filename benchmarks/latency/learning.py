@@ -26,6 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx2  # comes with the official client
 import numpy as np
 
 from suffice.gateway import BackgroundServer
@@ -41,7 +42,6 @@ from runner import provenance, write_json  # noqa: E402
 MODES = ("off", "shadow", "on")
 AT_ONCE = 4
 SETTLED_S = 5.0  # after the last score, for the last refit
-HEADERS = (("content-type", "application/json"),)
 
 
 async def played(
@@ -53,9 +53,9 @@ async def played(
     out: list[float] = []
 
     async def post(path: str, body: dict[str, Any]) -> Any:
-        answer = await client.post(base_url + path, HEADERS, json.dumps(body).encode())
-        if answer.status != 200:
-            raise SystemExit(f"{path}: {answer.status} {bytes(answer.content)[:300]!r}")
+        answer = await client.post(base_url + path, json=body)
+        if answer.status_code != 200:
+            raise SystemExit(f"{path}: {answer.status_code} {answer.content[:300]!r}")
         return answer.headers
 
     async def one(r: Any) -> None:
@@ -82,11 +82,8 @@ async def measured(
 ) -> dict[bool, dict[str, list[list[float]]]]:
     """Whether answers were scored -> mode -> rounds of milliseconds. A first round each, twice as
     long, is thrown away."""
-    import pyqwest
-
     stream = simulation.requests(1, (2 * rounds + 2) * n, missing=0.0)
-    transport = pyqwest.HTTPTransport(follow_redirects=False, pool_max_idle_per_host=AT_ONCE)
-    client = pyqwest.Client(transport)
+    client = httpx2.AsyncClient(timeout=60.0)
     for url in urls.values():
         await played(client, url, world, stream[: 2 * n], per_s, True)
     names = list(urls)
@@ -103,7 +100,7 @@ async def measured(
                     await played(client, urls[mode], world, part, per_s, scored)
                 )
             at += n
-    await transport.aclose()
+    await client.aclose()
     return out
 
 
