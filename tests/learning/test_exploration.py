@@ -318,7 +318,7 @@ def test_a_changed_or_cut_state_is_refused(data: st.DataObject) -> None:
         same = ThompsonSampler.from_state(bad)
     except ArtifactError:
         return
-    # A bit of the archive's own bookkeeping that nobody reads may differ; what was learned may not.
+    # An unused bit of the archive's directory may differ; what was learned may not.
     assert same.state() == raw
 
 

@@ -74,7 +74,7 @@ def _asked(more: dict[str, Any]) -> Any:
 
 
 def test_a_route_sets_how_much_is_explored(tmp_path: Path) -> None:
-    told = {}
+    explored = {}
     for share in (0.004, 0.03):
         folder = tmp_path / str(share)
         folder.mkdir()
@@ -83,14 +83,14 @@ def test_a_route_sets_how_much_is_explored(tmp_path: Path) -> None:
         learning.step(1000.0)
         teach(r, 60)
         learning.step(1010.0)
-        told[share] = 1.0 - max(p.propensity for p in r.route("hello").predictions)
+        explored[share] = 1.0 - max(p.propensity for p in r.route("hello").predictions)
         r.close()
         again = router(folder, explore_share=0.01)  # what was saved does not outlive the setting
         learning = again.start_learning(thread=False)
         learning.step(2000.0)
         assert 1.0 - max(p.propensity for p in again.route("hello").predictions) <= 0.01
         again.close()
-    assert 0.0 < told[0.004] <= 0.004 < told[0.03] <= 0.03
+    assert 0.0 < explored[0.004] <= 0.004 < explored[0.03] <= 0.03
 
 
 def test_exploring_is_paid_for_by_what_the_route_spends(made: Router) -> None:
@@ -117,15 +117,15 @@ def test_an_explored_decision_can_be_reproduced_from_the_saved_state(made: Route
     decided = [made.route(f"hello {i}") for i in range(300)]
     belief = ThompsonSampler.from_state(saved).posterior()
     for d in decided:
-        told = d.predictions
-        names = [p.model for p in told]
-        chosen = max(range(len(told)), key=lambda i: told[i].propensity)
+        predictions = d.predictions
+        names = [p.model for p in predictions]
+        chosen = max(range(len(predictions)), key=lambda i: predictions[i].propensity)
         again = belief.sample(
             names,
-            [p.quality or 0.0 for p in told],
-            [p.cost_usd or 0.0 for p in told],
+            [p.quality or 0.0 for p in predictions],
+            [p.cost_usd or 0.0 for p in predictions],
             chosen,
             seed=d.seed,
         )
-        assert again.propensities == tuple(p.propensity for p in told)
+        assert again.propensities == tuple(p.propensity for p in predictions)
         assert names[again.action] == d.model

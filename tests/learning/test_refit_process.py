@@ -89,6 +89,6 @@ def test_a_failed_refit_process_is_replaced_by_this_process(
     assert said in caplog.text
     if child is not None:
         monkeypatch.setattr(
-            OnlineRegression, "posterior", lambda _: pytest.fail("nobody waits for it")
+            OnlineRegression, "posterior", lambda _: pytest.fail("computed after all")
         )
         assert refit_process.posterior_in_subprocess(learner, learner.state(), lambda: True) is None

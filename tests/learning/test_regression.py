@@ -29,7 +29,7 @@ OPEN = SourceLimits(share=1.0)
 
 
 class World(NamedTuple):
-    """Two topics, told apart by the vector; model a answers the one, b the other."""
+    """Two topics that the vector distinguishes; model a is good at one, b at the other."""
 
     signals: NDArray[np.float32]
     vectors: NDArray[np.float32]

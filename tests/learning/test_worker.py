@@ -189,12 +189,12 @@ def test_a_snapshot_promoted_by_an_operator_is_the_new_warm_start(tmp_path: Path
         found = mine.build_artifact(1011.0)
         e = msgspec.structs.replace(found.estimator, intercept=found.estimator.intercept - 0.01)
         raw = artifacts.pack(msgspec.structs.replace(found, estimator=e))
-        told = make_snapshot(
+        promoted = make_snapshot(
             route="auto", kind="policy", content=raw, created_s=1011.0, created_by="cli",
             card=msgspec.to_builtins(artifacts.unpack(raw).card),
         )  # fmt: skip
-        r.store.registry.put(told)
-        r.store.registry.promote("auto", told.version, by="someone", now_s=1012.0)
+        r.store.registry.put(promoted)
+        r.store.registry.promote("auto", promoted.version, by="someone", now_s=1012.0)
         learning.step(1013.0)
         base = learned(learning).base
         assert base is not None
@@ -202,7 +202,7 @@ def test_a_snapshot_promoted_by_an_operator_is_the_new_warm_start(tmp_path: Path
         assert learned(learning).regression.labels.sum() == pytest.approx(60, rel=0.05)
         teach(r, 80)
         learning.step(1100.0)  # the learner's own stands on it
-        assert r.store.registry.current("auto") != told.version
+        assert r.store.registry.current("auto") != promoted.version
         learning.stop()
         other = router(tmp_path)
         again = other.start_learning(thread=False)

@@ -82,7 +82,7 @@ def test_a_few_labels_are_not_written_and_not_lost(tmp_path: Path) -> None:
         two = b.start_learning(thread=False)
         two.step(1001.0 + LEASE_S)
         assert learned(two).regression.labels.sum() == pytest.approx(20, rel=0.02)
-        two.step(1400.0)  # nobody adds any: in the end they are written
+        two.step(1400.0)  # without further labels they are saved in the end
         assert b.store.learner_states.load("auto").cursor > 0
     finally:
         a.close()
@@ -160,14 +160,14 @@ def test_a_failure_of_one_route_is_logged_once_and_stops_nothing(
     take = RouteLearner.ingest
 
     def broken(*_: Any) -> int:
-        raise ZeroDivisionError("a number that nobody thought of")
+        raise ZeroDivisionError("an unexpected number")
 
     monkeypatch.setattr(RouteLearner, "ingest", broken)
     with caplog.at_level(logging.ERROR, "suffice.learning"):
         learning.step(1001.0)
         learning.step(1002.0)
-    assert len([x for x in caplog.records if "nobody thought of" in x.getMessage()]) == 1
-    assert "nobody thought of" in str(made.ready()["learning"])
+    assert len([x for x in caplog.records if "unexpected number" in x.getMessage()]) == 1
+    assert "unexpected number" in str(made.ready()["learning"])
     assert made.route("hi there").model
     monkeypatch.setattr(RouteLearner, "ingest", take)
     learning.step(1003.0)

@@ -54,7 +54,7 @@ def until(true: Callable[[], bool], within_s: float = 20.0) -> bool:
     ],
     ids=["number too large", "lone surrogate", "numpy scalar", "not a number"],
 )
-def test_an_odd_value_is_mended_and_its_neighbours_are_written(
+def test_an_odd_value_is_sanitized_and_its_neighbours_are_written(
     tmp_path: Path, odd: dict[str, Any], column: str, kept: object
 ) -> None:
     store = open_store(f"sqlite:///{tmp_path / 's.db'}")
@@ -69,7 +69,7 @@ def test_an_odd_value_is_mended_and_its_neighbours_are_written(
     store.close()
 
 
-def test_a_record_that_cannot_be_mended_is_given_up_alone_and_said(
+def test_a_record_that_cannot_be_stored_is_dropped_alone_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = open_store(f"sqlite:///{tmp_path / 's.db'}")
@@ -86,7 +86,7 @@ def test_a_record_that_cannot_be_mended_is_given_up_alone_and_said(
     store.close()
 
 
-def test_a_deleted_database_is_opened_anew(tmp_path: Path) -> None:
+def test_a_deleted_database_is_opened_again(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     store = open_store(f"sqlite:///{path}")
     store.append(record(1))
@@ -200,7 +200,7 @@ def locked(store: SqlStore, path: Path) -> sqlite3.Connection:
     return lock
 
 
-def test_what_is_spooled_can_be_looked_up_and_scored_once_it_is_back(tmp_path: Path) -> None:
+def test_a_spooled_decision_can_be_read_at_once_and_scored_later(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     store = open_store(f"sqlite:///{path}")
     lock = locked(store, path)
@@ -282,7 +282,7 @@ def test_an_unwritable_folder_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_an_ask_that_cannot_be_embedded_costs_no_record(
+def test_a_query_that_cannot_be_embedded_costs_no_record(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def embed(x: Any) -> Any:
@@ -310,7 +310,7 @@ def test_the_embedding_is_made_by_the_writer(tmp_path: Path) -> None:
 
     store = open_store(f"sqlite:///{tmp_path / 's.db'}", embed=embed)
     store.append(record(1))
-    assert store.decision("dec_00000000001") is not None, "nor by whoever looks at it meanwhile"
+    assert store.decision("dec_00000000001") is not None, "reading it makes none"
     assert until(lambda: bool(made_by))
     assert made_by == ["suffice-store"]
     store.close()
@@ -332,7 +332,7 @@ def test_an_embedding_survives_the_spool(tmp_path: Path) -> None:
     store.close()
 
 
-def test_noticed_scores_wait_in_memory_while_the_database_is_down(
+def test_implicit_feedback_waits_in_memory_while_the_database_is_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feedback, "MAX_PENDING_FEEDBACK", 5)

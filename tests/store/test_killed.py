@@ -106,7 +106,7 @@ def _agree(store: SqlStore, said: set[str]) -> None:
     while page := store.feedback.events_since(cursor):
         labels += page
         cursor = page[-1].seq
-    # What a giver was told is stored is there: as it was, or replaced by a later one.
+    # A score that was acknowledged is stored: as it was, or replaced by a later one.
     rows = store.database.rows(schema.feedback.select())
     assert {r["comment"] for r in rows} >= said
     assert len(rows) == len(labels)
@@ -120,7 +120,7 @@ def _agree(store: SqlStore, said: set[str]) -> None:
     assert all(len(current) == 1 for current in by_key.values())
     # What the killed learners have added up, and the rest of what there is to read, is the truth.
     at = store.learner_states.load("auto")
-    assert at.cursor > 0, "somebody learned something"
+    assert at.cursor > 0, "a learner learned something"
     seen = json.loads(at.states["sum"])
     for x in store.feedback.events_since(at.cursor, 1_000_000):
         seen["changes"] += 1

@@ -50,7 +50,7 @@ def test_records_feedback_and_totals(store: SqlStore) -> None:
         assert [row["id"] for row, scores in rows if scores] == ["dec_00000000005"]
 
 
-def test_odd_values_are_mended(store: SqlStore) -> None:
+def test_odd_values_are_sanitized(store: SqlStore) -> None:
     store.append(record(1, usage=Usage(input_tokens=10**30)))
     store.append(record(2, error="a zero \0 byte"))
     store.append(record(3))

@@ -1,4 +1,4 @@
-"""The spool file: what goes in comes out, once, whatever was torn."""
+"""The spool file: what goes in comes out once, also if lines are torn."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def record(
 
 
 def decided(r: Router, text: str, model: str | None = None, **recorded: Any) -> Decision:
-    """A decision, recorded. model: who answered, whatever was decided (as if explored)."""
+    """A decision, recorded. model: the one that answered, as if it was explored."""
     d = r.route(text)
     if model is not None:
         d = msgspec.structs.replace(d, model=model)

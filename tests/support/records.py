@@ -7,12 +7,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import sqlalchemy as sa
 
 from suffice import features
 from suffice.store import engine as opening
 from suffice.store.rows import ATTEMPT, DECISION_0001, attempt_row, to_rows
-from suffice.types import Attempt, Decision, Objective, PlanStep, Prediction, RequestRecord, Usage
+from suffice.types import (
+    Attempt,
+    Decision,
+    Feedback,
+    Objective,
+    PlanStep,
+    Prediction,
+    RequestRecord,
+    Usage,
+)
 
 
 def record(n: int, **more: Any) -> RequestRecord:
@@ -20,7 +31,7 @@ def record(n: int, **more: Any) -> RequestRecord:
     decision = Decision(
         id=f"dec_{n:011x}",
         model="p/a",
-        plan=(PlanStep("p/a"),),
+        plan=(PlanStep("p/a"), PlanStep("p/b", "failover")),
         predictions=(Prediction("p/a", 0.7, 0.001, 0.5, 1.0),),
         reason="p/a: because.",
         policy="default",
@@ -40,8 +51,21 @@ def record(n: int, **more: Any) -> RequestRecord:
         "usage": usage,
         "cost_usd": 0.01,
         "features": features.extract_text("hello there"),
+        "prompt": b'[{"role":"user","content":"a secret"}]',
     }
     return RequestRecord(decision=decision, **{**fields, **more})
+
+
+def with_vectors(n: int) -> RequestRecord:
+    """Record number n, with an embedding, a session and a key."""
+    x = features.extract_text("hello there")
+    point = np.linspace(-2, 2, 256, dtype=np.float32)
+    return record(n, features=msgspec.structs.replace(x, embedding=point), session="s", key_id="k")
+
+
+def score(n: int, value: float, **more: Any) -> Feedback:
+    """A score of record number n."""
+    return Feedback(decision_id=f"dec_{n:011x}", score=value, created_s=2000.0, **more)
 
 
 def child(code: str, *args: object) -> subprocess.Popen[str]:

@@ -19,7 +19,7 @@ class SourceLimits(msgspec.Struct, frozen=True):
     """
 
     share: float = 0.2  # of what counted lately that one source may make up; 1 = no limit
-    # Labels per window that every source may give whatever the share. Also all that a source may
+    # Labels per window that every source may give regardless of the share. Also all that a source may
     # give while it is the only one.
     min_labels: float = msgspec.field(default=100.0, name="least")
     window_s: float = 86400.0  # seconds after which what counted has decayed to 1/e
@@ -37,7 +37,7 @@ class SourceLimits(msgspec.Struct, frozen=True):
 def limits_for_clients(clients: int) -> SourceLimits:
     """Limits for a gateway with that many API keys.
 
-    Without keys clients cannot be told apart, and a single client has nobody to harm, so there is
+    Without keys clients cannot be distinguished, and a single client harms no other, so there is
     no limit. A few clients may each give more than an even share, or they would block each other.
 
     Returns:

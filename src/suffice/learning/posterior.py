@@ -53,7 +53,7 @@ class Posterior(NamedTuple):
 
 
 class Statistics(msgspec.Struct):
-    """Sufficient statistics of weighted labels: O(k p^2) whatever the traffic.
+    """Sufficient statistics of weighted labels: O(k p^2) for any number of labels.
 
     The first column of the design is the intercept.
     """

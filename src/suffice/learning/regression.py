@@ -2,7 +2,7 @@
 
 Feedback is partial: only the model that answered has a score. So every score is regressed on the
 query's design row per model, starting from the artifact that is served; see `posterior`. The state
-is a Gram matrix and a moment per model, whatever the traffic.
+is a Gram matrix and a moment per model, for any number of labels.
 """
 
 from __future__ import annotations

@@ -302,7 +302,7 @@ class RouteLearner:
         """Note that a snapshot of the present state is stored.
 
         Its predictions contain what the labels say about each model's mean quality. So the sampler
-        starts anew: it must not correct them by the same labels again.
+        starts from its prior: it must not correct them by the same labels again.
         """
         self.schedule.weight_since_refit = 0.0
         self.schedule.refitted_s = now_s
@@ -336,7 +336,7 @@ class RouteLearner:
 
 
 def source_of(event: FeedbackEvent) -> str:
-    """Whose labels the limits count together: the client's API key, whatever source it names."""
+    """Whose labels the limits count together: the client's API key, not the source that it names."""
     return event.key_id or ""
 
 

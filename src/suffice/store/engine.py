@@ -60,7 +60,7 @@ def open_engine(url: str) -> sa.Engine:
 
 
 def create_engine(url: str) -> sa.Engine:
-    """An engine for the URL, whatever the schema. SQLite is opened with a write-ahead log."""
+    """An engine for the URL, of any schema version. SQLite is opened with a write-ahead log."""
     if not url.startswith("sqlite"):
         return _server_engine(sa.make_url(url))
     timeout = {"timeout": BUSY_S}

@@ -115,8 +115,8 @@ feedback = Table(
         "source",
         "key",
         unique=True,
+        # The migrations say the same for PostgreSQL; here it would import that dialect, 45 ms.
         sqlite_where=text("replaced_by IS NULL"),
-        postgresql_where=text("replaced_by IS NULL"),
     ),
 )
 
