@@ -98,7 +98,6 @@ class Router:
         self._run_plan = functools.partial(
             parts.engine.run,
             cost_of=self._upstreams.cost_of,
-            has_larger_window=self._upstreams.has_larger_window,
         )
 
     @classmethod

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from suffice.dialects.openai_request import parse_chat
 from suffice.errors import BadRequestError, SufficeError
-from suffice.gateway.render import failure
+from suffice.gateway.render import to_error_response
 from suffice.router import Router
 
 JSON = st.recursive(
@@ -42,7 +42,7 @@ def test_any_bytes(body: bytes) -> None:
     try:
         parse_chat(body, {})
     except BadRequestError as error:
-        assert failure(error).status == 400
+        assert to_error_response(error).status == 400
         assert str(error)
 
 
@@ -64,7 +64,7 @@ def test_any_well_formed_conversation_is_decided_or_refused(
     try:
         decision = ROUTER.decide(parse_chat(json.dumps(body).encode(), {}))
     except SufficeError as error:
-        assert failure(error).status in (400, 404, 503)
+        assert to_error_response(error).status in (400, 404, 503)
     else:
         assert decision.plan[0].model == decision.model
 

@@ -127,7 +127,10 @@ class StreamedReply:
         return self._parser.finish_reason
 
     async def next_events(self) -> list[Event]:
-        """The events that arrived since the last call; empty at the end of the stream.
+        """Parse what arrived since the last call.
+
+        Returns:
+            Whole events, at least one; none at the end of the stream.
 
         Raises:
             UpstreamError: cut if the stream ends before its terminator, or what the upstream's own
@@ -167,7 +170,7 @@ class StreamedReply:
 async def open_response(
     dialect: Dialect, response: Response, target: Deployment, *, stream: bool
 ) -> WholeReply | StreamedReply:
-    """Turn an HTTP response into a reply, or raise the UpstreamError that it means."""
+    """Turn an HTTP response into a reply. Raises the UpstreamError that it means."""
     if response.status >= 300:
         try:
             body = await response.read(_MAX_ERROR_BYTES)

@@ -74,11 +74,7 @@ class OpenAIChat:
         return {**fields, field: msgspec.Raw(b"%d" % output_tokens)}
 
     def parse_reply(self, body: bytes, target: Deployment) -> ParsedReply:
-        """Read a whole reply and put the catalog's name of the model into it.
-
-        Raises:
-            UpstreamError: malformed.
-        """
+        """Read a whole reply, and name the model as the catalog does. Raises UpstreamError."""
         try:
             completion = decode_completion(body)
             fields = decode_fields(body)

@@ -77,11 +77,14 @@ def parse_message(body: bytes) -> CompletionMessage | None:
 
 
 def text_of_completion(body: bytes, *, tool_calls: bool = True) -> str | None:
-    """The first answer of a completion as one text; None if it cannot be read.
+    """The first answer of a completion as one text.
 
     Args:
         body: of the reply.
         tool_calls: whether calls are written out after the text.
+
+    Returns:
+        The text, or None if the body cannot be read.
     """
     message = parse_message(body)
     if message is None:
@@ -91,10 +94,13 @@ def text_of_completion(body: bytes, *, tool_calls: bool = True) -> str | None:
 
 
 def text_of_stream(events: Iterable[bytes]) -> str | None:
-    """The first answer of a stream as one text, calls included; None if it cannot be read.
+    """The first answer of a stream as one text, calls included.
 
     Args:
         events: whole server-sent events, as they were forwarded.
+
+    Returns:
+        The text, or None if an event cannot be read.
     """
     text: list[str] = []
     calls: dict[int, tuple[str, str]] = {}

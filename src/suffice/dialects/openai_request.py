@@ -8,9 +8,9 @@ upstream byte for byte.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -19,6 +19,8 @@ from suffice.types import NO_OPTIONS, Message, Query, RoutingOptions
 
 # Fields that steer the router. They are read here and never sent upstream.
 OWN_FIELDS = ("suffice", "models", "provider", "session_id")
+
+T = TypeVar("T")
 
 SESSION_HEADERS = (b"x-suffice-session", b"x-session-id", b"x-claude-code-session-id")
 
@@ -57,16 +59,16 @@ class _ProviderPrefs(msgspec.Struct):
     ignore: list[str] | None = None
     allow_fallbacks: bool | None = None
     require_parameters: bool | None = None
-    sort: str | dict[str, Any] | None = None
+    sort: str | dict[str, object] | None = None
     max_price: _MaxPrice | None = None
 
 
 class _SufficeOptions(msgspec.Struct, forbid_unknown_fields=True):
-    objective: str | dict[str, Any] | None = None
+    objective: str | dict[str, object] | None = None
     models: list[str] | None = None
     explain: bool | None = None
     session: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: dict[str, object] | None = None
 
 
 class _Chat(msgspec.Struct):
@@ -97,92 +99,95 @@ _UNKNOWN = re.compile(r"contains unknown field `(?P<field>[^`]+)`")
 def bad_field(error: msgspec.ValidationError) -> BadRequestError:
     """A msgspec validation error as a 400 that names the field, e.g. `messages[0].role`."""
     match = _AT.match(str(error))
-    what = match["what"] if match else str(error)
+    reason = match["what"] if match else str(error)
     path = (match["path"] if match else None) or ""
     for pattern in (_MISSING, _UNKNOWN):
-        inner = pattern.search(what)
-        if inner:
-            path = f"{path}.{inner['field']}" if path else inner["field"]
-    shown = f"`{path}`: " if path else "The body: "
-    return BadRequestError(f"{shown}{what}.", param=path or None, code="invalid_value")
+        field = pattern.search(reason)
+        if field:
+            path = f"{path}.{field['field']}" if path else field["field"]
+    subject = f"`{path}`: " if path else "The body: "
+    return BadRequestError(f"{subject}{reason}.", param=path or None, code="invalid_value")
 
 
-def decode(decoder: Any, body: bytes) -> Any:
-    """`decoder(body)` with every way it can fail turned into a BadRequest."""
+def decode(decoder: Callable[[bytes], T], body: bytes) -> T:
+    """Return `decoder(body)`. Raises BadRequestError however it fails."""
     try:
         return decoder(body)
     except msgspec.ValidationError as error:
         raise bad_field(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        said = "the body is empty" if not body.strip() else str(error)
-        raise BadRequestError(f"The body is not valid JSON: {said}.", code="invalid_json") from None
+        reason = "the body is empty" if not body.strip() else str(error)
+        raise BadRequestError(
+            f"The body is not valid JSON: {reason}.", code="invalid_json"
+        ) from None
     except RecursionError:
         raise BadRequestError("The body is nested too deeply.", code="invalid_json") from None
 
 
-def _message(m: _Msg) -> Message:
-    content = m.content
-    is_tool = m.role == "tool" or m.role == "function"
-    calls = len(m.tool_calls) if m.tool_calls else 0
+def _message(message: _Msg) -> Message:
+    content, role = message.content, message.role
+    is_tool = role in ("tool", "function")
+    calls = len(message.tool_calls) if message.tool_calls else 0
     if content is None or isinstance(content, str):
-        return Message(m.role, content or "", 0, 0, calls, is_tool)
+        return Message(role, content or "", 0, 0, calls, is_tool)
     texts: list[str] = []
     images = audio = 0
     for part in content:
         if part.text is not None:
             texts.append(part.text)
-        elif part.type == "image_url" or part.type == "image":
+        elif part.type in ("image_url", "image"):
             images += 1
         elif part.type == "input_audio":
             audio += 1
-    return Message(m.role, "\n".join(texts), images, audio, calls, is_tool)
+    return Message(role, "\n".join(texts), images, audio, calls, is_tool)
 
 
 def session_hash(messages: Sequence[Message]) -> str:
-    """Key of a conversation that names none: its first system and first user message."""
-    h = blake2b(digest_size=12)
+    """Key of an unnamed conversation: a hash of its first system and first user message."""
+    digest = blake2b(digest_size=12)
     seen_user = False
     for m in messages:
         if m.role == "user":
-            h.update(b"u" + m.text[:4096].encode("utf-8", "surrogatepass"))
+            digest.update(b"u" + m.text[:4096].encode("utf-8", "surrogatepass"))
             seen_user = True
             break
-        if m.role == "system" or m.role == "developer":
-            h.update(b"s" + m.text[:4096].encode("utf-8", "surrogatepass"))
+        if m.role in ("system", "developer"):
+            digest.update(b"s" + m.text[:4096].encode("utf-8", "surrogatepass"))
     if not seen_user and messages:
-        h.update(messages[0].text[:4096].encode("utf-8", "surrogatepass"))
-    return "h-" + h.hexdigest()
+        digest.update(messages[0].text[:4096].encode("utf-8", "surrogatepass"))
+    return "h-" + digest.hexdigest()
 
 
 def _options(chat: _Chat, headers: Mapping[bytes, bytes]) -> RoutingOptions:
-    ours, prefs = chat.suffice, chat.provider
-    objective: Any = ours.objective if ours else None
+    own, preferences = chat.suffice or _SufficeOptions(), chat.provider or _ProviderPrefs()
+    objective: object = own.objective
     if objective is None and b"x-suffice-objective" in headers:
         objective = headers[b"x-suffice-objective"].decode("latin-1")
-    models = (ours.models if ours else None) or chat.models
-    p = prefs or _ProviderPrefs()
-    sort = p.sort.get("by") if isinstance(p.sort, dict) else p.sort
+    models = own.models or chat.models
+    sort = preferences.sort
+    if isinstance(sort, dict):
+        sort = sort.get("by")  # type: ignore[assignment]  # checked on the next line
     if sort not in (None, "price", "latency", "throughput"):
-        raise BadRequestError(
-            f"`provider.sort`: {sort!r} is not one of price, latency, throughput.",
-            param="provider.sort",
-            code="invalid_value",
-        )
-    price = p.max_price or _MaxPrice()
+        raise _invalid("provider.sort", f"{sort!r} is not one of price, latency, throughput.")
+    price = preferences.max_price or _MaxPrice()
     return RoutingOptions(
         objective=objective,
         models=tuple(models) if models else None,
-        only=tuple(p.only) if p.only else None,
-        ignore=tuple(p.ignore or ()),
-        order=tuple(p.order or ()),
-        allow_fallbacks=p.allow_fallbacks is not False,
-        require_parameters=bool(p.require_parameters),
+        only=tuple(preferences.only) if preferences.only else None,
+        ignore=tuple(preferences.ignore or ()),
+        order=tuple(preferences.order or ()),
+        allow_fallbacks=preferences.allow_fallbacks is not False,
+        require_parameters=bool(preferences.require_parameters),
         sort=sort,
         max_input_usd_per_mtok=price.prompt,
         max_output_usd_per_mtok=price.completion,
-        explain=bool(ours and ours.explain),
-        metadata=ours.metadata if ours else None,
+        explain=bool(own.explain),
+        metadata=own.metadata,
     )
+
+
+def _invalid(param: str, reason: str) -> BadRequestError:
+    return BadRequestError(f"`{param}`: {reason}", param=param, code="invalid_value")
 
 
 def parse_chat(
@@ -194,55 +199,34 @@ def parse_chat(
 ) -> Query:
     """An OpenAI chat body (`POST /v1/chat/completions`) as a Query.
 
-    headers: lower-case names to values. Raises BadRequest that names the field.
-    """
-    chat: _Chat = decode(_decode_chat, body)
-    fields: dict[str, msgspec.Raw] = decode(_decode_fields, body)
-    if not chat.messages:
-        raise BadRequestError(
-            "`messages`: Expected at least one message, got none.",
-            param="messages",
-            code="invalid_value",
-        )
-    if not chat.model.strip():
-        raise BadRequestError(
-            "`model`: Expected a name, got ''.", param="model", code="invalid_value"
-        )
-    limit = (
-        chat.max_completion_tokens if chat.max_completion_tokens is not None else chat.max_tokens
-    )
-    if limit is not None and limit < 1:
-        name = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
-        raise BadRequestError(
-            f"`{name}`: Expected at least 1, got {limit}.", param=name, code="invalid_value"
-        )
-    messages = tuple([_message(m) for m in chat.messages])
+    Args:
+        body: the body as it came.
+        headers: values by lower-case name.
+        request_id: of the query.
+        key_id: of the client.
 
-    steers = (
+    Returns:
+        The query. Fields that steer the router are taken out of its `fields`.
+
+    Raises:
+        _invalid: a BadRequestError that names the field at fault.
+    """
+    chat = decode(_decode_chat, body)
+    fields = decode(_decode_fields, body)
+    if not chat.messages:
+        raise _invalid("messages", "Expected at least one message, got none.")
+    if not chat.model.strip():
+        raise _invalid("model", "Expected a name, got ''.")
+    messages = tuple([_message(message) for message in chat.messages])
+    has_options = (
         chat.suffice is not None
         or chat.models is not None
         or chat.provider is not None
         or b"x-suffice-objective" in headers
     )
-    options = _options(chat, headers) if steers else NO_OPTIONS
+    options = _options(chat, headers) if has_options else NO_OPTIONS
     for name in OWN_FIELDS:
         fields.pop(name, None)
-
-    session = chat.suffice.session if chat.suffice else None
-    if session is None:
-        for header in SESSION_HEADERS[:1]:
-            if header in headers:
-                session = headers[header].decode("latin-1")
-    if session is None:
-        session = chat.session_id
-    if session is None:
-        for header in SESSION_HEADERS[1:]:
-            if header in headers:
-                session = headers[header].decode("latin-1")
-                break
-    if session is None:
-        session = chat.prompt_cache_key or session_hash(messages)
-
     return Query(
         dialect="openai",
         model=chat.model,
@@ -251,13 +235,37 @@ def parse_chat(
         stream=bool(chat.stream),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
         required_capabilities=_required_capabilities(chat, messages),
-        max_output_tokens=limit,
+        max_output_tokens=_max_output_tokens(chat),
         options=options,
-        session=session,
+        session=_session(chat, headers) or session_hash(messages),
         request_id=request_id,
         headers=_forwarded_headers(headers),
         key_id=key_id,
     )
+
+
+def _max_output_tokens(chat: _Chat) -> int | None:
+    param, limit = "max_completion_tokens", chat.max_completion_tokens
+    if limit is None:
+        param, limit = "max_tokens", chat.max_tokens
+    if limit is not None and limit < 1:
+        raise _invalid(param, f"Expected at least 1, got {limit}.")
+    return limit
+
+
+def _session(chat: _Chat, headers: Mapping[bytes, bytes]) -> str | None:
+    """The conversation that the client names: our own field and header first, then others'."""
+    own_header, *other_headers = SESSION_HEADERS
+    if chat.suffice is not None and chat.suffice.session is not None:
+        return chat.suffice.session
+    if own_header in headers:
+        return headers[own_header].decode("latin-1")
+    if chat.session_id is not None:
+        return chat.session_id
+    for header in other_headers:
+        if header in headers:
+            return headers[header].decode("latin-1")
+    return chat.prompt_cache_key
 
 
 def _required_capabilities(chat: _Chat, messages: tuple[Message, ...]) -> frozenset[str]:
@@ -278,8 +286,8 @@ def _forwarded_headers(headers: Mapping[bytes, bytes]) -> tuple[tuple[str, str],
     trace = headers.get(b"traceparent")
     if trace is None:
         return ()
-    out = [("traceparent", trace.decode("latin-1"))]
+    traceparent = ("traceparent", trace.decode("latin-1"))
     state = headers.get(b"tracestate")
-    if state is not None:
-        out.append(("tracestate", state.decode("latin-1")))
-    return tuple(out)
+    if state is None:
+        return (traceparent,)
+    return (traceparent, ("tracestate", state.decode("latin-1")))

@@ -117,10 +117,8 @@ class OpenAIStream:
         events.append(Event(b"", "error"))
 
     def _with_our_name(self, data: bytes) -> bytes:
-        """`data` with the catalog's name of the model instead of the upstream's.
-
-        The bytes `"model":"` cannot be in a JSON string, where the quotes would be escaped.
-        """
+        """`data` with the catalog's name of the model instead of the upstream's."""
+        # The bytes `"model":"` cannot be in a JSON string, where the quotes would be escaped.
         field = self._model_field_upstream
         if field is None:
             start = data.find(_MODEL_KEY)

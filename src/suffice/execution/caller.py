@@ -65,6 +65,10 @@ class UpstreamReply(Protocol):
 class Caller(Protocol):
     """Calls one model for the query at hand."""
 
+    def has_larger_window(self, model: str, than: str) -> bool:
+        """Whether a prompt that is too long for `than` may fit `model`."""
+        ...
+
     async def open(self, step_model: str, timeouts: Timeouts) -> UpstreamReply:
         """Send the query to `step_model`.
 

@@ -1,6 +1,7 @@
-"""Circuit breakers, one for each model: a model that keeps failing is left alone for a while.
+"""Circuit breakers, one per model: a model that keeps failing is not called for a while.
 
-Never the last one: where every candidate is open, all are offered, the soonest to recover first.
+The last available model is always called: if the circuit of every candidate is open, all of them
+are offered, the one that recovers first in front.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from suffice.errors import UpstreamError
 from suffice.pool import Pool
 from suffice.types import ExcludedModel, Model
 
-# Failures that speak of the model's latency. A bad request, a filtered answer, a client that left or
-# one malformed body among good ones do not.
-_COUNTS = frozenset(
+# Failures that say something about the model's health. A bad request, a filtered answer and a client
+# that disconnected do not.
+_COUNTED_KINDS = frozenset(
     {
         "connect",
         "timeout_connect",
@@ -33,43 +34,59 @@ _COUNTS = frozenset(
 
 
 class CircuitBreakerSettings(msgspec.Struct, frozen=True):
-    """Opens after `failures` in a row, or at `ratio` failed of the last `window` calls (with at
-    least `window` calls seen). Cools for `cooldown_s`, doubling up to `max_cooldown_s` while probes fail. A
-    probe without an outcome after `probe_timeout_s` is given up and another may go. A Retry-After is
-    believed up to `max_retry_after_s`."""
+    """When a circuit opens, and for how long."""
 
     failures: int = 3
+    """Opens after this many failures in a row."""
     window: int = 20
+    """How many of the last calls the ratio is taken over; it needs as many."""
     ratio: float = 0.5
+    """Opens at this share of failures in the window."""
     cooldown_s: float = 5.0
+    """How long it stays open; doubled each time that a probe fails."""
     max_cooldown_s: float = 60.0
+    """The longest cooldown."""
     probe_timeout_s: float = 60.0
+    """Another probe is allowed if one has no outcome after this time."""
     max_retry_after_s: float = 3600.0
+    """The longest Retry-After that is respected."""
 
 
 class _State:
+    """One model's circuit."""
+
     __slots__ = (
-        "cooldown_s",
         "consecutive_failures",
+        "cooldown_s",
         "open_until_s",
         "opened_s",
         "outcomes",
         "probe_until_s",
-        "why",
+        "reason",
     )
 
     def __init__(self) -> None:
         self.consecutive_failures = 0
-        self.outcomes: list[bool] = []  # True = failed, newest last, at most `window`
+        self.outcomes: list[bool] = []  # True = failed; newest last, at most `window`
         self.opened_s = float("-inf")  # when it last opened
         self.open_until_s = 0.0
         self.cooldown_s = 0.0
         self.probe_until_s = 0.0  # a probe is under way until then; 0 = none
-        self.why = ""
+        self.reason = ""
+
+    @property
+    def ready_s(self) -> float:
+        """From when on the model may be called."""
+        return max(self.open_until_s, self.probe_until_s)
 
 
 class CircuitBreaker:
-    """State of all models of one router. clock: seconds, monotonic."""
+    """The circuits of all models of one router.
+
+    Args:
+        settings: when circuits open.
+        clock: monotonic seconds.
+    """
 
     def __init__(self, settings: CircuitBreakerSettings, clock: Callable[[], float]) -> None:
         self._settings = settings
@@ -78,52 +95,60 @@ class CircuitBreaker:
         self._tripped: set[str] = set()  # models that are open or probing; empty = fast path
 
     def available(self, pool: Pool) -> tuple[Pool, tuple[ExcludedModel, ...]]:
-        """The models that may be called, and those left out with the reason.
+        """Leave out the models that are cooling down.
 
-        Never an empty pool for a non-empty one: without any other model the one that is back first
-        is tried.
+        Returns:
+            The models that may be called, and those left out with the reason. The pool is empty
+            only if `pool` is.
         """
         if not self._tripped or self._tripped.isdisjoint(pool.names):
             return pool, ()
         now_s = self._clock()
         available: list[Model] = []
         cooling: list[tuple[float, Model]] = []
-        for m in pool.models:
-            state = self._states[m.name] if m.name in self._tripped else None
-            back_s = 0.0 if state is None else max(state.open_until_s, state.probe_until_s)
-            if now_s >= back_s:
-                available.append(m)
+        for model in pool.models:
+            ready_s = self._states[model.name].ready_s if model.name in self._tripped else 0.0
+            if now_s >= ready_s:
+                available.append(model)
             else:
-                cooling.append((back_s, m))
+                cooling.append((ready_s, model))
         if not available:
             return pool.subset(m for _, m in sorted(cooling, key=lambda row: row[0])), ()
-        return pool.subset(available), tuple(self._excluded(m.name, now_s) for _, m in cooling)
+        excluded = tuple(self._excluded(model.name, now_s) for _, model in cooling)
+        return pool.subset(available), excluded
 
     def _excluded(self, model: str, now_s: float) -> ExcludedModel:
         state = self._states[model]
-        left_s = state.open_until_s - now_s
-        if left_s > 0:
-            return ExcludedModel(model, f"cooling down for {left_s:.1f} s: {state.why}", False)
-        return ExcludedModel(model, f"one probe at a time after cooling down: {state.why}", False)
+        remaining_s = state.open_until_s - now_s
+        if remaining_s > 0:
+            reason = f"cooling down for {remaining_s:.1f} s: {state.reason}"
+        else:
+            reason = f"one probe at a time after cooling down: {state.reason}"
+        return ExcludedModel(model, reason, False)
 
     def is_ready(self, model: str) -> bool:
-        """Neither cooling down nor waiting for a probe's outcome."""
-        if model not in self._tripped:
-            return True
-        state = self._states[model]
-        return self._clock() >= max(state.open_until_s, state.probe_until_s)
+        """Whether the model is neither cooling down nor waiting for a probe's outcome."""
+        return model not in self._tripped or self._clock() >= self._states[model].ready_s
 
     def on_call(self, model: str) -> None:
-        """A call begins. The first one after a cool-down is the probe; the others wait for it. A
-        call while it still cools (no other model was left) is none."""
+        """A call begins.
+
+        The first one after a cooldown is the probe; others wait for it. A call during the cooldown
+        (no other model was available) is not a probe.
+        """
         if model in self._tripped:
             state, now_s = self._states[model], self._clock()
-            if now_s >= max(state.open_until_s, state.probe_until_s):
+            if now_s >= state.ready_s:
                 state.probe_until_s = now_s + self._settings.probe_timeout_s
 
     def on_success(self, model: str, started_s: float | None = None) -> None:
-        """A call that began at `started_s` (by the breaker's clock; None: just now) succeeded. One
-        from before the model was left alone says nothing about how it is since."""
+        """A call succeeded.
+
+        Args:
+            model: the model.
+            started_s: when the call began, by the breaker's clock; None = just now. A call from
+                before the circuit opened says nothing about the model's present state.
+        """
         state = self._states.get(model)
         if state is None or (started_s is not None and started_s < state.opened_s):
             return
@@ -138,24 +163,27 @@ class CircuitBreaker:
             state.outcomes.clear()
 
     def on_abandoned(self, model: str) -> None:
-        """A call ended without a verdict (the client left): a probe must not hang on it."""
+        """A call ended without a verdict, e.g. the client disconnected: another probe may go."""
         if model in self._tripped:
             self._states[model].probe_until_s = 0.0
 
     def on_failure(self, model: str, error: UpstreamError, started_s: float | None = None) -> None:
-        """A call that began at `started_s` failed. Of one from before the model was left alone only
-        its Retry-After is news: a hundred calls under way at once are one failure, not a hundred."""
-        s = self._settings
-        # Also where it is not a number: min() keeps its first argument then.
-        asked_s = min(s.max_retry_after_s, error.retry_after_s or 0.0)
-        if error.kind == "rate_limit":
-            # Not unhealthy, only busy: left alone for exactly as long as it asked.
-            if asked_s > 0:
-                self._open(model, asked_s, "rate limited")
-            else:
-                self.on_abandoned(model)
+        """A call failed.
+
+        Args:
+            model: the model.
+            error: how it failed.
+            started_s: when the call began. Failures of calls started before the circuit opened only
+                extend the cooldown by their Retry-After: a hundred concurrent calls that fail are
+                one failure.
+        """
+        settings = self._settings
+        # min() keeps its first argument if the second is not a number.
+        retry_after_s = min(settings.max_retry_after_s, error.retry_after_s or 0.0)
+        if error.kind == "rate_limit" and retry_after_s > 0:
+            self._open(model, retry_after_s, "rate limited")  # busy, not unhealthy
             return
-        if error.kind not in _COUNTS:
+        if error.kind not in _COUNTED_KINDS:
             self.on_abandoned(model)
             return
         state = self._states.setdefault(model, _State())
@@ -163,36 +191,35 @@ class CircuitBreaker:
             return
         state.consecutive_failures += 1
         state.outcomes.append(True)
-        del state.outcomes[: -s.window]
-        rate = sum(state.outcomes) / len(state.outcomes)
-        unhealthy = state.consecutive_failures >= s.failures or (
-            len(state.outcomes) >= s.window and rate >= s.ratio
-        )
-        if not unhealthy and not state.probe_until_s:
+        del state.outcomes[: -settings.window]
+        if not self._is_unhealthy(state) and not state.probe_until_s:
             return
         cooldown_s = 0.0
         if state.probe_until_s or self._clock() >= state.open_until_s:
-            # Those of a last candidate that is called while it cools do not lengthen it.
+            # Calls of a last candidate during its cooldown do not lengthen it.
             cooldown_s = state.cooldown_s = min(
-                s.max_cooldown_s, (state.cooldown_s * 2) or s.cooldown_s
+                settings.max_cooldown_s, (state.cooldown_s * 2) or settings.cooldown_s
             )
-        self._open(
-            model,
-            max(cooldown_s, asked_s),
-            f"{state.consecutive_failures} failures in a row, last: {error.kind}",
+        reason = f"{state.consecutive_failures} failures in a row, last: {error.kind}"
+        self._open(model, max(cooldown_s, retry_after_s), reason)
+
+    def _is_unhealthy(self, state: _State) -> bool:
+        settings = self._settings
+        failure_rate = sum(state.outcomes) / len(state.outcomes)
+        return state.consecutive_failures >= settings.failures or (
+            len(state.outcomes) >= settings.window and failure_rate >= settings.ratio
         )
 
-    def _open(self, model: str, seconds: float, why: str) -> None:
+    def _open(self, model: str, seconds: float, reason: str) -> None:
         state = self._states.setdefault(model, _State())
         state.opened_s = self._clock()
         state.open_until_s = max(state.open_until_s, state.opened_s + seconds)
         state.probe_until_s = 0.0
-        state.why = why
+        state.reason = reason
         self._tripped.add(model)
 
     def open_models(self) -> dict[str, str]:
-        """Models that are left alone now, and why."""
+        """The models that are cooling down now, each with the reason."""
         now_s = self._clock()
-        return {
-            m: self._states[m].why for m in self._tripped if self._states[m].open_until_s > now_s
-        }
+        states = ((model, self._states[model]) for model in self._tripped)
+        return {model: state.reason for model, state in states if state.open_until_s > now_s}

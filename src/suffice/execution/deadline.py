@@ -81,10 +81,7 @@ class Deadline:
         # else: the total is over while the client reads; the next `start` returns False.
 
     def caused_cancellation(self) -> bool:
-        """Whether a CancelledError that was just raised is this timer's and no other's.
-
-        Withdraws the timer's cancellation, so that the task can continue.
-        """
+        """Whether a CancelledError that was just raised is this timer's; withdraws it if so."""
         if not self.expired or self._task is None:
             return False
         task, self._task = self._task, None

@@ -59,7 +59,6 @@ class Engine:
         cost_of: CostOf,
         seed: int = 0,
         input_tokens: int = 0,
-        has_larger_window: Callable[[str, str], bool] | None = None,
         guard: Callable[[PlanStep], str | None] | None = None,
         attempts: list[Attempt] | None = None,
     ) -> Reply:
@@ -74,10 +73,12 @@ class Engine:
             cost_of: (model, usage) -> USD, or None if unknown.
             seed: of the jitter.
             input_tokens: of the query, estimated.
-            has_larger_window: see `FailoverFlow`.
             guard: the reason why a step is skipped, or None; asked before each attempt but the
                 first.
             attempts: a list that fills as attempts end, for the case of cancellation.
+
+        Returns:
+            A reply that was read whole, or a stream that has reached its first content.
 
         Raises:
             AllAttemptsFailedError: no model answered.
@@ -97,7 +98,7 @@ class Engine:
                 retries,
                 total_s=timeouts.total_s,
                 seed=seed,
-                has_larger_window=has_larger_window,
+                has_larger_window=caller.has_larger_window,
                 is_ready=self.breaker.is_ready,
             )
             flow.next()  # the attempt that was made

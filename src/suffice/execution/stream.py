@@ -48,6 +48,9 @@ class StreamingAttempt:
     async def open(self, caller: Caller) -> Reply:
         """Call the model and read up to the first content; a failure is invisible to the client.
 
+        Returns:
+            The stream, from its beginning.
+
         Raises:
             UpstreamError: the model failed before its first content.
             CancelledError: the client disconnected.
@@ -87,7 +90,10 @@ class StreamingAttempt:
                 raise self._error("malformed", "no content in the first MiB of its stream")
 
     async def next_events(self) -> Sequence[StreamEvent]:
-        """The next events, at least one; none at the end of the stream.
+        """Read on.
+
+        Returns:
+            The next events, at least one; none at the end of the stream.
 
         Raises:
             UpstreamError: the stream broke after its first content.
@@ -153,11 +159,14 @@ class StreamingAttempt:
             await self._close_upstream()
 
     async def _end_with(self, error: BaseException, timeout: UpstreamKind) -> BaseException:
-        """End the attempt because of `error`; returns what to raise.
+        """End the attempt because of `error`.
 
         Args:
             error: what was raised.
             timeout: the kind of error if the deadline raised it.
+
+        Returns:
+            What to raise.
         """
         if isinstance(error, asyncio.CancelledError):
             if not self._deadline.caused_cancellation():

@@ -71,7 +71,7 @@ def detect_implicit_feedback(
     max_output_tokens: int | None = None,
     regenerated_id: str | None = None,
 ) -> list[Feedback]:
-    """Scores of 0 for a decision whose reply went wrong, at most one per signal.
+    """Find what went wrong with a reply.
 
     Args:
         decision: the decision that is scored.
@@ -83,6 +83,9 @@ def detect_implicit_feedback(
         max_output_tokens: the client's own limit.
         regenerated_id: the earlier decision whose reply this query discarded (see
             `RegenerationDetector`), which is the one that gets that score.
+
+    Returns:
+        Scores of 0, at most one per signal.
     """
     signals: list[tuple[str, str, str]] = []  # name, reason, decision
     if regenerated_id is not None:

@@ -37,21 +37,23 @@ TYPE_CHECKS: dict[str, Callable[[object], bool]] = {
 }
 
 
-class _CheckBudgetExceeded(Exception):
+class _CheckBudgetExceededError(Exception):
     """Too many checks: nothing certain can be said."""
 
 
 def first_violation(value: object, schema: object) -> str | None:
-    """Where and how `value` violates `schema`, e.g. "$.items[2].price: is not a number".
-
-    None if no violation is found. Names come from the schema, never from the value.
+    """Find where and how `value` violates `schema`.
 
     >>> first_violation({"a": 1}, {"type": "object", "required": ["b"]})
     '$: lacks "b"'
+
+    Returns:
+        A path and a reason, or None if no violation is found. Names come from the schema, never
+        from the value.
     """
     try:
         return _Check(schema).first_violation(value, schema, "$", 0)
-    except _CheckBudgetExceeded:
+    except _CheckBudgetExceededError:
         return None
 
 
@@ -63,7 +65,7 @@ class _Check:
     def first_violation(self, value: object, schema: object, path: str, depth: int) -> str | None:
         self._remaining_checks -= 1
         if self._remaining_checks < 0 or depth > _MAX_DEPTH:
-            raise _CheckBudgetExceeded
+            raise _CheckBudgetExceededError
         if schema is False:
             return f"{path}: is not allowed"
         if not isinstance(schema, Mapping):

@@ -75,11 +75,7 @@ class Connector:
     async def connect(
         self, origin: Origin, new_connection: Callable[[], Connection], timeout_s: float
     ) -> Connection:
-        """Open a connection within `timeout_s`, TLS included.
-
-        Raises:
-            UpstreamError: connect or timeout_connect.
-        """
+        """Open a connection within `timeout_s`, TLS included. Raises UpstreamError."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):

@@ -1,10 +1,9 @@
-"""Which local model servers answer, and with which models."""
+"""Which model servers answer, and with which models."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 
@@ -13,48 +12,58 @@ from suffice.providers.transport import HTTPTransport
 from suffice.types import Provider
 
 
-class _Row(msgspec.Struct):
+class _ModelRow(msgspec.Struct):
     id: str
 
 
-class _List(msgspec.Struct):
-    data: list[_Row]
+class _ModelList(msgspec.Struct):
+    data: list[_ModelRow]
 
 
-async def _models(transport: HTTPTransport, row: Provider, timeout_s: float) -> list[str]:
+async def _list_models(transport: HTTPTransport, provider: Provider, timeout_s: float) -> list[str]:
     headers: list[tuple[str, str]] = []
-    if row.api_key:
-        headers.append(("authorization", f"Bearer {row.api_key}"))
-    response = await transport.get(row.base_url.rstrip("/") + "/models", headers, timeout_s)
+    if provider.api_key:
+        headers.append(("authorization", f"Bearer {provider.api_key}"))
+    url = provider.base_url.rstrip("/") + "/models"
+    response = await transport.get(url, headers, timeout_s)
     if response.status != 200:
-        raise UpstreamError(f"{row.base_url} answered {response.status}.", kind="server")
+        raise UpstreamError(f"{provider.base_url} answered {response.status}.", kind="server")
     try:
-        return [m.id for m in msgspec.json.decode(await response.read(), type=_List).data]
+        models = msgspec.json.decode(await response.read(), type=_ModelList)
     except msgspec.DecodeError as error:
-        raise UpstreamError(f"{row.base_url}/models: {error}", kind="malformed") from None
+        raise UpstreamError(f"{url}: {error}", kind="malformed") from None
+    return [row.id for row in models.data]
 
 
 async def discover_local_models(
     providers: Iterable[Provider], timeout_s: float = 0.3
 ) -> dict[str, list[str]]:
-    """Local servers that answer `GET /models`, with the names they serve. Never raises: a server
-    that is not there is the usual case. Only loopback rows are asked."""
+    """Ask the providers on loopback for their models; one that does not answer is left out.
+
+    Returns:
+        The names that each provider serves.
+    """
     transport = HTTPTransport()
-    rows = [p for p in providers if p.local]
+    local = [provider for provider in providers if provider.local]
     try:
-        found: list[Any] = await asyncio.gather(
-            *(_models(transport, p, timeout_s) for p in rows), return_exceptions=True
+        results = await asyncio.gather(
+            *(_list_models(transport, provider, timeout_s) for provider in local),
+            return_exceptions=True,
         )
     finally:
         await transport.aclose()
-    return {p.name: r for p, r in zip(rows, found, strict=True) if isinstance(r, list) and r}
+    return {
+        provider.name: models
+        for provider, models in zip(local, results, strict=True)
+        if isinstance(models, list) and models
+    }
 
 
 async def check_provider(provider: Provider, timeout_s: float = 3.0) -> str | None:
-    """None where the provider answers its model list, else what is wrong, for `suffice doctor`."""
+    """What is wrong with a provider, for `suffice doctor`; None if it lists its models."""
     transport = HTTPTransport()
     try:
-        await _models(transport, provider, timeout_s)
+        await _list_models(transport, provider, timeout_s)
     except UpstreamError as error:
         return error.message
     finally:

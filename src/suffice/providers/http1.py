@@ -21,7 +21,7 @@ DRAIN_S = 1.0
 PAUSE_READING_BYTES = 256 * 1024  # of a stream that arrived and was not read yet
 
 
-class _ProtocolViolation(Exception):
+class _ProtocolError(Exception):
     """The peer sent what we do not accept."""
 
 
@@ -94,10 +94,7 @@ class Response:
         return body if limit is None else body[:limit]
 
     async def read_chunk(self) -> bytes:
-        """The bytes that have arrived since the last call; empty at the end of the body.
-
-        Raises UpstreamError if the body ends early, after all bytes before the failure.
-        """
+        """The bytes that arrived since the last call; none at the end. Raises UpstreamError."""
         while not self._parts:
             if self.is_complete:
                 return b""
@@ -159,13 +156,13 @@ class Response:
         self._headers.append((name, value))
         self._header_size += len(name) + len(value) + 4
         if self._header_size > MAX_HEADER_BYTES:
-            raise _ProtocolViolation("the headers are too large")
+            raise _ProtocolError("the headers are too large")
         if len(name) == 16 and name.lower() == b"content-encoding":
             encoding = value.strip().lower()
             if encoding in (b"gzip", b"x-gzip", b"deflate"):
                 self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
             elif encoding not in (b"", b"identity"):
-                raise _ProtocolViolation(f"content-encoding {encoding!r} was not asked for")
+                raise _ProtocolError(f"content-encoding {encoding!r} was not asked for")
 
     def drop_headers(self) -> None:
         """Forget the headers of an interim (1xx) response."""
@@ -176,14 +173,14 @@ class Response:
         if self._decoder is not None:
             data = self._decoder.decompress(data, MAX_BODY_BYTES)
             if self._decoder.unconsumed_tail:
-                raise _ProtocolViolation("the body is too large")
+                raise _ProtocolError("the body is too large")
         if data:
             self._parts.append(data)
             self._size += len(data)
             if self._size > PAUSE_READING_BYTES and self.streamed:
                 self._connection.pause_reading()
             elif self._size > MAX_BODY_BYTES:
-                raise _ProtocolViolation("the body is too large")
+                raise _ProtocolError("the body is too large")
 
     def notify(self) -> None:
         """Wake the reader if it has something to do."""
@@ -290,8 +287,8 @@ class Connection(asyncio.Protocol):
                 self._header_bytes += len(data)
             self._parser.feed_data(data)
             if not response.status and self._header_bytes > MAX_HEADER_BYTES:
-                raise _ProtocolViolation("the headers are too large")
-        except (HttpParserError, HttpParserUpgrade, _ProtocolViolation) as error:
+                raise _ProtocolError("the headers are too large")
+        except (HttpParserError, HttpParserUpgrade, _ProtocolError) as error:
             response.fail(self.broken(str(error.__context__ or error)))
             self.abort()
             return

@@ -1,25 +1,31 @@
-"""Providers are data rows: a new OpenAI-compatible provider is one line here, or a few in the config.
+"""Known providers, one data row each; others are a few lines in the configuration.
 
 Base URLs are the OpenAI-compatible surfaces that each provider documents. `azure` and `bedrock`
-have none that fits all: the operator gives theirs.
+have none that is the same for all: the operator sets it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from suffice.types import Provider
 
 
 def _row(
-    name: str, base_url: str, key: str | None, *, auth: str = "bearer", local: bool = False
+    name: str,
+    base_url: str,
+    key: str | None,
+    *,
+    auth: Literal["bearer", "api-key", "none"] = "bearer",
+    local: bool = False,
 ) -> tuple[str, Provider]:
     return name, Provider(
         name=name,
         dialect="openai",
         base_url=base_url,
         api_key_env=key,
-        auth=auth,  # type: ignore[arg-type]  # a literal at every call below
+        auth=auth,
         local=local,
     )
 

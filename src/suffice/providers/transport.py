@@ -108,21 +108,13 @@ class HTTPTransport:
         stream: bool,
         timeouts: Timeouts,
     ) -> Response:
-        """POST `body`. A response that is not streamed is complete when this returns.
-
-        Raises:
-            UpstreamError: connect, timeout_connect, timeout_total or cut.
-        """
+        """POST `body`; see `types.Transport`. Raises UpstreamError."""
         return await self._exchange(
             "POST", url, headers, body, None if stream else timeouts.total_s, timeouts.connect_s
         )
 
     async def get(self, url: str, headers: Sequence[tuple[str, str]], timeout_s: float) -> Response:
-        """GET, for discovery and health checks.
-
-        Raises:
-            UpstreamError: connect, timeout_connect, timeout_total or cut.
-        """
+        """GET, for discovery and health checks. Raises UpstreamError."""
         return await self._exchange("GET", url, headers, b"", timeout_s, timeout_s)
 
     async def _exchange(

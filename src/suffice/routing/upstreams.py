@@ -101,6 +101,10 @@ class UpstreamCaller:
         self._query = query
         self._reservation = reservation
 
+    def has_larger_window(self, model: str, than: str) -> bool:
+        """Whether a prompt that is too long for `than` may fit `model`."""
+        return self._upstreams.has_larger_window(model, than)
+
     async def open(self, step_model: str, timeouts: Timeouts) -> UpstreamReply:
         """Send the query to `step_model`. Raises UpstreamError."""
         limit = self._reservation.output_limit(step_model)

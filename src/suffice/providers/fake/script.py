@@ -95,9 +95,10 @@ def load_script(path: str | Path) -> Script:
 
 
 def is_sufficient(seed: int, model: str, query_id: str, skill: float, difficulty: float) -> bool:
-    """Whether a simulated model answers a simulated query well, decided by a hash.
+    """Decide by a hash whether a simulated model answers a simulated query well.
 
-    True with the probability 1 / (1 + exp(-9 (skill - difficulty))), and the same on every run.
+    Returns:
+        True with the probability 1 / (1 + exp(-9 (skill - difficulty))); the same on every run.
     """
     probability = 1.0 / (1.0 + exp(-9.0 * (skill - difficulty)))
     digest = blake2b(f"{seed}/{model}/{query_id}".encode(), digest_size=8).digest()
