@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from suffice.client import AsyncClient, Client
@@ -35,7 +35,7 @@ __all__ = [
     "__version__",
 ]
 
-_HOME = {
+_MODULES = {
     "AsyncClient": "client",
     "Client": "client",
     "ConfigError": "errors",
@@ -45,12 +45,12 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:  # each name costs its own import, and only who uses it pays
+def __getattr__(name: str) -> object:  # a name is imported when it is first used
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_HOME.get(name, 'types')}", __name__), name)
+    return getattr(import_module(f".{_MODULES.get(name, 'types')}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -1,9 +1,9 @@
-"""The OpenAI client's shape, in-process: the official client over our own ASGI app, no server.
+"""The official OpenAI client, in-process: over our own ASGI app, without a server.
 
     client = Client("suffice.toml")
     client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "Hi"}])
 
-Because it *is* the official client over the real gateway, it cannot drift from either.
+It is the official client over the real gateway, so it cannot differ from either.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Exchange:
             "state": {},
         }
         self._body: bytes | None = body
-        self._left = asyncio.Event()
+        self._closed = asyncio.Event()
         self._head: asyncio.Future[tuple[int, list[tuple[bytes, bytes]]]]
         self._head = asyncio.get_running_loop().create_future()
         self._chunks: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(64)
@@ -78,7 +78,7 @@ class _Exchange:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        await self._left.wait()
+        await self._closed.wait()
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:
@@ -98,7 +98,7 @@ class _Exchange:
         return item
 
     async def close(self) -> None:
-        self._left.set()
+        self._closed.set()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -122,16 +122,18 @@ class AsyncAppTransport(httpx.AsyncBaseTransport):
         self._app = app
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request through the app."""
         exchange = _Exchange(self._app, request, await request.aread())
         status, headers = await exchange.head()
         return httpx.Response(status, headers=headers, stream=_AsyncBody(exchange))
 
     async def aclose(self) -> None:
+        """Close the router."""
         await self._app.router.aclose()
 
 
 class _LoopThread:
-    """An event loop in a daemon thread, for callers who have none."""
+    """An event loop in a daemon thread, for callers without one."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -164,7 +166,7 @@ class _SyncBody(httpx.SyncByteStream):
 
 
 class AppTransport(httpx.BaseTransport):
-    """httpx over an ASGI app for synchronous callers: the app runs in a loop of its own."""
+    """httpx over an ASGI app for synchronous callers: the app runs in a separate thread."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -172,6 +174,8 @@ class AppTransport(httpx.BaseTransport):
         self._closed = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request through the app."""
+
         async def begin(body: bytes) -> tuple[_Exchange, int, list[tuple[bytes, bytes]]]:
             exchange = _Exchange(self._app, request, body)
             return exchange, *(await exchange.head())
@@ -180,6 +184,7 @@ class AppTransport(httpx.BaseTransport):
         return httpx.Response(status, headers=headers, stream=_SyncBody(self._thread, exchange))
 
     def close(self) -> None:
+        """Close the router and end the thread. Idempotent."""
         if not self._closed:
             self._closed = True
             self._thread.run(self._app.router.aclose())
@@ -202,13 +207,16 @@ def _key(app: App) -> str:
 
 
 class Client(openai.OpenAI):
-    """`openai.OpenAI` over an in-process router. `close()` flushes its store.
-
-    config: path of a suffice.toml, Settings, a Router, or None for ./suffice.toml or the
-    environment. Other keyword arguments go to `openai.OpenAI`. Raises ConfigError.
-    """
+    """`openai.OpenAI` over an in-process router. `close()` flushes its store."""
 
     def __init__(self, config: str | Path | Settings | Router | None = None, **kwargs: Any) -> None:
+        """Build the router and the client over it.
+
+        Args:
+            config: path of a suffice.toml, Settings, or a Router; None = ./suffice.toml, else the
+                environment.
+            **kwargs: of `openai.OpenAI`.
+        """
         app = _app(config)
         self.router = app.router
         kwargs.setdefault("api_key", _key(app))

@@ -1,26 +1,26 @@
-"""Every error suffice raises, as one tree.
+"""Every error that suffice raises, as one tree.
 
 SufficeError
-├── ConfigError            a file, key or flag is wrong: names the field and the remedy (exit code 2)
-├── UsageError             a command or function was called wrongly (exit code 2)
-├── JobError               a command ran and failed (exit code 1)
-├── RequestError           the client's request is refused (HTTP 4xx), never sent upstream
-│   ├── BadRequest             400 bad JSON, missing or wrong-typed field
-│   ├── Unauthorized           401 no key or an unknown one
-│   ├── Forbidden              403 the key may not do this
-│   ├── NotFound               404 unknown path, decision, ...
-│   │   └── ModelNotFound          404 unknown model or route; offers the nearest known names
-│   ├── MethodNotAllowed       405
-│   ├── PayloadTooLarge        413
-│   ├── Unprocessable          422 well-formed but out of range
-│   └── RateLimited            429 our own limits
-│       └── BudgetExceeded         429 the route's budget of the day does not cover the request
-├── NoCandidate            no model can serve this query now (503), or ever (400): says why for each
-├── UpstreamError          one attempt at one model failed; classified by status first
-├── PlanExhausted          every attempt of a plan failed; carries the attempts
-├── StoreError             the store cannot be read or written
-├── TableError             an outcomes or queries table is unusable: names file, column, row
-└── ArtifactError          a trained artifact is missing, tampered with or of another schema
+├── ConfigError                a file, key or flag is wrong: names the field and the remedy (exit code 2)
+├── UsageError                 a command or function was called wrongly (exit code 2)
+├── JobError                   a command ran and failed (exit code 1)
+├── RequestError               the client's request is refused (HTTP 4xx), never sent upstream
+│   ├── BadRequestError            400 bad JSON, missing or wrong-typed field
+│   ├── UnauthorizedError          401 no key or an unknown one
+│   ├── ForbiddenError             403 the key may not do this
+│   ├── NotFoundError              404 unknown path, decision, ...
+│   │   └── ModelNotFoundError         404 unknown model or route; offers the nearest known names
+│   ├── MethodNotAllowedError      405
+│   ├── PayloadTooLargeError       413
+│   ├── UnprocessableError         422 well-formed but out of range
+│   └── RateLimitedError           429 our own limits
+│       └── BudgetExceededError        429 the route's daily budget does not cover the request
+├── NoEligibleModelError       no model can serve this query now (503), or ever (400): a reason per model
+├── UpstreamError              one attempt at one model failed; classified by status first
+├── AllAttemptsFailedError     every attempt of a plan failed; carries the attempts
+├── StoreError                 the store cannot be read or written
+├── TableError                 an outcomes or queries table is unusable: names file, column, row
+└── ArtifactError              a trained artifact is missing, changed or of another schema
 
 Errors carry fields, not only prose, so that every surface can render them in its own shape.
 """
@@ -50,12 +50,20 @@ UpstreamKind = Literal[
     "content_filter",
     "malformed",  # 200 with a body that is not the dialect's
     "cut",  # the stream ended before its terminator
-    "cancelled",  # the client left
+    "cancelled",  # client disconnected
 ]
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """The known names closest to `name`, best first, at most `n`.
+    """The known names closest to `name`.
+
+    Args:
+        name: an unknown name.
+        known: what there is.
+        n: at most this many.
+
+    Returns:
+        Known names, best first.
 
     >>> nearest("gpt4o", ["gpt-4o", "claude"])
     ['gpt-4o']
@@ -70,7 +78,12 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
 
 
 class SufficeError(Exception):
-    """Base of every error that suffice raises on purpose."""
+    """Base of every error that suffice raises on purpose.
+
+    Attributes:
+        message: what is wrong.
+        remedy: what would be right.
+    """
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         super().__init__(message)
@@ -82,7 +95,12 @@ class SufficeError(Exception):
 
 
 class ConfigError(SufficeError):
-    """A configuration value is wrong. `field` is a dotted path such as `routes.auto.objective`."""
+    """A configuration value is wrong.
+
+    Attributes:
+        field: a dotted path such as `routes.auto.objective`.
+        source: the file.
+    """
 
     def __init__(
         self,
@@ -103,17 +121,20 @@ class ConfigError(SufficeError):
 
 
 class UsageError(SufficeError):
-    """A command or function was called with arguments that make no sense."""
+    """A command or function was called with wrong arguments."""
 
 
 class JobError(SufficeError):
-    """A command did its work and the work failed."""
+    """A command ran and failed."""
 
 
 class RequestError(SufficeError):
     """A client's request is refused before anything is called.
 
-    `status` is the HTTP status, `type`, `code` and `param` are the fields of OpenAI's error object.
+    Attributes:
+        status: of HTTP.
+        type, code, param: the fields of OpenAI's error object.
+        retry_after_s: when it makes sense to try again.
     """
 
     status: ClassVar[int] = 400
@@ -136,27 +157,37 @@ class RequestError(SufficeError):
 
 
 class BadRequestError(RequestError):
+    """The body is not valid: bad JSON, a missing or a wrong-typed field."""
+
     status = 400
 
 
 class UnauthorizedError(RequestError):
+    """The client's key is missing or unknown."""
+
     status = 401
     type = "authentication_error"
     default_code = "invalid_api_key"
 
 
 class ForbiddenError(RequestError):
+    """The client's key may not do this."""
+
     status = 403
     type = "permission_error"
     default_code = "forbidden"
 
 
 class NotFoundError(RequestError):
+    """What is asked for does not exist."""
+
     status = 404
     default_code = "not_found"
 
 
 class ModelNotFoundError(NotFoundError):
+    """The model or route does not exist; `nearest` has close names."""
+
     default_code = "model_not_found"
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
@@ -171,29 +202,40 @@ class ModelNotFoundError(NotFoundError):
 
 
 class MethodNotAllowedError(RequestError):
+    """The path exists, but not for this method."""
+
     status = 405
     default_code = "method_not_allowed"
 
 
 class PayloadTooLargeError(RequestError):
+    """The body is too large."""
+
     status = 413
     default_code = "request_too_large"
 
 
 class UnprocessableError(RequestError):
+    """A field is well-formed but out of range."""
+
     status = 422
     default_code = "out_of_range"
 
 
 class RateLimitedError(RequestError):
+    """One of our own limits is reached."""
+
     status = 429
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
 
 
 class BudgetExceededError(RateLimitedError):
-    """What is left of a route's budget covers no model. `final`: it is spent until its next day
-    begins; else only reserved by calls in flight."""
+    """The rest of a route's daily budget covers no model.
+
+    Attributes:
+        final: it is spent until the next day; False = it is only reserved by calls in flight.
+    """
 
     default_code = "budget_exceeded"
 
@@ -205,8 +247,9 @@ class BudgetExceededError(RateLimitedError):
 class NoEligibleModelError(SufficeError):
     """No model of the route can take this query.
 
-    `reasons` maps each model to why it was left out. `permanent` is true when waiting would not
-    help (the prompt fits no window, no model has the capability): then the client gets a 400.
+    Attributes:
+        reasons: why each model was left out.
+        permanent: waiting would not help, so the status is 400, else 503.
     """
 
     def __init__(
@@ -223,8 +266,13 @@ class NoEligibleModelError(SufficeError):
 class UpstreamError(SufficeError):
     """One attempt at one model failed.
 
-    status: the upstream's HTTP status, None where there was none. kind: see `UpstreamKind`.
-    retry_after_s: seconds the upstream asked us to wait. body: what it said, at most 4 KiB.
+    Attributes:
+        kind: see `UpstreamKind`.
+        status: the upstream's HTTP status; None = there was none.
+        provider, model: which were called.
+        retry_after_s: how long the upstream asks to wait.
+        body: of the upstream's response, at most 4 KiB.
+        param, code: of the upstream's error object.
     """
 
     def __init__(
@@ -252,9 +300,12 @@ class UpstreamError(SufficeError):
 
 
 class AllAttemptsFailedError(SufficeError):
-    """Every attempt of the plan failed. `last` is the error to show, `attempts` what was tried.
+    """Every attempt of the plan failed.
 
-    `decision` and `overhead_ms` are filled in by the router, so that a failure explains itself too.
+    Attributes:
+        last: the error to show.
+        attempts: what was tried.
+        decision, overhead_ms: of the request; the router attaches them.
     """
 
     def __init__(self, message: str, *, last: UpstreamError, attempts: tuple[Attempt, ...]) -> None:
@@ -270,7 +321,11 @@ class StoreError(SufficeError):
 
 
 class TableError(SufficeError):
-    """A table of queries or outcomes is unusable."""
+    """A table of queries or outcomes is unusable.
+
+    Attributes:
+        path, column, row: where.
+    """
 
     def __init__(
         self,
@@ -301,4 +356,4 @@ class TableError(SufficeError):
 
 
 class ArtifactError(SufficeError):
-    """A trained artifact is missing, tampered with, or of a schema this version cannot read."""
+    """A trained artifact is missing, changed, or of a schema that this version cannot read."""

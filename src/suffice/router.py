@@ -40,9 +40,8 @@ __all__ = ["EXAMPLE_POOL", "Router"]
 class Router:
     """Evaluates queries, selects models, runs them with failover and records what happened.
 
-    Build it with `Router.from_config(path)` or `Router(settings)`. No server is needed: `route` calls
-    nothing, `answer` carries a query out, `feedback` scores a decision afterwards. Close it with
-    `close()` or `await aclose()`, which flush the store.
+    `route` calls nothing, `answer` carries a query out, `feedback` scores a decision afterwards; no
+    server is needed. Close it with `close()` or `await aclose()`, which flush the store.
 
     Attributes:
         config: the resolved configuration.
@@ -51,8 +50,7 @@ class Router:
         warnings: what the configuration leaves out, for people.
         api_keys: of clients; empty = everybody on this host may call.
         source: the file of the configuration, or a description of where it came from.
-        host, port, workers: where the gateway listens, and with how many processes.
-        max_body_bytes: the largest request body.
+        host, port, workers, max_body_bytes: of the gateway.
     """
 
     def __init__(
@@ -119,22 +117,16 @@ class Router:
     def for_dry_run(
         cls, path: str | Path | None = None, *, env: Mapping[str, str] | None = None
     ) -> Router:
-        """Build a router that decides but needs no keys, since it calls nothing.
-
-        Without any configuration it decides over an example pool.
-        """
-        env = os.environ if env is None else env
-        return cls(wiring.load_config_for_dry_run(path, env), env=env)
+        """Build a router that decides without keys; with no configuration, over an example pool."""
+        return cls(
+            wiring.load_config_for_dry_run(path, os.environ if env is None else env), env=env
+        )
 
     for_explaining = for_dry_run  # the former name, kept for one release
 
     async def answer(self, query: Query, started: float | None = None) -> RoutedResponse:
-        """Route one query, call models until one answers, and record what happened.
-
-        `started` is the `perf_counter()` at which the query came in. Raises RequestError,
-        NoEligibleModelError, or AllAttemptsFailedError when every attempt failed.
-        """
-        started = perf_counter() if started is None else started
+        """Route one query, call models until one answers, and record what happened."""
+        started = perf_counter() if started is None else started  # when the query came in
         route = self._routes.resolve(query.model)
         selection = self._selector.select(query, route, commit=True)
         response = RoutedResponse(query, selection, started, self._record)
@@ -181,10 +173,13 @@ class Router:
             route: a route's name or a model's.
             objective: instead of the route's, in any form that the configuration takes.
             models: choose among these instead of the route's.
-            tools, response_format, max_tokens: as in a chat completion.
+            tools: as in a chat completion.
+            response_format: as in a chat completion.
+            max_tokens: as in a chat completion.
             session: the conversation that the query belongs to.
 
-        Raises BadRequestError, ModelNotFoundError or NoEligibleModelError.
+        Returns:
+            The Decision.
         """
         from suffice.dialects.openai_request import parse_chat
 
@@ -224,8 +219,14 @@ class Router:
     ) -> Feedback:
         """Score a decision in [0, 1]. The same (decision, source, key) again replaces the score.
 
-        `key_id` is the client's key, which may score its own decisions only; None = any. Raises
-        BadRequestError, UnprocessableError, NotFoundError or StoreError.
+        Args:
+            decision_id: what is scored.
+            score: None if `details` has a verdict.
+            key_id: the client's key, which may score its own decisions only; None = any.
+            **details: more about the score.
+
+        Returns:
+            The score as it is stored.
         """
         return self._parts.feedback.add(decision_id, score, details, key_id)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from suffice.gateway.app import create_app
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["BackgroundServer", "create_app", "serve"]
 
 
-def __getattr__(name: str) -> Any:  # Starlette and Granian are heavy: only who serves pays
+def __getattr__(name: str) -> object:  # Starlette and Granian are heavy: import them when used
     if name == "create_app":
         from suffice.gateway.app import create_app
 

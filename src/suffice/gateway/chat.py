@@ -19,7 +19,7 @@ from suffice.errors import AllAttemptsFailedError, PayloadTooLargeError, Suffice
 from suffice.gateway.disconnect import (
     AsgiReceive,
     AsgiSend,
-    ClientDisconnected,
+    ClientDisconnectedError,
     DisconnectMonitor,
     DisconnectWatcher,
     Scope,
@@ -72,28 +72,23 @@ async def read_body(receive: AsgiReceive, headers: Mapping[bytes, bytes], limit:
 
     Raises:
         PayloadTooLargeError: the body is longer than `limit`; raised before it is all read.
-        ClientDisconnected: the client left before it was all read.
+        ClientDisconnectedError: the client left before it was all read.
     """
-    declared = headers.get(b"content-length")
-    if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit)
+    declared = headers.get(b"content-length", b"")
+    fits = not declared.isdigit() or int(declared) <= limit
     parts: list[bytes] = []
     size = 0
-    while True:
+    while fits:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientDisconnected
+            raise ClientDisconnectedError
         body: bytes = message.get("body", b"")
         size += len(body)
-        if size > limit:
-            raise _too_large(limit)
-        if not message.get("more_body"):
+        fits = size <= limit
+        if fits and not message.get("more_body"):
             return b"".join((*parts, body)) if parts else body
         parts.append(body)
-
-
-def _too_large(limit: int) -> PayloadTooLargeError:
-    return PayloadTooLargeError(
+    raise PayloadTooLargeError(
         f"The body is larger than {limit} bytes.", remedy="Raise server.max_body_bytes to allow it."
     )
 
@@ -140,7 +135,7 @@ class ChatEndpoint:
         except SufficeError as error:
             await send_error(send, error, scope["path"], request_id)
             return
-        except ClientDisconnected:
+        except ClientDisconnectedError:
             return
         watcher = DisconnectWatcher(receive, started)
         self._disconnects.add(watcher)
@@ -157,7 +152,7 @@ class ChatEndpoint:
             if not watcher.disconnected:
                 raise  # the server is stopping, not the client disconnecting
             _log.info("request %s: client disconnected", request_id)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  every failure is answered in the dialect's shape
             if stream is not None and stream.headers_sent:
                 await stream.send_error(error)
             else:

@@ -17,7 +17,7 @@ AsgiSend = Callable[[AsgiMessage], Awaitable[None]]
 _WATCH_AFTER_S = 0.05
 
 
-class ClientDisconnected(Exception):
+class ClientDisconnectedError(Exception):
     """The client closed its connection while its body was still being read."""
 
 

@@ -91,8 +91,12 @@ class ErrorResponse(msgspec.Struct, frozen=True):
 def to_error_response(error: BaseException) -> ErrorResponse:
     """Any exception as an error for clients.
 
-    An exception that is not ours becomes a 500 without its text, which may hold a secret; the
-    traceback goes to the log.
+    Args:
+        error: one of ours, or any other.
+
+    Returns:
+        The error. An exception that is not ours becomes a 500 without its text, which may hold a
+        secret; its traceback goes to the log.
     """
     if isinstance(error, RequestError):
         exhausted = isinstance(error, BudgetExceededError) and error.final

@@ -14,18 +14,27 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from suffice.errors import ConfigError, JobError
 
 if TYPE_CHECKING:
+    from suffice.gateway.app import App
     from suffice.router import Router
 
 CONFIG_ENV = "SUFFICE_CONFIG"  # how workers of one gateway learn which file to read
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ConfigError where `host:port` cannot be bound, before anything else is started."""
+    """Check that a port is free, before anything else is started.
+
+    Args:
+        host: address to bind.
+        port: port to bind.
+
+    Raises:
+        ConfigError: it cannot be bound.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -41,13 +50,13 @@ def check_port(host: str, port: int) -> None:
 
 
 # The store's thread shares the interpreter with the event loop. At Python's 5 ms a batch being
-# written would hold a request up for that long; at this the cost is not measurable.
-SWITCH_S = 0.001
+# written would delay a request by that much; at this interval the delay is not measurable.
+SWITCH_INTERVAL_S = 0.001
 
 
-def _settle() -> None:
-    """What is alive when serving begins stays: the collector need not look at it again."""
-    sys.setswitchinterval(SWITCH_S)
+def _tune_runtime() -> None:
+    """Exempt what is alive when serving begins from garbage collection, and collect seldom."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
@@ -76,12 +85,12 @@ async def _serve_one(
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, server.stop)
     if ready is not None:
-        await _until_open(host, port)
+        await _wait_until_listening(host, port)
         ready()
     await task
 
 
-async def _until_open(host: str, port: int, timeout_s: float = 10.0) -> None:
+async def _wait_until_listening(host: str, port: int, timeout_s: float = 10.0) -> None:
     target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     deadline = time.monotonic() + timeout_s
     while True:
@@ -106,8 +115,12 @@ def serve(
 ) -> None:
     """Run the gateway until SIGINT or SIGTERM. Blocks.
 
-    ready: called once with the base URL when the port answers. Raises ConfigError for a bad
-    config, a port in use, or a non-loopback host without keys.
+    Args:
+        config: path of a suffice.toml; None = ./suffice.toml, else the environment.
+        host: overrides the file.
+        port: overrides the file.
+        workers: overrides the file.
+        ready: called once with the base URL and the router when the port answers.
     """
     from suffice.router import Router
 
@@ -120,16 +133,16 @@ def serve(
         router.close()
         _serve_many(config, host, port, n, lambda: ready(url, router) if ready else None)
         return
-    router.warm_up()  # a store that cannot be opened is said here, before anything listens
-    _settle()
+    router.warm_up()  # a store that cannot be opened fails here, before anything listens
+    _tune_runtime()
     import uvloop
 
-    def tell() -> None:
+    def announce() -> None:
         if ready is not None:
             ready(url, router)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve_one(router, host, port, tell))
+        runner.run(_serve_one(router, host, port, announce))
 
 
 def _serve_many(
@@ -155,18 +168,18 @@ def _serve_many(
         respawn_failed_workers=True,
     )
     server.on_startup(ready)
-    with shared_ledger(workers) as ledger:  # so that all workers see what each has spent
+    with shared_ledger(workers) as ledger:  # all workers see what each has spent
         os.environ[LEDGER_ENV] = ledger
         server.serve()
 
 
-def worker_app() -> Any:
-    """The app of one worker process; reads the config that the parent was started with."""
+def worker_app() -> App:
+    """The app of one worker process, over the configuration that the parent was started with."""
     from suffice.gateway.app import create_app
     from suffice.router import Router
 
     app = create_app(Router.from_config(os.environ.get(CONFIG_ENV)))
-    _settle()
+    _tune_runtime()
     return app
 
 
@@ -176,8 +189,9 @@ class BackgroundServer:
     with BackgroundServer("suffice.toml") as server:
         client = openai.OpenAI(base_url=server.base_url + "/v1", api_key="none")
 
-    config: path of a suffice.toml. port 0 takes a free one. env: added to the child's environment.
-    Raises JobError with the child's own words when it does not come up within `timeout_s`.
+    Attributes:
+        port: 0 until a free one is chosen.
+        process: the child; None = not running.
     """
 
     def __init__(
@@ -190,6 +204,16 @@ class BackgroundServer:
         timeout_s: float = 20.0,
         cwd: str | Path | None = None,
     ) -> None:
+        """Keep the arguments; `start` starts the child.
+
+        Args:
+            config: path of a suffice.toml.
+            port: 0 = a free one.
+            env: added to the child's environment.
+            workers: processes of the gateway.
+            timeout_s: how long it may take to start.
+            cwd: the child's working directory.
+        """
         self.config = config
         self.port = port
         self.env = env
@@ -197,18 +221,28 @@ class BackgroundServer:
         self.timeout_s = timeout_s
         self.cwd = cwd
         self.process: subprocess.Popen[bytes] | None = None
-        self._said: IO[bytes] | None = None
+        self._stderr_file: IO[bytes] | None = None
 
     @property
     def base_url(self) -> str:
+        """Without `/v1`."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
+        """The process id of the child."""
         assert self.process is not None, "start() first"
         return self.process.pid
 
     def start(self) -> Self:
+        """Start the child and wait until it listens.
+
+        Returns:
+            The server.
+
+        Raises:
+            JobError: it did not start within `timeout_s`; has the child's own message.
+        """
         if self.port == 0:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
@@ -216,21 +250,21 @@ class BackgroundServer:
         command = [sys.executable, "-m", "suffice", "serve", "--config", str(self.config)]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", str(self.workers)]
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  a pipe nobody reads would block it
+        self._stderr_file = tempfile.TemporaryFile()  # noqa: SIM115  closed by stop; a pipe that is not read would block
         self.process = subprocess.Popen(
             command,
             env={**os.environ, **(self.env or {})},
             cwd=self.cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=self._said,
+            stderr=self._stderr_file,
         )
         deadline = time.monotonic() + self.timeout_s
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                said = self._stderr().decode("utf-8", "replace").strip()
+                message = self._stderr().decode("utf-8", "replace").strip()
                 self.stop()
-                raise JobError(f"The gateway did not start: {said or 'no reason given'}")
+                raise JobError(f"The gateway did not start: {message or 'no reason given'}")
             try:
                 with socket.create_connection(("127.0.0.1", self.port), timeout=0.2):
                     return self
@@ -240,12 +274,12 @@ class BackgroundServer:
         raise JobError(f"The gateway did not answer within {self.timeout_s:g} s.")
 
     def _stderr(self) -> bytes:
-        assert self._said is not None
-        self._said.seek(0)
-        return self._said.read()
+        assert self._stderr_file is not None
+        self._stderr_file.seek(0)
+        return self._stderr_file.read()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """SIGTERM, which flushes the store; SIGKILL only after `timeout_s`."""
+        """Send SIGTERM, which flushes the store; SIGKILL only after `timeout_s`."""
         process, self.process = self.process, None
         if process is None:
             return
@@ -255,9 +289,9 @@ class BackgroundServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if self._said is not None:
-            self._said.close()
-            self._said = None
+        if self._stderr_file is not None:
+            self._stderr_file.close()
+            self._stderr_file = None
 
     def __enter__(self) -> Self:
         return self.start()

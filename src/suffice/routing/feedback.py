@@ -56,6 +56,9 @@ class FeedbackService:
             details: more about the score.
             key_id: the client's key, which may score its own decisions only; None = any.
 
+        Returns:
+            The score as it is stored.
+
         Raises:
             NotFoundError: there is no such decision.
             BadRequestError: a field is missing or has the wrong type.

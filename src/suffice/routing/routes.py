@@ -24,9 +24,7 @@ from suffice.types import (
     Objective,
     PlanStep,
     Policy,
-    RetryPolicy,
     RoutingOptions,
-    Timeouts,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 
 _MEAN_COST_WEIGHT = 0.01  # of a new query in a route's mean predicted cost
 _MAX_CLIENT_POOLS = 1024
-_BEST = Objective(kind="best")
+_OBJECTIVE, _INVALID = "suffice.objective", "invalid_value"
 _PINNED = Serving(PinnedModel())
 
 
@@ -61,31 +59,18 @@ class Route:
     """
 
     def __init__(
-        self,
-        name: str,
-        pool: Pool,
-        serving: Serving,
-        objective: Objective,
-        *,
-        fallbacks: Pool,
-        reachable: Pool,
-        fallback_max_usd_per_query: float | None = None,
-        timeouts: Timeouts,
-        retries: RetryPolicy,
-        explore_share: float = 0.0,
-        implicit_feedback: Mapping[str, float] | None = None,
-        is_pinned: bool = False,
+        self, spec: RouteSpec, serving: Serving, catalog: Catalog, *, is_pinned: bool = False
     ) -> None:
-        self.name = name
-        self.pool = pool
-        self.fallbacks = fallbacks
-        self.reachable = reachable
-        self.objective = objective
-        self.fallback_max_usd_per_query = fallback_max_usd_per_query
-        self.timeouts = timeouts
-        self.retries = retries
-        self.explore_share = explore_share
-        self.implicit_feedback = implicit_feedback or {}
+        self.name = spec.name
+        self.pool = catalog.pool(spec.models)
+        self.fallbacks = catalog.pool(spec.fallbacks)
+        self.reachable = catalog.pool(dict.fromkeys((*spec.models, *spec.fallbacks)))
+        self.objective = spec.objective
+        self.fallback_max_usd_per_query = spec.fallback_max_usd_per_query
+        self.timeouts = spec.timeouts
+        self.retries = spec.retries
+        self.explore_share = spec.explore_share if spec.learning == "on" else 0.0
+        self.implicit_feedback: Mapping[str, float] = spec.implicit_feedback
         self.is_pinned = is_pinned
         self.serving = serving
         self.mean_cost_usd: float | None = None
@@ -103,23 +88,28 @@ class Route:
         return self._configured
 
     def objective_for(self, options: RoutingOptions) -> Objective:
-        """The client's objective if it has one, else the route's.
+        """The objective of one request.
+
+        Args:
+            options: the client's.
+
+        Returns:
+            The client's objective if it has one and did not name a model, else the route's.
 
         Raises:
             BadRequestError: the client's objective is not valid.
         """
-        if options.objective is None or self.is_pinned:
-            if options.sort is None or self.is_pinned:
-                return self.objective
+        if self.is_pinned or (options.objective is None and options.sort is None):
+            return self.objective
+        if options.objective is None:
             return Objective(kind="cheapest" if options.sort == "price" else "fastest")
         try:
             objective = policies.parse_objective(options.objective)
-            if objective.kind == "usd_per_day":
-                raise ValueError("objective.usd_per_day: a budget is the route's, not a request's")
         except ValueError as error:
-            raise BadRequestError(
-                f"{error}.", param="suffice.objective", code="invalid_value"
-            ) from None
+            raise BadRequestError(f"{error}.", param=_OBJECTIVE, code=_INVALID) from None
+        if objective.kind == "usd_per_day":
+            message = "objective.usd_per_day: a budget is the route's, not a request's."
+            raise BadRequestError(message, param=_OBJECTIVE, code=_INVALID)
         return objective
 
     # ── what changes while serving ───────────────────────────────────────────────────────────────
@@ -242,9 +232,19 @@ class RouteTable:
             ConfigError: a policy is unknown or cannot be certified.
             ArtifactError: an artifact or a certificate cannot be used.
         """
+        specs = tuple(specs)
         self._catalog = catalog
-        self._no_models = catalog.pool(())
-        self._routes = {spec.name: self._build(spec, source) for spec in specs}
+        self._routes = {
+            spec.name: Route(spec, Serving.configured(load_policy(spec, source)), catalog)
+            for spec in specs
+        }
+        self._pinned_spec = msgspec.structs.replace(
+            specs[0],
+            objective=Objective(kind="best"),
+            fallbacks=(),
+            learning="off",
+            implicit_feedback={},
+        )
         self._pinned: dict[str, Route] = {}
         self._pools: dict[tuple[str, ...], Pool] = {}
 
@@ -269,6 +269,9 @@ class RouteTable:
         Args:
             name: a route, `suffice/` and a route, or a model.
 
+        Returns:
+            The route; a pinned one for a model.
+
         Raises:
             ModelNotFoundError: neither a route nor a model; offers the nearest names.
         """
@@ -280,7 +283,14 @@ class RouteTable:
         return self._pin(name) if route is None else route
 
     def pool_for(self, route: Route, options: RoutingOptions) -> Pool:
-        """The models that the policy may choose from: the route's, or those the client names.
+        """The models that the policy may choose from.
+
+        Args:
+            route: of the request.
+            options: the client's.
+
+        Returns:
+            The models that the client names, else the route's.
 
         Raises:
             ModelNotFoundError: the client names a model that is unknown.
@@ -309,32 +319,6 @@ class RouteTable:
             model = self._catalog.get(name)
         except ModelNotFoundError:
             raise ModelNotFoundError(name, [*self._routes, *self._catalog.names()]) from None
-        first = next(iter(self._routes.values()))
-        pool = self._catalog.pool((model,))
-        route = self._pinned[name] = Route(
-            model.name,
-            pool,
-            _PINNED,
-            _BEST,
-            fallbacks=self._no_models,
-            reachable=pool,
-            timeouts=first.timeouts,
-            retries=first.retries,
-            is_pinned=True,
-        )
+        spec = msgspec.structs.replace(self._pinned_spec, name=model.name, models=(model,))
+        route = self._pinned[name] = Route(spec, _PINNED, self._catalog, is_pinned=True)
         return route
-
-    def _build(self, spec: RouteSpec, source: str) -> Route:
-        return Route(
-            spec.name,
-            self._catalog.pool(spec.models),
-            Serving.configured(load_policy(spec, source)),
-            spec.objective,
-            fallbacks=self._catalog.pool(spec.fallbacks),
-            reachable=self._catalog.pool(dict.fromkeys((*spec.models, *spec.fallbacks))),
-            fallback_max_usd_per_query=spec.fallback_max_usd_per_query,
-            timeouts=spec.timeouts,
-            retries=spec.retries,
-            explore_share=spec.explore_share if spec.learning == "on" else 0.0,
-            implicit_feedback=spec.implicit_feedback,
-        )

@@ -121,7 +121,8 @@ class Selector:
             route: of the query.
             commit: the selection will be carried out, so budgets and exploration count it.
 
-        Raises NoEligibleModelError, BudgetExceededError or BadRequestError.
+        Returns:
+            The features, the final Decision, and the money that it may spend.
         """
         x = feature_extraction.extract(query.messages, extra_tokens=schema_tokens(query.fields))
         options = query.options
@@ -214,15 +215,11 @@ def schema_tokens(fields: Mapping[str, msgspec.Raw]) -> int:
 
 
 def _may_explore(decision: Decision, query: Query, x: Features, session: Session | None) -> bool:
-    """Whether another model may take the first message of a conversation.
-
-    Not if the policy itself drew at random, if a certificate promises the choice, or if the client
-    named the models.
-    """
+    """Whether another model may take the query: it begins a conversation, and nothing else chose."""
     return (
         x.human_turns == 1
         and decision.propensity == 1.0
-        and decision.basis != "certified"
+        and decision.basis != "certified"  # exploring would break what is certified
         and query.options.models is None
         and session is None
         and not x.in_tool_loop
@@ -232,11 +229,17 @@ def _may_explore(decision: Decision, query: Query, x: Features, session: Session
 def apply_client_order(
     decision: Decision, options: RoutingOptions, models: tuple[Model, ...]
 ) -> Decision:
-    """The decision with its plan in the client's order of providers, and cut to one step without
-    fallbacks.
+    """Put the plan in the client's order of providers.
 
-    If another model than the policy's comes first, its reason names the client's order, and the
-    propensities are those of the policy among the models of its provider.
+    Args:
+        decision: the policy's.
+        options: the client's.
+        models: the candidates.
+
+    Returns:
+        The decision with its plan in that order, cut to one step if the client allows no fallbacks.
+        If another model than the policy's comes first, the reason names the client's order, and the
+        propensities are those of the policy among the models of its provider.
     """
     rank = {provider: i for i, provider in enumerate(options.order)}
     provider_of = {m.name: m.provider for m in models}

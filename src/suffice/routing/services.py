@@ -125,6 +125,9 @@ class Services:
 
         Args:
             thread: False = no thread; the caller calls `step`.
+
+        Returns:
+            The worker.
         """
         if self.learning is None:
             self.learning = LearningWorker(
@@ -243,8 +246,9 @@ class Services:
     def state(self) -> dict[str, object]:
         """The state of the process, as `/readyz` shows it.
 
-        Its `status` is "unready" if every model of every route is cooling down, "degraded" if the
-        store is down and records are spooled, else "ok".
+        Returns:
+            Plain data. Its `status` is "unready" if every model of every route is cooling
+            down, "degraded" if the store is down and records are spooled, else "ok".
         """
         health = self.store.health()
         cooling_down = self._engine.breaker.open_models()

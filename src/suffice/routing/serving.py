@@ -59,6 +59,9 @@ class Serving(msgspec.Struct, frozen=True):
             alarm: see the class.
             version: see the class.
             traffic: goes on with this window; None = starts a new one.
+
+        Returns:
+            What a route serves.
         """
         if isinstance(policy, Certifiable):
             policy = policy.with_certificate(certificate, alarm)

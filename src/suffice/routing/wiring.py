@@ -51,16 +51,7 @@ def build_parts(
     transport: Transport | None,
     store: Store | None,
 ) -> Parts:
-    """Build the parts of a router; nothing is opened or called.
-
-    Args:
-        config: the resolved configuration.
-        env: names the ledger that the workers of one gateway share.
-        seed: of exploration and retries; None = random.
-        clock: unix seconds, for daily budgets.
-        transport: sends the upstream requests; None = HTTP.
-        store: keeps the decisions; None = the one that the configuration names.
-    """
+    """Build the parts of a router, as `Router.__init__` describes; nothing is opened or called."""
     source = config.settings.source
     catalog = Catalog(config.models)
     routes = RouteTable(config.routes.values(), catalog, source)
@@ -72,13 +63,7 @@ def build_parts(
         config, routes, catalog, engine, hooks, metrics, shadow, transport=transport, store=store
     )
     upstreams = Upstreams(config.models, config.providers, lambda: services.transport)
-    limits = budgets.Budgets(
-        {name: spec.objective for name, spec in config.routes.items()},
-        upstreams.model,
-        clock,
-        ledger=env.get(budgets.LEDGER_ENV),
-        source=source,
-    )
+    limits = _build_budgets(config, env, upstreams, clock)
     sessions = SessionStore()
     selector = Selector(
         routes,
@@ -105,6 +90,21 @@ def build_parts(
         FeedbackService(services, hooks),
         services,
         metrics,
+    )
+
+
+def _build_budgets(
+    config: ResolvedConfig,
+    env: Mapping[str, str],
+    upstreams: Upstreams,
+    clock: Callable[[], float],
+) -> budgets.Budgets:
+    return budgets.Budgets(
+        {name: spec.objective for name, spec in config.routes.items()},
+        upstreams.model,
+        clock,
+        ledger=env.get(budgets.LEDGER_ENV),
+        source=config.settings.source,
     )
 
 
@@ -148,6 +148,9 @@ def load_config(
         host: overrides `server.host`.
         port: overrides `server.port`.
         store_url: overrides `store.url`.
+
+    Returns:
+        The resolved configuration.
     """
     from suffice import config
 
@@ -169,6 +172,9 @@ def load_config_for_dry_run(path: str | Path | None, env: Mapping[str, str]) -> 
         path: a suffice.toml; None = ./suffice.toml, else what the environment offers, else an
             example pool of catalog models.
         env: the environment.
+
+    Returns:
+        The resolved configuration.
 
     Raises:
         ConfigError: a setting is wrong.
