@@ -13,6 +13,7 @@ import ast
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -261,6 +262,7 @@ def main() -> None:
     if args.json:
         print(json.dumps({"figures": figures, "lines": lines}, indent=1))
         return
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     _print_table(figures)
     print("\nLines per package\n")
     _print_table(lines)
