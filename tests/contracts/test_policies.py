@@ -1,4 +1,4 @@
-"""Every policy keeps the same promises."""
+"""What every policy must do, and what the default policy must do for each objective."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TEXTS = ["hi", "What's the weather today?", "Prove that e is irrational. " * 5, 
 TRAINED = tuple(f"trained:{kind}" for kind in KINDS)
 
 
-def made(name: str) -> Policy:
+def make(name: str) -> Policy:
     kind = name.removeprefix("trained:")
     if kind != name:
         return policies.TrainedPolicy(artifact(kind, ("p/weak", "a", "b")))
@@ -54,12 +54,12 @@ def made(name: str) -> Policy:
 
 @pytest.fixture(params=(*policies.POLICY_NAMES, *TRAINED))
 def policy(request: pytest.FixtureRequest) -> Policy:
-    return made(request.param)
+    return make(request.param)
 
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=list(POOLS))
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_a_decision_is_whole(
+def test_a_decision_is_complete(
     policy: Policy, pool: tuple[Candidate, ...], objective: object
 ) -> None:
     names = [c.model.name for c in pool]
@@ -78,14 +78,14 @@ def test_a_decision_is_whole(
         assert d.basis == ("trained" if policy.name == "trained" else "prior")
         for p, c in zip(d.predictions, pool, strict=True):
             unknown = c.model.price.input_usd_per_mtok is None
-            # What a table paid for a model is known, whatever the catalog knows of its price.
+            # What a table paid for a model is known even if the catalog does not know its price.
             assert (p.cost_usd is None) == unknown or (policy.name == "trained" and unknown)
         msgspec.json.encode(d)
 
 
 @pytest.mark.parametrize("name", [*policies.POLICY_NAMES, *TRAINED])
-def test_the_same_again_decides_the_same(name: str) -> None:
-    policy, other = made(name), made(name)
+def test_equal_inputs_give_equal_decisions(name: str) -> None:
+    policy, other = make(name), make(name)
     x = features.extract_text("Write a haiku")
     o = Objective(kind="balanced")
     for seed in range(20):
@@ -94,19 +94,19 @@ def test_the_same_again_decides_the_same(name: str) -> None:
     assert other.version == policy.version
 
 
-def test_no_candidates_is_an_error(policy: Policy) -> None:
+def test_a_decision_without_candidates_is_an_error(policy: Policy) -> None:
     with pytest.raises(ValueError, match="candidates"):
         policy.decide(features.extract_text("x"), (), Objective(kind="best"))
 
 
-def test_random_is_uniform() -> None:
+def test_the_random_policy_is_uniform() -> None:
     policy = policies.make("random", features.SIGNAL_NAMES)
     x = features.extract_text("x")
-    picks = [
+    chosen = [
         policy.decide(x, POOLS["free"], Objective(kind="best"), seed=s).model for s in range(3000)
     ]
     for name in "abc":
-        assert 900 < picks.count(name) < 1100
+        assert 900 < chosen.count(name) < 1100
 
 
 def decide(text: str, objective: object, pool: str = "pair", session: Session | None = None) -> str:
@@ -115,7 +115,7 @@ def decide(text: str, objective: object, pool: str = "pair", session: Session | 
     return policy.decide(features.extract_text(text), POOLS[pool], o, session).model
 
 
-def test_easy_goes_cheap_and_hard_goes_strong() -> None:
+def test_easy_queries_go_to_the_cheap_model_and_hard_ones_to_the_strong() -> None:
     keep = {"keep_quality": 0.95}
     for text in (
         "What's the weather today?",
@@ -133,7 +133,7 @@ def test_easy_goes_cheap_and_hard_goes_strong() -> None:
         assert decide(text, keep) == "strong"
 
 
-def test_keeping_more_quality_never_uses_the_strong_model_less() -> None:
+def test_more_quality_to_keep_never_lowers_the_strong_models_share() -> None:
     texts = ["word " * n for n in range(1, 200, 3)]
     shares = [
         sum(decide(t, {"keep_quality": k}) == "strong" for t in texts)
@@ -143,7 +143,7 @@ def test_keeping_more_quality_never_uses_the_strong_model_less() -> None:
     assert shares[0] < shares[-1]
 
 
-def test_a_named_policy_takes_the_figures_of_its_own_kind() -> None:
+def test_a_named_policy_uses_the_routes_values_of_its_own_kind() -> None:
     policy = policies.make("weights", features.SIGNAL_NAMES)
     x = features.extract_text("Prove that e is irrational. " * 5)
     cheap = policies.parse_objective({"weights": {"cost": 1.0}})
@@ -158,12 +158,12 @@ def test_an_unknown_price_is_never_the_cheapest() -> None:
     assert decide("hi", "cheapest", "unknown price") == "b"
 
 
-def test_a_ceiling_nobody_meets_takes_the_lowest_and_says_so() -> None:
+def test_a_ceiling_that_no_model_meets_takes_the_lowest_price_with_the_reason() -> None:
     policy = policies.make("default", features.SIGNAL_NAMES)
     o = policies.parse_objective({"max_usd_per_query": 1e-9})
     d = policy.decide(features.extract_text("hello"), POOLS["pair"], o)
     assert d.model == "weak"
-    assert "no price meets" in d.reason
+    assert "no model meets: the lowest price is taken" in d.reason
 
 
 def test_a_conversation_keeps_its_cached_prefix() -> None:
@@ -183,7 +183,7 @@ def test_a_conversation_keeps_its_cached_prefix() -> None:
     assert policy.decide(x, pool, keep, Session("s", "strong", 0)).model == "weak"
 
 
-def test_inside_a_tool_loop_the_model_stays_unless_it_failed() -> None:
+def test_a_tool_loop_keeps_its_model_unless_the_model_failed() -> None:
     policy = policies.make("default", features.SIGNAL_NAMES)
     x = msgspec.structs.replace(features.extract_text("Prove it. " * 50), in_tool_loop=True)
     keep = policies.parse_objective({"keep_quality": 0.95})
@@ -202,7 +202,7 @@ def test_inside_a_tool_loop_the_model_stays_unless_it_failed() -> None:
     st.floats(0.5, 1.0),
 )
 @settings(max_examples=60)
-def test_keep_quality_keeps_its_target(pool: list[tuple[float, float]], keep: float) -> None:
+def test_keep_quality_meets_its_target(pool: list[tuple[float, float]], keep: float) -> None:
     curves = quality_curves(tuple(q for q, _ in pool))
     costs = tuple(c for _, c in pool)
     best = max(range(len(pool)), key=lambda i: pool[i][0])
@@ -217,7 +217,7 @@ def test_keep_quality_keeps_its_target(pool: list[tuple[float, float]], keep: fl
                 assert curves[m][g] - curves[other][g] >= slack - 1e-9
 
 
-def test_the_mix_is_the_cheapest_by_brute_force() -> None:
+def test_the_assignment_is_near_the_cheapest_by_brute_force() -> None:
     curves = ((0.9, 0.7, 0.4, 0.2), (0.95, 0.9, 0.8, 0.6), (0.99, 0.97, 0.95, 0.9))
     costs = (1.0, 3.0, 10.0)
     for keep in (0.6, 0.8, 0.9, 0.95):
@@ -228,9 +228,9 @@ def test_the_mix_is_the_cheapest_by_brute_force() -> None:
             if np.mean([curves[m][g] for g, m in enumerate(pick)]) >= target - 1e-12
         )
         _, chosen = assign_quantiles(curves, costs, keep, 2)
-        got = sum(costs[m] for m in chosen)
+        cost = sum(costs[m] for m in chosen)
         # Four quantiles are coarse; the Lagrangian is exact up to one of them.
-        assert best <= got <= best + 9.0
+        assert best <= cost <= best + 9.0
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=6))
@@ -245,7 +245,7 @@ def test_quality_curves_average_to_their_priors_and_gaps_grow(priors: list[float
 
 
 @pytest.mark.parametrize(
-    ("given_", "said"),
+    ("value", "message"),
     [
         ("cheapst", "cheapest"), ("keep_qualty=1", "keep_quality"), ({"keep_quality": 1.2}, "0 to 1"),
         ({"keep_quality": "x"}, "number"), ({"weights": {"price": 1}}, "cost, speed, quality"), (3, "table"),
@@ -253,17 +253,17 @@ def test_quality_curves_average_to_their_priors_and_gaps_grow(priors: list[float
         ({"weights": {"cost": 0}}, "above 0"), ("keep_quality=x", "number"),
     ],
 )  # fmt: skip
-def test_a_bad_objective_is_explained(given_: object, said: str) -> None:
+def test_an_invalid_objective_is_an_error_with_the_reason(value: object, message: str) -> None:
     with pytest.raises(ValueError, match="objective") as caught:
-        policies.parse_objective(given_)
-    assert said in str(caught.value)
+        policies.parse_objective(value)
+    assert message in str(caught.value)
 
 
-def test_objective_forms_agree() -> None:
+def test_all_forms_of_an_objective_are_equal() -> None:
     forms = [{"keep_quality": 0.9}, "keep_quality=0.9", '{"keep_quality": 0.9}']
     assert len({policies.parse_objective(f) for f in forms}) == 1
 
 
-def test_an_unknown_policy_offers_the_nearest() -> None:
+def test_an_unknown_policy_is_an_error_with_the_nearest_name() -> None:
     with pytest.raises(ValueError, match="did you mean 'cheapest'"):
         policies.make("cheapes", features.SIGNAL_NAMES)

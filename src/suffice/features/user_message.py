@@ -112,13 +112,13 @@ def clean(raw: str) -> UserMessage:
     attached = 0
     if tags and "</" in text:
         text = _HARNESS.sub(" ", text)
-        rest = _WRAPPER.sub(" ", text)
-        attached += len(text) - len(rest)
-        text = rest
+        unwrapped = _WRAPPER.sub(" ", text)
+        attached += len(text) - len(unwrapped)
+        text = unwrapped
     if code:
-        rest = _FENCE.sub(" ", text)
-        attached += len(text) - len(rest)
-        text = rest
+        prose = _FENCE.sub(" ", text)
+        attached += len(text) - len(prose)
+        text = prose
     text = _strip_labels(text)
     lines = 0
     if "\n" in text:

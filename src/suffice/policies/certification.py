@@ -63,7 +63,7 @@ class Certification:
         columns = certificate.find_columns(pool.names)
         if columns is None:
             missing = [m for m in models if match_model(m, pool.names) is None]
-            return f"certified with {', '.join(missing)}, which cannot be had now"
+            return f"certified with {', '.join(missing)}, which is not available now"
         prices: dict[str, tuple[float, float] | None] = {}
         for name, column in zip(models, columns, strict=True):
             price = pool.models[column].price

@@ -54,9 +54,9 @@ def assign_quantiles(
 ) -> tuple[float, tuple[int, ...]]:
     """Assign models to difficulty quantiles at least cost.
 
-    The mean predicted quality is at least `keep` x that of the reference. Where the Lagrangian
-    solution would mix two assignments, the one above the target is taken and the quality it has to
-    spare is spent on single quantiles, the best saving per lost quality first: no randomness.
+    The mean predicted quality is at least `keep` x that of the reference. If the Lagrangian
+    solution mixes two assignments, the one above the target is taken, and the quality above the target
+    is spent on single quantiles, the best saving per lost quality first. Nothing is random.
 
     Args:
         curves: (n_models, GRID + 1) predicted quality.

@@ -27,7 +27,7 @@ def sticky_reason(
 ) -> str:
     """Why a conversation keeps its model, as a sentence; "" if it changes."""
     if x.in_tool_loop:
-        return "The conversation stays on its model: it is inside a tool loop."
+        return "The conversation keeps its model: it is inside a tool loop."
     gain = predictions.quality[choice] - predictions.quality[incumbent]
     if gain > SWITCH_QUALITY_GAIN and objective.kind != "cheapest":
         return ""
@@ -42,7 +42,7 @@ def sticky_reason(
         return ""
     if switching_cost_usd > 0.0:
         return (
-            "The conversation stays on its model: leaving its cached prefix costs "
+            "The conversation keeps its model: leaving its cached prefix costs "
             f"${switching_cost_usd:.6f}, more than the change would gain."
         )
-    return "The conversation stays on its model: the change would gain too little."
+    return "The conversation keeps its model: the change would gain too little."

@@ -321,8 +321,8 @@ class TrainedPolicy(PredictivePolicy[TrainedPool]):
         scale: Sequence[float],
     ) -> PredictionSample:
         """The sample of training queries as this pool would be predicted, then the route's own."""
-        artifact, own = self.artifact, self.traffic
-        rows = slice(None) if own is None else slice(0, _PRIOR_ROWS)
+        artifact, recent = self.artifact, self.traffic
+        rows = slice(None) if recent is None else slice(0, _PRIOR_ROWS)
         base = artifact.sample_quality[rows]
         reference, length = base[:, self._reference_column], artifact.sample_length[rows]
         quality, cost = [], []
@@ -334,13 +334,13 @@ class TrainedPolicy(PredictivePolicy[TrainedPool]):
                 quality.append(reference + prior.gap + prior.slope * length)
             cost.append(self._sample_usd(model, columns[i], scale[i], rows))
         trained = PredictionSample(pool.names, np.stack(quality, axis=1), np.stack(cost, axis=1))
-        if own is None or not set(pool.names) <= set(own.names) or not len(own.quality):
+        if recent is None or not set(pool.names) <= set(recent.names) or not len(recent.quality):
             return trained
-        index = [own.names.index(n) for n in pool.names]
+        index = [recent.names.index(n) for n in pool.names]
         return PredictionSample(
             pool.names,
-            np.concatenate([trained.quality, own.quality[:, index]]),
-            np.concatenate([trained.cost, own.cost[:, index]]),
+            np.concatenate([trained.quality, recent.quality[:, index]]),
+            np.concatenate([trained.cost, recent.cost[:, index]]),
         )
 
     def _sample_usd(self, model: Model, column: int, scale: float, rows: slice) -> FloatArray:

@@ -25,8 +25,8 @@ def utilities(
 ) -> tuple[list[float], str]:
     """Compute the utility of each model; larger is better.
 
-    Objectives over a whole traffic (`keep_quality`) get the utility that stands in for them when a
-    policy does not solve them.
+    Objectives over a whole traffic (`keep_quality`) get a utility that replaces them if a policy does
+    not solve them.
 
     Returns:
         (n_models,) utilities, and what was traded in words.
@@ -78,7 +78,7 @@ def under_limit(
         traded in words.
     """
     allowed = [v is not None and x <= limit for v, x in zip(values, imputed, strict=True)]
-    reason = "" if any(allowed) else f", which no {what} meets: the lowest is taken"
+    reason = "" if any(allowed) else f", which no model meets: the lowest {what} is taken"
     span = max(imputed) + 1e-9
     utility = [
         q if ok else -1.0 - x / span for q, ok, x in zip(quality, allowed, imputed, strict=True)
