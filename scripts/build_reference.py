@@ -31,12 +31,12 @@ WORDS: dict[str, dict[str, str]] = {
         "api_keys_env": "Environment variable with the clients' keys, comma-separated",
     },
     "[store]": {
-        "url": "Where decisions, attempts and feedback are kept",
+        "url": "URL of the store of decisions, attempts and feedback",
         "keep_prompts": "Whether texts are stored; the feature vector always is",
     },
     "[providers.NAME]": {
-        "dialect": "Wire dialect; a known provider has its own",
-        "base_url": "Where it answers; a known provider has its own",
+        "dialect": "Wire dialect; known providers have a default",
+        "base_url": "Base URL; known providers have a default",
         "api_key_env": "Environment variable with its key",
         "auth": "How the key is sent",
         "headers": "Further headers sent with every call",
@@ -46,42 +46,42 @@ WORDS: dict[str, dict[str, str]] = {
         "output_usd_per_mtok": "USD per million output tokens",
         "cached_input_usd_per_mtok": "USD per million input tokens read from its cache",
         "cache_write_usd_per_mtok": "USD per million input tokens written to its cache",
-        "context_tokens": "Its window; longer queries go elsewhere",
-        "max_output_tokens": "Its longest answer",
-        "capabilities": "What it can do; a query that needs more goes elsewhere",
+        "context_tokens": "Context window; longer queries go to other models",
+        "max_output_tokens": "Longest answer",
+        "capabilities": "What the model can do; a query that needs more goes to other models",
         "quality": "Prior: how often this model suffices on your traffic, 0 to 1",
         "first_chunk_s": "Usual seconds to its first chunk",
-        "output_tokens_per_s": "Usual output tokens a second",
+        "output_tokens_per_s": "Usual output tokens per second",
     },
     "[routes.NAME]": {
         "models": "The pool, as `provider/model`",
         "policy": "A policy's name, or the artifact that `suffice train` wrote",
-        "certificate": "What `suffice calibrate` wrote, for `max_quality_loss`; the one beside an "
-        "artifact is found by itself",
-        "learning": "`off`, `shadow` (what was learned decides nothing, but is logged beside what "
-        "did) or `on`",
+        "certificate": "What `suffice calibrate` wrote, for `max_quality_loss`; default: the file "
+        "next to the artifact",
+        "learning": "`off`, `shadow` (the learned policy decides nothing; its decision is logged with "
+        "the served one) or `on`",
         "explore_share": 'With `learning = "on"`: share of new conversations that may try another model',
         "implicit_feedback": "Signals in replies that count as bad scores, with their weights, such as "
         "`{ schema = 0.8 }`",
-        "objective": "What you want: see [policies](../concepts/policies.md)",
+        "objective": "What to optimise: see [policies](../concepts/policies.md)",
         "fallbacks": "Tried in this order when the whole pool has failed",
         "fallback_max_usd_per_query": "A fallback predicted to cost more is not tried",
         "timeouts": "A table, see below",
         "retries": "A table, see below",
-        "audit": "Watches a certified route: a table, see below",
+        "audit": "Audits a certified route: a table, see below",
     },
     "audit of a route": {
-        "sample_rate": "Share of certified decisions that are audited after the answer; 0.005 to 0.01 is "
-        "a good one",
+        "sample_rate": "Share of certified decisions that are audited after the answer, for example 0.005 "
+        "to 0.01",
         "judge": "The model that compares the answers, as `provider/model`",
-        "max_usd_per_day": "What audits may cost; then the watch waits",
+        "max_usd_per_day": "Limit of what audits cost per day; audits stop when it is reached",
         "false_alarm_rate": "Probability of a false alarm over the whole life of a certificate",
-        "trusted_sources": "Sources of feedback whose scores count as labels of the watch",
+        "trusted_sources": "Sources of feedback whose scores count as labels of the sequential test",
     },
     "timeouts of a route": {
-        "connect_s": "Seconds for making a connection",
-        "first_chunk_s": "Seconds to the first chunk: 30 for streams unless set; a reply that is "
-        "not streamed is bound by it only where it is set",
+        "connect_s": "Seconds to connect",
+        "first_chunk_s": "Seconds to the first chunk: 30 for streams unless set; it limits a "
+        "reply that is not streamed only if it is set",
         "idle_s": "Seconds between two chunks",
         "total_s": "Seconds for a whole reply",
     },
