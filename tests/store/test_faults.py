@@ -37,7 +37,7 @@ def embeddings(store: SqlStore) -> dict[str, bytes | None]:
         return {row["id"][-1]: row["embedding"] for row, _ in rows}
 
 
-def until(true: Callable[[], bool], within_s: float = 20.0) -> bool:
+def until(true: Callable[[], bool], within_s: float = 60.0) -> bool:
     deadline = time.monotonic() + within_s
     while not true() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -154,7 +154,7 @@ class StoreReader:
 
         table = schema.decisions.c
         selected = [
-            detail_as_bytes(self.connection) if name == "detail" else table[name]
+            _detail_as_bytes(self.connection) if name == "detail" else table[name]
             for name in dict.fromkeys(("id", *columns))
         ]
         query = sa.select(*selected).where(*_conditions(since_s, route, audits))
@@ -271,7 +271,7 @@ def exists(url: str) -> bool:
     return file is None or file.exists()
 
 
-def require_store(url: str) -> None:
+def _require_store(url: str) -> None:
     """Raise StoreError if there is no store at `url`."""
     from suffice.store.engine import redact_url
 
@@ -296,7 +296,7 @@ def open_reader(url: str) -> Iterator[StoreReader]:
 
     from suffice.store.engine import open_engine, read_problem
 
-    require_store(url)
+    _require_store(url)
     engine = open_engine(url)
     try:
         with engine.connect() as connection:
@@ -308,14 +308,7 @@ def open_reader(url: str) -> Iterator[StoreReader]:
         engine.dispose()
 
 
-@contextmanager
-def connect_readonly(url: str) -> Iterator[sa.Connection]:
-    """A connection for queries that `StoreReader` does not offer. Raises StoreError."""
-    with open_reader(url) as reader:
-        yield reader.connection
-
-
-def detail_as_bytes(connection: sa.Connection) -> sa.ColumnElement[Any]:
+def _detail_as_bytes(connection: sa.Connection) -> sa.ColumnElement[Any]:
     """The column `decisions.detail` as bytes.
 
     SQLite fails the whole query at a text that is not valid UTF-8; as bytes only its row fails.
@@ -351,7 +344,7 @@ def open_registry(url: str, *, create: bool = False) -> Iterator[PolicyRegistry]
     from suffice.store.registry import SqlRegistry
 
     if not create:
-        require_store(url)
+        _require_store(url)
     database = Database(url)
     try:
         yield SqlRegistry(database)
