@@ -280,6 +280,21 @@ def test_a_drained_response_keeps_its_connection_if_it_ends_soon(
     run(main)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of connections that nobody closed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_transport_outlives_a_loop_that_was_closed_without_it() -> None:
+    transport = HTTPTransport({})
+
+    async def main() -> None:
+        async with serve(answer_each(OK)) as server:
+            assert await (await post(transport, server.url)).read() == b"ok"
+
+    for loop in ("asyncio", "uvloop", "asyncio"):
+        run_on(loop, main())
+    run_on("asyncio", transport.aclose())
+    gc.collect()
+
+
 # TLS
 
 

@@ -13,7 +13,6 @@ from functools import partial
 from time import monotonic
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -91,7 +90,7 @@ class HTTPTransport:
 
     def __init__(self, proxies: Mapping[str, str] | None = None) -> None:
         self._connector = Connector(getproxies_environment() if proxies is None else proxies)
-        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
         self._endpoints: dict[str, _Endpoint] = {}
 
     def prepare(self, urls: Iterable[str]) -> None:
@@ -130,9 +129,7 @@ class HTTPTransport:
         endpoint = self._endpoints.get(url) or self._endpoint(url)
         request = _serialize(method, endpoint, headers, body)
         loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            pool = self._pools[loop] = _Pool()
+        pool = self._pools.get(loop) or self._add_pool(loop)
         end_s = None if total_s is None else loop.time() + total_s
         connection = pool.take(endpoint.origin)
         while True:
@@ -162,6 +159,14 @@ class HTTPTransport:
                 if timer is not None:
                     timer.cancel()
 
+    def _add_pool(self, loop: asyncio.AbstractEventLoop) -> _Pool:
+        """A pool for a new event loop; the pools of closed loops are dropped."""
+        for other in tuple(self._pools):
+            if other.is_closed():
+                del self._pools[other]
+        pool = self._pools[loop] = _Pool()
+        return pool
+
     def _endpoint(self, url: str) -> _Endpoint:
         """Take `url` apart. Raises ValueError if it is not an http(s) URL."""
         parts = urlsplit(url)
@@ -182,12 +187,12 @@ class HTTPTransport:
     async def aclose(self) -> None:
         """Drop all connections."""
         here = asyncio.get_running_loop()
-        for loop, pool in tuple(self._pools.items()):
-            if loop is here or not loop.is_running():
+        pools, self._pools = self._pools, {}
+        for loop, pool in pools.items():
+            if loop is here:
                 pool.close()
-            else:
+            elif not loop.is_closed():
                 loop.call_soon_threadsafe(pool.close)
-        self._pools.clear()
 
 
 def _serialize(
