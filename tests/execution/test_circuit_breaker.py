@@ -1,4 +1,4 @@
-"""Breakers leave an unhealthy model alone, and never take the last one away."""
+"""Circuit breakers stop calls to an unhealthy model, but never to the last one available."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STEP = st.tuples(
 
 
 @given(st.lists(STEP, max_size=80))
-def test_something_is_always_offered(script: list[tuple[str, str, float]]) -> None:
+def test_some_model_is_always_available(script: list[tuple[str, str, float]]) -> None:
     b, clock = breaker()
     for name, outcome, wait_s in script:
         kept, out = b.available(POOL)
@@ -49,13 +49,13 @@ def test_something_is_always_offered(script: list[tuple[str, str, float]]) -> No
         clock.now += wait_s
 
 
-def test_one_malformed_answer_changes_nothing() -> None:
+def test_one_malformed_reply_opens_no_circuit() -> None:
     b, _ = breaker()
     b.on_failure("p/a", UpstreamError("x", kind="malformed"))
     assert b.available(POOL) == (POOL, ())
 
 
-def test_opens_probes_and_closes() -> None:
+def test_a_circuit_opens_probes_and_closes() -> None:
     b, clock = breaker()
     for _ in range(3):
         b.on_failure("p/a", ILL)
@@ -75,7 +75,7 @@ def test_opens_probes_and_closes() -> None:
     assert b.available(POOL) == (POOL, ())
 
 
-def test_a_rate_limit_is_left_alone_for_as_long_as_it_asked() -> None:
+def test_a_rate_limited_model_cools_down_for_its_retry_after() -> None:
     b, clock = breaker()
     b.on_failure("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=2.0))
     assert len(b.available(POOL)[0]) == 2
@@ -83,7 +83,7 @@ def test_a_rate_limit_is_left_alone_for_as_long_as_it_asked() -> None:
     assert len(b.available(POOL)[0]) == 3
 
 
-def test_a_probe_whose_client_left_does_not_hang() -> None:
+def test_a_probe_whose_client_disconnected_allows_another() -> None:
     b, clock = breaker()
     for _ in range(3):
         b.on_failure("p/a", ILL)
@@ -107,7 +107,7 @@ def test_candidates_keep_their_identity_between_refreshes() -> None:
     assert latency.candidates(POOL) is fresh, "nothing new, so nothing to recompute"
 
 
-def test_many_failures_at_once_are_one_reason_to_cool_down() -> None:
+def test_concurrent_failures_cause_one_cooldown() -> None:
     b, clock = breaker()
     for _ in range(100):
         b.on_failure("p/a", ILL, started_s=clock.now)
@@ -117,7 +117,7 @@ def test_many_failures_at_once_are_one_reason_to_cool_down() -> None:
     assert b.is_ready("p/a"), "a call from long before says nothing about now"
 
 
-def test_a_success_from_before_does_not_end_a_rate_limit() -> None:
+def test_a_success_of_an_earlier_call_does_not_end_a_rate_limit() -> None:
     b, clock = breaker()
     b.on_failure("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=30.0))
     b.on_success("p/a", started_s=clock.now - 1.0)
@@ -127,7 +127,7 @@ def test_a_success_from_before_does_not_end_a_rate_limit() -> None:
     assert b.is_ready("p/a"), "a success from since then does"
 
 
-def test_calls_to_the_last_candidate_do_not_lengthen_its_cooling() -> None:
+def test_calls_to_the_last_candidate_do_not_extend_its_cooldown() -> None:
     b, clock = breaker()
     for _ in range(50):
         b.on_call("p/a")
@@ -137,7 +137,7 @@ def test_calls_to_the_last_candidate_do_not_lengthen_its_cooling() -> None:
     assert b.is_ready("p/a")
 
 
-def test_half_of_the_last_twenty() -> None:
+def test_a_circuit_opens_at_half_of_the_last_twenty_calls() -> None:
     b, _ = breaker()
     b.on_failure("p/a", ILL)
     for _ in range(10):
@@ -146,7 +146,7 @@ def test_half_of_the_last_twenty() -> None:
     assert not b.is_ready("p/a")
 
 
-def test_no_upstream_can_ask_to_be_left_alone_for_ever() -> None:
+def test_a_retry_after_is_respected_up_to_an_hour() -> None:
     for asked_s in (1e9, float("inf"), float("nan")):
         b, clock = breaker()
         b.on_failure("p/a", UpstreamError("x", kind="rate_limit", retry_after_s=asked_s))
@@ -155,7 +155,7 @@ def test_no_upstream_can_ask_to_be_left_alone_for_ever() -> None:
         assert b.is_ready("p/a")
 
 
-def test_a_probe_that_never_ends_is_given_up() -> None:
+def test_another_probe_is_allowed_after_the_probe_timeout() -> None:
     b, clock = breaker()
     for _ in range(3):
         b.on_failure("p/a", ILL)
@@ -168,7 +168,7 @@ def test_a_probe_that_never_ends_is_given_up() -> None:
     assert b.available(POOL)[0] == POOL
 
 
-def test_all_open_offers_the_soonest_back_first() -> None:
+def test_if_all_circuits_are_open_the_first_to_recover_is_in_front() -> None:
     b, _ = breaker()
     for name, after_s in (("a", 9.0), ("b", 3.0), ("c", 6.0)):
         b.on_failure(f"p/{name}", UpstreamError("x", kind="rate_limit", retry_after_s=after_s))
@@ -184,7 +184,7 @@ def test_the_same_available_models_are_the_same_pool() -> None:
     assert b.available(POOL)[0] is first, "caches use the pool as their key"
 
 
-def test_the_first_calls_are_a_plain_mean_then_the_recent_ones_weigh_more() -> None:
+def test_latency_is_a_plain_mean_first_and_then_exponentially_weighted() -> None:
     clock = Clock()
     latency = LatencyTracker(clock)
     for seconds in (3.0, 1.0, 0.5, 0.5):  # a cold connection first
@@ -195,7 +195,7 @@ def test_the_first_calls_are_a_plain_mean_then_the_recent_ones_weigh_more() -> N
     assert 8.9 < (latency.stats()["p/a"]["first_chunk_s"] or 0.0) < 9.0
 
 
-def test_a_whole_reply_is_not_all_writing() -> None:
+def test_the_output_rate_of_a_whole_reply_leaves_out_the_wait() -> None:
     latency = LatencyTracker(Clock())
     latency.observe("p/a", 1.0, 2.0, 100)
     latency.observe("p/a", None, 3.0, 200)

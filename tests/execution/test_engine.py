@@ -1,4 +1,4 @@
-"""Plans run against scripted upstreams, on a clock that jumps: failover, waiting, what is left."""
+"""The engine against scripted upstreams on a virtual clock: failover, backoff, records."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_first_choice_answers() -> None:
     assert harness.latency.stats()["a"]["calls"] == 1
 
 
-def test_failover_tells_every_attempt_and_sums_their_cost() -> None:
+def test_failover_records_every_attempt_and_sums_their_cost() -> None:
     harness = EngineHarness()
     calls = Upstreams(a=Script(error=upstream_error("server", status=500)), b=Script())
 
@@ -62,20 +62,20 @@ def test_failover_tells_every_attempt_and_sums_their_cost() -> None:
     run_virtual(main)
 
 
-def test_the_last_one_standing_is_waited_for_as_long_as_it_asked() -> None:
+def test_the_last_available_model_is_retried_after_its_retry_after() -> None:
     harness = EngineHarness()
     busy = Script(error=upstream_error("rate_limit", status=429, retry_after_s=4.0))
     calls = Upstreams(a=[busy, Script()])
 
     async def main() -> None:
-        began_s = asyncio.get_running_loop().time()
+        started_s = asyncio.get_running_loop().time()
         assert (await harness.run("a", calls)).model == "a"
-        assert asyncio.get_running_loop().time() - began_s == pytest.approx(4.0)
+        assert asyncio.get_running_loop().time() - started_s == pytest.approx(4.0)
 
     run_virtual(main)
 
 
-def test_a_spent_plan_carries_its_attempts_and_the_most_telling_error() -> None:
+def test_an_exhausted_plan_carries_its_attempts_and_the_most_actionable_error() -> None:
     harness = EngineHarness()
     calls = Upstreams(
         a=Script(error=upstream_error("rate_limit", status=429, retry_after_s=33.0)),
@@ -93,7 +93,7 @@ def test_a_spent_plan_carries_its_attempts_and_the_most_telling_error() -> None:
     run_virtual(main)
 
 
-def test_a_request_at_fault_is_not_sent_around() -> None:
+def test_a_bad_request_is_not_sent_to_another_model() -> None:
     calls = Upstreams(a=Script(error=upstream_error("bad_request", status=400)), b=Script())
 
     async def main() -> None:
@@ -117,7 +117,7 @@ def test_all_attempts_share_one_total() -> None:
     assert [round(t.total_s) for t in calls.timeouts] == [60, 35, 10]
 
 
-def test_a_bound_on_whole_replies_leaves_time_for_the_next_model() -> None:
+def test_first_reply_s_leaves_time_for_the_next_model() -> None:
     calls = Upstreams(a=Script(error=upstream_error("timeout_total"), delay_s=8.0), b=Script())
     timeouts = Timeouts(total_s=60.0, first_reply_s=8.0)
 
@@ -128,22 +128,22 @@ def test_a_bound_on_whole_replies_leaves_time_for_the_next_model() -> None:
     assert [t.total_s for t in calls.timeouts] == [8.0, 8.0]
 
 
-def test_a_step_above_the_ceiling_is_not_called_and_said_so() -> None:
+def test_a_step_that_the_guard_refuses_is_skipped_with_the_reason() -> None:
     harness = EngineHarness()
     calls = Upstreams(a=Script(error=upstream_error("server")), b=Script(), c=Script())
     asked: list[str] = []
 
     def guard(step: PlanStep) -> str | None:
         asked.append(step.model)
-        return "too dear" if step.model == "b" else None
+        return "too expensive" if step.model == "b" else None
 
     async def main() -> None:
         reply = await harness.run("abc", calls, guard=guard)
         assert reply.model == "c"
-        assert [(e.model, e.reason) for e in reply.skipped] == [("b", "too dear")]
+        assert [(e.model, e.reason) for e in reply.skipped] == [("b", "too expensive")]
         assert [a.number for a in reply.attempts] == [1, 2]
         calls.scripts["c"] = [Script(error=upstream_error("auth"))]
-        with pytest.raises(AllAttemptsFailedError, match=r"Not called: b: too dear\."):
+        with pytest.raises(AllAttemptsFailedError, match=r"Not called: b: too expensive\."):
             await harness.run("abc", calls, guard=guard, attempts=None)
 
     run_virtual(main)
@@ -166,7 +166,7 @@ def test_a_model_that_cools_down_is_tried_after_the_others() -> None:
     run_virtual(main)
 
 
-def test_a_client_that_leaves_during_a_whole_reply() -> None:
+def test_a_disconnect_during_a_whole_reply_cancels_the_call() -> None:
     harness = EngineHarness()
     calls = Upstreams(a=Script(error=upstream_error("server")), b=Script(delay_s=10.0))
 
@@ -185,7 +185,7 @@ def test_a_client_that_leaves_during_a_whole_reply() -> None:
     assert (left.cost_usd, left.latency_s) == (10.0, pytest.approx(1.0))
 
 
-def test_a_client_that_leaves_while_we_wait() -> None:
+def test_a_disconnect_during_a_backoff_ends_the_request() -> None:
     harness = EngineHarness()
     calls = Upstreams(a=Script(error=upstream_error("rate_limit", retry_after_s=4.0)))
 
@@ -201,7 +201,7 @@ def test_a_client_that_leaves_while_we_wait() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_fault_of_our_own_is_seen_and_no_probe_hangs_on_it(stream: bool) -> None:
+def test_an_internal_error_is_raised_and_releases_the_probe(stream: bool) -> None:
     harness = EngineHarness()
     calls = Upstreams(a=Script(error=ZeroDivisionError("oops")))
 
@@ -257,7 +257,7 @@ def script_of(name: str) -> Script:
     st.booleans(),
 )
 @settings(max_examples=400)
-def test_whatever_happens_everything_is_closed_and_told(
+def test_any_script_closes_every_upstream_and_records_every_call(
     scripts: list[list[str]], leaves_s: float | None, breaks_off: bool
 ) -> None:
     """No task and no timer is left behind, every opened upstream is closed, every call comes to

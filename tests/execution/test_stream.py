@@ -1,4 +1,4 @@
-"""Streams: the commit point, three clocks, and clients that leave or dawdle."""
+"""Streams: the first content, three timeouts, and clients that disconnect or are slow."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_a_stream_from_its_first_event_to_its_last() -> None:
     async def main() -> None:
         reply = await harness.run("a", calls, stream=True)
         assert reply.first_chunk_s == pytest.approx(1.5)
-        assert not harness.attempts, "not over yet"
+        assert not harness.attempts, "not finished yet"
         assert await drain(reply) == ["role", "x", "y", "u", "[DONE]"]
         assert (reply.usage, reply.cost_usd, reply.finish_reason) == (Usage(10, 5), 15.0, "stop")
         [attempt] = reply.attempts
         assert (attempt.outcome, attempt.first_chunk_s) == ("ok", reply.first_chunk_s)
         await reply.aclose()
-        assert len(reply.attempts) == 1, "closing what is over changes nothing"
+        assert len(reply.attempts) == 1, "closing a finished stream changes nothing"
 
     run_virtual(main)
     assert calls.opened[0].closed
@@ -68,9 +68,9 @@ def test_before_the_first_content_a_failure_is_invisible(script: Script, kind: s
     calls = Upstreams(a=script, b=GOOD)
 
     async def main() -> None:
-        began_s = now_s()
+        started_s = now_s()
         reply = await harness.run("ab", calls, stream=True)
-        assert now_s() - began_s <= 3.0 + 1e-6
+        assert now_s() - started_s <= 3.0 + 1e-6
         assert await drain(reply) == ["role", "x", "y", "u", "[DONE]"], "nothing of the first one"
         assert [a.outcome for a in reply.attempts] == [kind, "ok"]
         task = asyncio.current_task()
@@ -97,7 +97,7 @@ def test_after_the_first_content_a_failure_ends_the_stream_with_its_error(
     calls = Upstreams(a=Script(stream=[content("x"), *rest]), b=GOOD)
 
     async def main() -> None:
-        began_s = now_s()
+        started_s = now_s()
         reply = await harness.run("ab", calls, stream=True)
         got = []
         with pytest.raises(UpstreamError) as caught:
@@ -105,7 +105,7 @@ def test_after_the_first_content_a_failure_ends_the_stream_with_its_error(
                 got.append(event.raw)
         assert got[0] == b"x"
         assert caught.value.kind == kind
-        assert now_s() - began_s == pytest.approx(after_s)
+        assert now_s() - started_s == pytest.approx(after_s)
         [attempt] = reply.attempts
         assert attempt.outcome == kind
         assert reply.usage == Usage(input_tokens=10, output_tokens=len(got), estimated=True)
@@ -115,11 +115,11 @@ def test_after_the_first_content_a_failure_ends_the_stream_with_its_error(
         assert task.cancelling() == 0
 
     run_virtual(main)
-    assert calls.calls == ["a"], "what the client has read is not begun again"
+    assert calls.calls == ["a"], "what the client has read is not started again"
     assert calls.opened[0].closed
 
 
-def test_what_arrived_with_the_failure_still_reaches_the_client() -> None:
+def test_events_that_arrive_with_a_failure_reach_the_client() -> None:
     calls = Upstreams(
         a=Script(stream=[[*content("x", "y"), Event(b"", "error")], upstream_error("server")])
     )
@@ -171,15 +171,15 @@ def test_a_shorter_silence_is_allowed_after_the_first_chunk_than_before() -> Non
         reply = await EngineHarness().run("a", calls, stream=True, timeouts=timeouts)
         assert await drain(reply) == ["x", "[DONE]"]
         reply = await EngineHarness().run("a", stuck, stream=True, timeouts=timeouts)
-        began_s = now_s()
+        started_s = now_s()
         with pytest.raises(UpstreamError, match="no further chunk within 2 s"):
             await drain(reply)
-        assert now_s() - began_s == pytest.approx(2.0)
+        assert now_s() - started_s == pytest.approx(2.0)
 
     run_virtual(main)
 
 
-def test_a_stream_without_usage_is_estimated_and_says_so() -> None:
+def test_the_usage_of_a_stream_without_one_is_marked_as_estimated() -> None:
     joined = Event(b"yyy", "content", chunks=3)
     calls = Upstreams(a=Script(usage=None, stream=[content("x"), [joined], [DONE]]))
 
@@ -192,7 +192,7 @@ def test_a_stream_without_usage_is_estimated_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("how", ["aclose", "cancel"])
-def test_a_client_that_leaves_in_the_middle(how: str) -> None:
+def test_a_disconnect_in_a_stream_prices_what_was_produced(how: str) -> None:
     harness = EngineHarness()
     calls = Upstreams(a=Script(usage=None, stream=[content("x", "y"), *[1.0, content("z")] * 9]))
 
@@ -225,10 +225,10 @@ def test_a_client_that_leaves_in_the_middle(how: str) -> None:
     assert attempt.usage == Usage(input_tokens=10, output_tokens=3, estimated=True)
     assert attempt.first_chunk_s == 0.0
     assert calls.opened[0].closed
-    assert harness.breaker.is_ready("a"), "leaving says nothing about the model"
+    assert harness.breaker.is_ready("a"), "a disconnect says nothing about the model"
 
 
-def test_a_client_that_leaves_before_the_first_content() -> None:
+def test_a_disconnect_before_the_first_content_closes_the_upstream() -> None:
     harness = EngineHarness()
     calls = Upstreams(a=Script(stream=[[HELLO], 99.0]), b=GOOD)
 
@@ -244,8 +244,8 @@ def test_a_client_that_leaves_before_the_first_content() -> None:
     assert calls.opened[0].closed
 
 
-def test_a_client_that_leaves_just_as_the_timer_fires_has_left() -> None:
-    """Both cancel the task in the same turn of the loop; the client's word is kept."""
+def test_a_disconnect_wins_over_a_timeout_in_the_same_turn() -> None:
+    """Both cancel the task in the same turn of the loop; it counts as a disconnect."""
     harness = EngineHarness()
     calls = Upstreams(a=Script(stream=[99.0]), b=GOOD)
 
@@ -260,7 +260,7 @@ def test_a_client_that_leaves_just_as_the_timer_fires_has_left() -> None:
     assert [a.outcome for a in harness.attempts] == ["cancelled"]
 
 
-def test_a_reply_that_nobody_reads_leaves_no_timer_for_ever() -> None:
+def test_a_stream_that_is_never_read_leaves_no_timer_after_its_total() -> None:
     async def main() -> None:
         reply = await EngineHarness().run("a", Upstreams(a=GOOD), stream=True)
         del reply
@@ -270,7 +270,7 @@ def test_a_reply_that_nobody_reads_leaves_no_timer_for_ever() -> None:
     run_virtual(main)
 
 
-def test_a_fault_in_the_reading_is_no_verdict_on_the_model() -> None:
+def test_an_internal_error_in_a_stream_is_recorded_and_closes_it() -> None:
     harness = EngineHarness()
     calls = Upstreams(a=Script(stream=[content("x"), ZeroDivisionError("oops")]))
 
@@ -284,8 +284,8 @@ def test_a_fault_in_the_reading_is_no_verdict_on_the_model() -> None:
     assert calls.opened[0].closed
 
 
-def test_our_deadlines_live_in_peace_with_those_around_us() -> None:
-    """An outer asyncio.timeout fires during a stream: it is the client's leaving, not our timer."""
+def test_an_outer_timeout_counts_as_a_disconnect() -> None:
+    """An outer asyncio.timeout that fires during a stream is a disconnect, not our timer."""
     harness = EngineHarness()
     calls = Upstreams(a=Script(stream=[content("x"), *[1.0, content("y")] * 50]))
 
@@ -302,7 +302,7 @@ def test_our_deadlines_live_in_peace_with_those_around_us() -> None:
     assert [a.outcome for a in harness.attempts] == ["cancelled"]
 
 
-def test_in_real_time_too() -> None:
+def test_timeouts_work_in_real_time_on_both_event_loops() -> None:
     """The loop that serves: timers of its own precision, no virtual clock."""
     import time
 
@@ -333,14 +333,14 @@ def test_in_real_time_too() -> None:
         assert caught.value.kind == "timeout_idle"
         assert [a.outcome for a in reply.attempts] == ["timeout_first_chunk", "timeout_idle"]
 
-    began_s = time.monotonic()
+    started_s = time.monotonic()
     asyncio.run(main())
-    assert 0.4 < time.monotonic() - began_s < 10.0
+    assert 0.4 < time.monotonic() - started_s < 10.0
     asyncio_loop = pytest.importorskip("uvloop")
     asyncio_loop.run(main())
 
 
-def test_nobody_answers() -> None:
+def test_each_model_gets_its_own_first_chunk_timeout() -> None:
     harness = EngineHarness()
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Implicit signals: each failure is noticed, and what is no failure is left in peace."""
+"""Implicit signals: each failure is found, and nothing else is."""
 
 from __future__ import annotations
 
@@ -119,12 +119,12 @@ def test_each_signal_is_a_source_with_its_own_weight() -> None:
         ('{"city": "Bern", "days": [{"high": 1}], "secret": 1}', "$.*: is not allowed"),
     ],
 )  # fmt: skip
-def test_a_structured_answer_that_breaks_its_schema(content: str, why: str) -> None:
+def test_an_answer_that_violates_its_schema_is_a_signal(content: str, why: str) -> None:
     (found,) = judged(text(content), fields=structured(SCHEMA))
     assert (found.source, found.comment) == ("implicit:schema", why)
 
 
-def test_json_mode_wants_an_object() -> None:
+def test_json_mode_expects_an_object() -> None:
     fields = {"response_format": {"type": "json_object"}}
     assert judged(text('{"a": 1}'), fields=fields) == []
     assert names(judged(text("[1]"), fields=fields)) == ["schema"]
@@ -132,11 +132,11 @@ def test_json_mode_wants_an_object() -> None:
 
 
 @pytest.mark.parametrize("arguments", ['{"city": ', "Bern", "[1]", '"x"', {"city": "Bern"}])
-def test_a_tool_call_that_does_not_parse(arguments: Any) -> None:
+def test_a_tool_call_that_does_not_parse_is_a_signal(arguments: Any) -> None:
     assert names(judged(call(arguments), fields={"tools": TOOLS})) == ["tool_call"]
 
 
-def test_a_call_of_a_tool_that_nobody_offered() -> None:
+def test_a_call_of_a_tool_that_was_not_offered_is_a_signal() -> None:
     assert names(judged(call("{}", "launch"), fields={"tools": TOOLS})) == ["tool_call"]
     built_in = [*TOOLS, {"type": "web_search"}]
     assert judged(call("{}", "launch"), fields={"tools": built_in}) == [], "nothing is certain"
@@ -185,7 +185,7 @@ def test_refusals_that_are_marked_as_such() -> None:
     assert names(judged(None, finish="refusal", usage=Usage(1, 5))) == ["refusal"]
 
 
-def test_a_cut_answer_is_not_blamed_for_its_broken_json() -> None:
+def test_broken_json_of_a_truncated_answer_is_no_schema_signal() -> None:
     fields = {**structured(SCHEMA), "tools": TOOLS}
     assert names(judged(text('{"city": "Be'), fields=fields, finish="length")) == ["truncated"]
     assert names(judged(call('{"city": "Be'), fields=fields, finish="length")) == ["truncated"]
@@ -255,7 +255,7 @@ def query(said: str, session: str | None = "s", key_id: str | None = None, turns
     return Query("openai", "auto", messages, {"messages": raw}, session=session, key_id=key_id)
 
 
-def test_asking_the_same_again_soon_throws_the_earlier_reply_away() -> None:
+def test_the_same_query_again_soon_is_a_regeneration() -> None:
     repeats = RegenerationDetector(window_s=60.0)
     assert repeats.observe("dec_1", query("x"), received_s=0.0, completed_s=10.0) is None
     assert repeats.observe("dec_2", query("x"), received_s=12.0, completed_s=20.0) == "dec_1"
@@ -267,7 +267,7 @@ def test_asking_the_same_again_soon_throws_the_earlier_reply_away() -> None:
     assert (found.decision_id, found.source) == ("dec_3", "implicit:retried")
 
 
-def test_what_only_looks_like_a_retry() -> None:
+def test_similar_queries_that_are_not_regenerations() -> None:
     repeats = RegenerationDetector()
     for n, q in enumerate(
         [
@@ -289,7 +289,7 @@ def test_what_only_looks_like_a_retry() -> None:
     assert repeats.observe("dec_d", query("z"), received_s=31.0, completed_s=36.0) is None
 
 
-def test_the_memory_for_repeats_is_bounded() -> None:
+def test_the_detector_remembers_a_bounded_number_of_queries() -> None:
     repeats = RegenerationDetector(limit=3)
     for n in range(4):
         repeats.observe(f"dec_{n}", query(str(n)), received_s=n, completed_s=n)
@@ -326,14 +326,14 @@ def schema_of(value: Any) -> Any:
 
 
 @given(values)
-def test_a_value_meets_its_own_schema(value: Any) -> None:
+def test_a_value_satisfies_its_own_schema(value: Any) -> None:
     assert first_violation(value, schema_of(value)) is None
     assert first_violation(value, {"anyOf": [{"const": object()}, schema_of(value)]}) is None
     assert first_violation(value, {"$ref": "#/$defs/it", "$defs": {"it": schema_of(value)}}) is None
 
 
 @given(values, values)
-def test_and_no_other_value_does(value: Any, other: Any) -> None:
+def test_another_value_violates_the_schema(value: Any, other: Any) -> None:
     same = json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)
     broken = first_violation(other, schema_of(value))
     if type(value) is type(other) and not isinstance(value, (float, int, list, dict)):
@@ -368,5 +368,5 @@ def _numbers_equal(a: Any, b: Any) -> bool:
         None,
     ],
 )
-def test_schemas_that_cannot_be_followed_blame_nobody(schema: Any) -> None:
+def test_schemas_that_cannot_be_followed_report_nothing(schema: Any) -> None:
     assert first_violation([["a"] * 50] * 200, schema) is None

@@ -128,23 +128,25 @@ def drive(plan: list[str], errors: dict[str, UpstreamError], **more: object) -> 
 
 
 @given(PLANS, st.sets(st.sampled_from("abcde")), st.sampled_from(sorted(RETRYABLE)))
-def test_skipped_steps_are_no_attempts(plan: list[str], dear: set[str], kind: UpstreamKind) -> None:
+def test_skipped_steps_do_not_count_as_attempts(
+    plan: list[str], expensive: set[str], kind: UpstreamKind
+) -> None:
     flow = FailoverFlow(
         [PlanStep(m) for m in plan], RetryPolicy(per_model=0, max_attempts=len(plan))
     )
     called = []
     while isinstance(action := flow.next(), Call | Wait):
         assert isinstance(action, Call)
-        if called and action.step.model in dear:
+        if called and action.step.model in expensive:
             flow.skip()
             continue
         called.append(action.step.model)
         assert action.number == len(called) == flow.attempts
         flow.record_failure(UpstreamError("x", kind=kind), 0.1)
-    assert called == [plan[0], *(m for m in plan[1:] if m not in dear)]
+    assert called == [plan[0], *(m for m in plan[1:] if m not in expensive)]
 
 
-def test_the_same_seed_waits_the_same_and_another_one_does_not() -> None:
+def test_backoff_is_the_same_for_the_same_seed_only() -> None:
     def waits(seed: int) -> list[float]:
         flow = FailoverFlow([PlanStep("a")], RetryPolicy(per_model=3), seed=seed)
         found = []
@@ -179,7 +181,7 @@ def test_a_retry_prefers_the_model_that_is_not_cooling_down() -> None:
     assert calls == ["a", "b", "b", "a"], "last, but not never"
 
 
-def test_what_is_shown_is_what_the_client_can_act_on() -> None:
+def test_the_error_shown_is_the_most_actionable_one() -> None:
     flow = FailoverFlow([PlanStep(m) for m in "abc"], RetryPolicy(per_model=0))
     for kind, after_s in (("rate_limit", 30.0), ("rate_limit", 7.0), ("server", None)):
         flow.next()
@@ -203,7 +205,7 @@ def test_a_long_retry_after_is_not_waited_for() -> None:
     assert drive(["a"], {"a": UpstreamError("x", kind="rate_limit", retry_after_s=60.0)}) == ["a"]
 
 
-def test_a_stream_that_breaks_off_is_tried_once_more() -> None:
+def test_a_cut_stream_is_retried_once() -> None:
     flow = FailoverFlow([PlanStep("a")], RetryPolicy(per_model=3))
     calls = 0
     while not isinstance(action := flow.next(), Exhausted):
@@ -215,11 +217,11 @@ def test_a_stream_that_breaks_off_is_tried_once_more() -> None:
     assert calls == 2
 
 
-def test_a_wrong_key_is_not_tried_twice() -> None:
+def test_an_auth_failure_is_not_retried() -> None:
     assert drive(["a"], {"a": UpstreamError("x", kind="auth")}) == ["a"]
 
 
-def test_spent_credit_is_not_retried() -> None:
+def test_an_exhausted_quota_is_not_retried() -> None:
     spent = UpstreamError("x", kind="rate_limit", code="insufficient_quota")
     assert drive(["a"], {"a": spent}) == ["a"]
 

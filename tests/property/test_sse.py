@@ -41,7 +41,7 @@ def run(data: bytes, cuts: list[int]) -> tuple[list[str], OpenAIStream]:
 
 
 @given(TEXTS, st.lists(st.integers(0, 2000), max_size=30), st.sampled_from(["\n", "\r\n", "\r"]))
-def test_split_anywhere(texts: list[str], cuts: list[int], newline: str) -> None:
+def test_a_stream_may_be_split_anywhere(texts: list[str], cuts: list[int], newline: str) -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 4}
     body = "".join(chunk(t) for t in texts) + chunk(None, usage=usage) + "data: [DONE]\n\n"
     data = (": a comment\n\n" + body).replace("\n", newline).encode()
@@ -53,7 +53,7 @@ def test_split_anywhere(texts: list[str], cuts: list[int], newline: str) -> None
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=10))
-def test_no_bytes_crash_it(data: bytes, cuts: list[int]) -> None:
+def test_no_bytes_crash_the_parser(data: bytes, cuts: list[int]) -> None:
     parser = OpenAIStream(TARGET)
     places = sorted({min(c, len(data)) for c in cuts} | {0, len(data)})
     for a, b in zip(places, places[1:], strict=False):

@@ -1,4 +1,4 @@
-"""A loop whose clock jumps, and an upstream that follows a script in memory."""
+"""An event loop with a virtual clock, and upstreams that follow a script in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class _Jump(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
-    """Instead of waiting for a timer, puts the clock forward to it."""
+    """Advances the clock to the next timer instead of waiting for it."""
 
     now_s = 1000.0
 
@@ -47,8 +47,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run_virtual(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Runs a coroutine function; sleeping takes no time, hanging is an error, and so is a task or a
-    timer that is left behind."""
+    """Run a coroutine function on a virtual clock. A hang is an error, and so is a task or a timer that
+    is left behind."""
     loop = VirtualLoop()
     try:
         result = loop.run_until_complete(main())
