@@ -40,7 +40,7 @@ def test_a_conversation_keeps_its_model_unless_it_is_unaffordable(tmp_path: Path
         with row:
             row.spent = 4_999_000_000  # another worker has
         late = say(**talk(2))
-        assert late.model == "p/weak", "its worst cost does not fit any more"
+        assert late.model == "p/weak", "its maximum cost does not fit any more"
 
 
 def test_a_conversation_stays_within_the_pace(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_a_conversation_stays_within_the_pace(tmp_path: Path) -> None:
             row.spent = 2_350_000_000
         fresh = say(messages=[{"role": "user", "content": "Say a word."}], max_tokens=500)
         assert fresh.model == "p/weak", "the pace prefers the cheaper model"
-        kept = say(**talk(1, "ok"))
-        assert kept.model == "p/strong"
-        assert "stays on its model" in kept.reason
-        assert kept.propensity == 1.0
+        sticky = say(**talk(1, "ok"))
+        assert sticky.model == "p/strong"
+        assert "stays on its model" in sticky.reason
+        assert sticky.propensity == 1.0
         with row:
             row.spent = 2_500_000_000  # only the cheapest is within the pace
         assert say(**talk(2, "ok")).model == "p/weak"

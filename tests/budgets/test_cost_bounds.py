@@ -38,11 +38,11 @@ PRICES = st.floats(0.0, 100.0)
     st.floats(0.0, 1e3),
     st.text(max_size=200),
 )
-def test_no_usage_within_its_limits_costs_more_than_the_worst(
+def test_no_usage_within_its_limits_costs_more_than_the_bound(
     read: float,
     write: float,
     cache: float | None,
-    asked: int | None,
+    requested: int | None,
     longest: int | None,
     window: int | None,
     n: int,
@@ -52,21 +52,21 @@ def test_no_usage_within_its_limits_costs_more_than_the_worst(
 ) -> None:
     price = Price(read, write, None, cache)
     model = Model("p/m", "p", "m", price, context_tokens=window, max_output_tokens=longest)
-    limit = {} if asked is None else {"max_tokens": asked}
+    limit = {} if requested is None else {"max_tokens": requested}
     from suffice import features
 
     query = asking(text, n=n, **limit)
     size = RequestSize.of(query, features.extract(query.messages))
-    found = cost_bound(model, size, usd_per_day=day, remaining_usd=left)
-    given = (asked, longest, window, found.output_limit)
-    most = min(t for t in given if t is not None)
+    bound = cost_bound(model, size, usd_per_day=day, remaining_usd=left)
+    limits = (requested, longest, window, bound.output_limit)
+    most = min(t for t in limits if t is not None)
     tokens = len(text.encode("utf-8", "surrogatepass")) + 20
     usd = tokens * max(read, cache or 0.0) + n * most * write
-    assert usd / 1e6 <= found.max_cost_usd * (1 + 1e-9)
-    assert asked is None or found.output_limit is None, "the client's own limit is not touched"
+    assert usd / 1e6 <= bound.max_cost_usd * (1 + 1e-9)
+    assert requested is None or bound.output_limit is None, "the client's own limit is not touched"
 
 
-def test_an_answer_without_any_limit_gets_one_where_money_is_limited(tmp_path: Path) -> None:
+def test_a_call_without_an_output_limit_gets_one_under_a_daily_budget(tmp_path: Path) -> None:
     with routed(tmp_path, {"usd_per_day": 20.0}) as r:
         asyncio.run(r.answer(asking()))
         asyncio.run(r.answer(asking(max_tokens=77)))
@@ -78,7 +78,7 @@ def test_an_answer_without_any_limit_gets_one_where_money_is_limited(tmp_path: P
         assert "max_tokens" not in r.transport.sent[0]
 
 
-def test_towards_the_end_of_the_money_answers_are_bounded_sooner_than_refused(
+def test_near_the_end_of_the_budget_answers_are_shortened_before_they_are_refused(
     tmp_path: Path,
 ) -> None:
     with with_other_worker(tmp_path, {"usd_per_day": 1.0}) as (r, row):
@@ -90,11 +90,11 @@ def test_towards_the_end_of_the_money_answers_are_bounded_sooner_than_refused(
             assert r.transport.sent[-1]["max_tokens"] == pytest.approx(tokens, rel=0.05)
 
 
-def test_openai_is_sent_the_name_that_its_models_know(tmp_path: Path) -> None:
-    told = settings(tmp_path, {"usd_per_day": 20.0})
-    told["routes"]["auto"]["models"] = ["openai/gpt-5-nano"]
+def test_the_output_limit_has_the_name_that_openai_accepts(tmp_path: Path) -> None:
+    config = settings(tmp_path, {"usd_per_day": 20.0})
+    config["routes"]["auto"]["models"] = ["openai/gpt-5-nano"]
     r = Router(
-        parse_settings(told),
+        parse_settings(config),
         env={"OPENAI_API_KEY": "k"},
         clock=Clock(),
         transport=Upstream(lambda m, b: Reply(50, 40)),

@@ -30,13 +30,13 @@ from suffice.errors import (
 )
 
 
-def test_a_budget_that_is_none_is_said_at_the_start(tmp_path: Path) -> None:
+def test_a_budget_out_of_range_is_refused_at_start(tmp_path: Path) -> None:
     for usd in (0.0, 1e8):
         with pytest.raises(ConfigError, match=r"routes\.auto\.objective\.usd_per_day"):
             Router(parse_settings(settings(tmp_path, {"usd_per_day": usd})), env={})
 
 
-def test_a_request_cannot_bring_a_budget(tmp_path: Path) -> None:
+def test_a_client_cannot_set_a_daily_budget(tmp_path: Path) -> None:
     with (
         routed(tmp_path, "best") as r,
         pytest.raises(BadRequestError, match="usd_per_day") as caught,
@@ -45,7 +45,7 @@ def test_a_request_cannot_bring_a_budget(tmp_path: Path) -> None:
     assert caught.value.param == "suffice.objective"
 
 
-def test_a_decision_says_what_is_left_and_carries_the_pacers_probabilities(
+def test_a_decision_states_the_remaining_budget_and_its_propensities(
     tmp_path: Path,
 ) -> None:
     with routed(tmp_path, {"usd_per_day": 20.0}) as r:
@@ -56,7 +56,7 @@ def test_a_decision_says_what_is_left_and_carries_the_pacers_probabilities(
         assert "no pacing" not in d.reason
 
 
-def test_explaining_changes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_changes_no_budget_and_opens_no_store(tmp_path: Path) -> None:
     with routed(tmp_path, {"usd_per_day": 20.0}) as r:
         budget = r.budgets.of("auto")
         assert budget is not None
@@ -68,7 +68,7 @@ def test_explaining_changes_nothing(tmp_path: Path) -> None:
         assert budget.requests_today == 1
 
 
-def test_an_unknown_price_is_never_called_under_a_budget(tmp_path: Path) -> None:
+def test_a_model_of_unknown_price_is_never_called_under_a_budget(tmp_path: Path) -> None:
     with routed(tmp_path, {"usd_per_day": 20.0}, models=["p/odd", "p/weak"]) as r:
         done = asyncio.run(r.answer(asking()))
         assert done.model == "p/weak"
@@ -81,7 +81,7 @@ def test_an_unknown_price_is_never_called_under_a_budget(tmp_path: Path) -> None
         asyncio.run(r.answer(asking()))
 
 
-def test_a_wish_of_the_client_is_followed_as_far_as_the_money_goes(tmp_path: Path) -> None:
+def test_the_clients_objective_is_followed_while_the_budget_lasts(tmp_path: Path) -> None:
     best = {"objective": "best"}
     with routed(tmp_path, {"usd_per_day": 0.05}, lambda m, b: Reply(50, b["max_tokens"])) as r:
         seen = [
@@ -97,10 +97,10 @@ def test_a_wish_of_the_client_is_followed_as_far_as_the_money_goes(tmp_path: Pat
         assert budget.requests_today == 7, "they count in the forecast as well"
 
 
-def test_a_spent_budget_refuses_until_midnight_and_free_models_go_on(tmp_path: Path) -> None:
+def test_a_spent_budget_refuses_until_midnight_but_free_models_still_serve(tmp_path: Path) -> None:
     clock = Clock(MONDAY + 82_800.0)
-    dear = lambda m, b: Reply(50, b["max_tokens"])  # noqa: E731
-    with routed(tmp_path, {"usd_per_day": 0.01}, dear, clock=clock) as r:
+    long_answer = lambda m, b: Reply(50, b["max_tokens"])  # noqa: E731
+    with routed(tmp_path, {"usd_per_day": 0.01}, long_answer, clock=clock) as r:
         done = 0
         with pytest.raises(BudgetExceededError) as caught:
             for _ in range(50):
@@ -118,14 +118,16 @@ def test_a_spent_budget_refuses_until_midnight_and_free_models_go_on(tmp_path: P
     for place in ({"fallbacks": ["p/free"]}, {"models": ["p/weak", "p/free"]}):
         free = tmp_path / next(iter(place))
         free.mkdir()
-        with routed(free, {"usd_per_day": 0.003}, dear, clock=Clock(MONDAY + 1.0), **place) as r:
+        with routed(
+            free, {"usd_per_day": 0.003}, long_answer, clock=Clock(MONDAY + 1.0), **place
+        ) as r:
             answers = [asyncio.run(r.answer(asking(max_tokens=1000))) for _ in range(12)]
             assert answers[-1].model == "p/free"
             assert answers[-1].decision.predictions
             assert spent(r)[0] <= 0.003
 
 
-def test_money_that_is_only_reserved_is_worth_a_retry_soon(tmp_path: Path) -> None:
+def test_a_refusal_for_reserved_money_asks_for_a_retry_soon(tmp_path: Path) -> None:
     async def main(r: Router, gate: asyncio.Future[Any]) -> None:
         first = asyncio.ensure_future(r.answer(asking(max_tokens=1000)))
         await asyncio.sleep(0)

@@ -19,7 +19,7 @@ from suffice.errors import (
 )
 
 
-def test_a_model_whose_worst_cost_is_above_the_limit_is_never_called(tmp_path: Path) -> None:
+def test_a_model_whose_maximum_cost_exceeds_the_limit_is_never_called(tmp_path: Path) -> None:
     with routed(tmp_path, {"max_usd_per_query": 0.005}) as r:
         d = r.decide(asking(max_tokens=1000))
         assert d.model == "p/mid"
@@ -31,7 +31,7 @@ def test_a_model_whose_worst_cost_is_above_the_limit_is_never_called(tmp_path: P
         assert caught.value.status == 400
 
 
-def test_without_a_limit_of_the_client_the_call_is_sent_with_what_the_money_pays(
+def test_without_a_client_limit_the_call_gets_the_output_limit_that_is_affordable(
     tmp_path: Path,
 ) -> None:
     with routed(tmp_path, {"max_usd_per_query": 0.008}) as r:
@@ -42,7 +42,7 @@ def test_without_a_limit_of_the_client_the_call_is_sent_with_what_the_money_pays
     assert 4.0 * sent["max_tokens"] / 1e6 < 0.008
 
 
-def test_a_client_may_set_a_limit_and_cannot_lift_the_routes(tmp_path: Path) -> None:
+def test_a_client_can_lower_the_limit_of_a_route_but_not_raise_it(tmp_path: Path) -> None:
     with routed(tmp_path, {"max_usd_per_query": 0.005}) as r:
         best = asking(max_tokens=1000, suffice={"objective": "best"})
         assert r.decide(best).model == "p/mid"

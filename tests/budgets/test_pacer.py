@@ -26,16 +26,16 @@ class Traffic:
         self.quality = np.stack([0.8 - gain, np.full(n, 0.85)], axis=1)
 
 
-def run(pacer: Pacer, t: Traffic, day: int = 0, worst: float = 4.0) -> tuple[float, float, int]:
+def run(pacer: Pacer, t: Traffic, day: int = 0, max_ratio: float = 4.0) -> tuple[float, float, int]:
     """(spend, mean quality, refused) of a day in which every call is settled at once."""
     spent = quality = 0.0
     refused = 0
     for i, now in enumerate((t.times + day * DAY_S).tolist()):
-        p = pacer.decide(now, MODELS, t.quality[i], t.cost[i], t.cost[i] * worst, seed=i)
+        p = pacer.decide(now, MODELS, t.quality[i], t.cost[i], t.cost[i] * max_ratio, seed=i)
         j = p.action
         if (
             j is None
-            or pacer.reserve(str(i), MODELS[j], t.cost[i, j], t.cost[i, j] * worst, now) is None
+            or pacer.reserve(str(i), MODELS[j], t.cost[i, j], t.cost[i, j] * max_ratio, now) is None
         ):
             refused += 1
             continue
@@ -50,8 +50,8 @@ def run(pacer: Pacer, t: Traffic, day: int = 0, worst: float = 4.0) -> tuple[flo
     st.lists(
         st.tuples(
             st.floats(0.0, 3.0 * DAY_S),
-            st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2),  # what each costs at worst
-            st.floats(0.0, 1.0),  # part of the worst that it costs in the end
+            st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2),  # what each costs at most
+            st.floats(0.0, 1.0),  # fraction of that maximum that it costs in the end
             st.floats(0.0, 5.0),  # of what is predicted, over what it will cost
             st.integers(0, 3),  # calls settled before it
         ),
@@ -59,33 +59,35 @@ def run(pacer: Pacer, t: Traffic, day: int = 0, worst: float = 4.0) -> tuple[flo
     ),
     st.floats(0.01, 5.0),
 )
-def test_the_ceiling_is_never_passed_whatever_calls_cost(
+def test_the_ceiling_holds_for_any_costs(
     calls: list[tuple[float, list[float], float, float, int]],
     budget: float,
 ) -> None:
     pacer = Pacer(budget)
-    flying: list[tuple[str, float, int]] = []
+    open_calls: list[tuple[str, float, int]] = []
     spent: dict[int, float] = {}
-    for n, (now, worst, part, told, settled) in enumerate(sorted(calls, key=lambda c: c[0])):
-        for _ in range(min(settled, len(flying))):
-            name, cost, day = flying.pop(0)
+    for n, (now, max_cost, fraction, bias, settled) in enumerate(sorted(calls, key=lambda c: c[0])):
+        for _ in range(min(settled, len(open_calls))):
+            name, cost, day = open_calls.pop(0)
             pacer.settle(name, cost)
-        actual = [w * part for w in worst]
-        p = pacer.decide(now, MODELS, (0.5, 0.9), [told * a for a in actual], worst, seed=n)
+        actual = [usd * fraction for usd in max_cost]
+        p = pacer.decide(now, MODELS, (0.5, 0.9), [bias * a for a in actual], max_cost, seed=n)
         day = int(now // DAY_S)
         if p.action is None:
             assert sum(p.propensities) == 0.0
             assert p.reason
         else:
             assert sum(p.propensities) == pytest.approx(1.0)
-            held = pacer.reserve(str(n), MODELS[p.action], actual[p.action], worst[p.action], now)
-            assert held is not None
-            flying.append((str(n), actual[p.action], day))
+            reserved = pacer.reserve(
+                str(n), MODELS[p.action], actual[p.action], max_cost[p.action], now
+            )
+            assert reserved is not None
+            open_calls.append((str(n), actual[p.action], day))
             spent[day] = spent.get(day, 0.0) + actual[p.action]
             assert spent[day] <= budget + 1e-9
         total = pacer.totals()
         assert total.spent_usd + total.reserved_usd <= total.ceiling_usd
-    for name, cost, _ in flying:
+    for name, cost, _ in open_calls:
         pacer.settle(name, cost)
     assert pacer.totals().reserved_usd == 0.0
 
@@ -120,12 +122,12 @@ def bursts(n: int, seed: int) -> Traffic:
     return t
 
 
-@pytest.mark.parametrize("worst", [4.0, 15.0])  # of the strong model: .5 % and 2 % of the day
-def test_a_day_of_bursts_lands_within_two_percent(worst: float) -> None:
+@pytest.mark.parametrize("max_ratio", [4.0, 15.0])  # of the strong model: .5 % and 2 % of the day
+def test_a_day_of_bursts_spends_its_budget_within_two_percent(max_ratio: float) -> None:
     pacer, budget = Pacer(8.0), 8.0
     for day in range(3):
         t = bursts(2000, 20 + day)
-        spent, _, refused = run(pacer, t, day, worst)
+        spent, _, refused = run(pacer, t, day, max_ratio)
         assert spent <= budget
         if day:
             assert spent >= 0.98 * budget
@@ -133,25 +135,25 @@ def test_a_day_of_bursts_lands_within_two_percent(worst: float) -> None:
 
 
 @pytest.mark.parametrize("part", [1.0, 0.0])
-def test_the_ceiling_holds_on_a_day_of_bursts_whose_calls_cost_their_worst_or_are_not_known(
+def test_the_ceiling_holds_on_a_day_of_bursts_with_maximum_or_unknown_costs(
     part: float,
 ) -> None:
     pacer, t, spent = Pacer(4.0), bursts(1000, 30), 0.0
-    flying: list[tuple[str, float]] = []
+    open_calls: list[tuple[str, float]] = []
     for i, now in enumerate(t.times.tolist()):
-        worst = t.cost[i] * 4.0
-        j = pacer.decide(now, MODELS, t.quality[i], t.cost[i], worst, seed=i).action
+        max_cost = t.cost[i] * 4.0
+        j = pacer.decide(now, MODELS, t.quality[i], t.cost[i], max_cost, seed=i).action
         if j is None:
             continue
-        assert pacer.reserve(str(i), MODELS[j], t.cost[i, j], worst[j], now) is not None
-        flying.append((str(i), worst[j]))
-        if len(flying) > 20:
-            name, usd = flying.pop(0)
+        assert pacer.reserve(str(i), MODELS[j], t.cost[i, j], max_cost[j], now) is not None
+        open_calls.append((str(i), max_cost[j]))
+        if len(open_calls) > 20:
+            name, usd = open_calls.pop(0)
             pacer.settle(name, usd if part else None)
             spent += usd
-        told = pacer.totals()
-        assert spent <= told.spent_usd + 1e-9
-        assert told.spent_usd + told.reserved_usd <= told.ceiling_usd
+        totals = pacer.totals()
+        assert spent <= totals.spent_usd + 1e-9
+        assert totals.spent_usd + totals.reserved_usd <= totals.ceiling_usd
 
 
 def test_a_dry_run_changes_nothing_and_external_requests_count() -> None:
@@ -171,7 +173,7 @@ def test_a_dry_run_changes_nothing_and_external_requests_count() -> None:
     assert decisions[0] == decisions[1]
 
 
-def test_what_costs_nothing_may_be_called_when_all_is_spent() -> None:
+def test_free_calls_are_allowed_when_the_budget_is_spent() -> None:
     pacer = Pacer(1.0)
     pacer.count_external(1, 0.0)
     pacer.sync(2.0)  # the budget was lowered
@@ -180,7 +182,7 @@ def test_what_costs_nothing_may_be_called_when_all_is_spent() -> None:
     assert pacer.reserve("b", "strong", 0.1, 0.1, 0.0) is None
 
 
-def test_more_than_enough_takes_the_best_and_too_little_the_cheapest_until_it_is_spent() -> None:
+def test_a_large_budget_takes_the_best_model_and_a_small_one_the_cheapest_until_spent() -> None:
     t = Traffic(500, 3)
     assert run(Pacer(1000.0), t)[1] == pytest.approx(t.quality.max(axis=1).mean())
     pacer = Pacer(0.25)  # half of what the cheapest costs
@@ -193,22 +195,22 @@ def test_more_than_enough_takes_the_best_and_too_little_the_cheapest_until_it_is
     assert pacer.decide(DAY_S, MODELS, (0.5, 0.9), (0.1, 0.2), (0.1, 0.2), seed=0).action == 0
 
 
-def test_predictions_that_are_off_are_corrected_by_what_calls_cost() -> None:
+def test_biased_cost_predictions_are_corrected_by_settled_costs() -> None:
     t = Traffic(2000, 4)
     pacer = Pacer(8.0)
     spent = 0.0
     for i, now in enumerate(t.times.tolist()):
-        told = t.cost[i] * (0.5, 0.4)
-        p = pacer.decide(now, MODELS, t.quality[i], told, t.cost[i] * 4, seed=i)
+        predicted = t.cost[i] * (0.5, 0.4)
+        p = pacer.decide(now, MODELS, t.quality[i], predicted, t.cost[i] * 4, seed=i)
         assert p.action is not None
         j = p.action
-        assert pacer.reserve(str(i), MODELS[j], told[j], t.cost[i, j] * 4, now)
+        assert pacer.reserve(str(i), MODELS[j], predicted[j], t.cost[i, j] * 4, now)
         pacer.settle(str(i), t.cost[i, j])
         spent += t.cost[i, j]
     assert 0.95 * 8.0 <= spent <= 8.0
 
 
-def test_a_worst_cost_that_was_passed_is_set_higher_next_time() -> None:
+def test_after_an_overrun_more_is_reserved() -> None:
     pacer = Pacer(10.0)
     assert pacer.reserve("a", "m", 0.1, 1.0, 0.0)
     pacer.settle("a", 2.0)
@@ -233,7 +235,7 @@ def test_a_call_over_midnight_belongs_to_the_day_it_was_made_in() -> None:
     assert pacer.totals()[:2] == pytest.approx((0.7, 0.0))
 
 
-def test_other_workers_spending_counts() -> None:
+def test_the_spend_of_other_workers_counts() -> None:
     pacer = Pacer(10.0)
     assert pacer.reserve("mine", "m", 1.0, 2.0, 0.0)
     pacer.sync(7.0, 0.5)
@@ -252,14 +254,14 @@ def test_the_next_day_begins_at_midnight_utc() -> None:
 @given(
     st.integers(1, 40).flatmap(
         lambda n: st.tuples(
-            # Qualities nearer than rounding cannot be told apart by any multiplier.
+            # Qualities nearer than rounding cannot be separated by any multiplier.
             st.lists(st.floats(0.0, 1.0, width=16), min_size=3 * n, max_size=3 * n),
             st.lists(st.floats(1e-6, 1.0), min_size=3 * n, max_size=3 * n),
         )
     ),
     st.floats(0.0, 1.0),
 )
-def test_the_mixture_of_two_multipliers_spends_what_is_asked(
+def test_the_mixture_of_two_multipliers_spends_the_requested_mean(
     table: tuple[list[float], list[float]], where: float
 ) -> None:
     q, c = (np.array(v).reshape(-1, 3) for v in table)
@@ -283,7 +285,7 @@ def test_the_mixture_of_two_multipliers_spends_what_is_asked(
     assert mixed <= each + 1e-9 or mixed == pytest.approx(each, rel=1e-6)
 
 
-def test_the_day_is_told_from_the_day_before() -> None:
+def test_traffic_is_forecast_from_the_day_before() -> None:
     rng = np.random.default_rng(6)
     day = TrafficForecast()
     for number in range(2):
@@ -298,7 +300,7 @@ def test_the_day_is_told_from_the_day_before() -> None:
     assert day.remaining(2 * DAY_S - 1.0).expected < 5.0
 
 
-def test_a_day_joined_in_the_middle_spends_its_part() -> None:
+def test_a_day_joined_in_the_middle_spends_its_share() -> None:
     pacer = Pacer(8.0)
     t = Traffic(2000, 7)
     keep = t.times > DAY_S / 2

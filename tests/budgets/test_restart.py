@@ -40,7 +40,7 @@ def recorded(
     )
 
 
-def test_a_restart_knows_what_today_has_cost_and_how_the_traffic_ran(tmp_path: Path) -> None:
+def test_a_restart_restores_todays_spend_and_the_traffic_forecast(tmp_path: Path) -> None:
     noon = MONDAY + DAY_S / 2
     with routed(tmp_path, {"usd_per_day": 1.0}, clock=Clock(noon)) as r:
         for n in range(96):
@@ -63,7 +63,7 @@ def test_a_restart_knows_what_today_has_cost_and_how_the_traffic_ran(tmp_path: P
         assert asyncio.run(r.answer(asking(model="p/weak"))).status == 200, "a bypass has no budget"
 
 
-def test_a_restarted_day_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_restart_continues_the_day(tmp_path: Path) -> None:
     """Not as a day that began at the restart, whose share of the budget is the afternoon's."""
     noon = MONDAY + DAY_S / 2
     with routed(tmp_path, {"usd_per_day": 1.0}, clock=Clock(noon)) as r:
@@ -75,7 +75,7 @@ def test_a_restarted_day_goes_on_where_it_was(tmp_path: Path) -> None:
         assert "$0.52 of today's" in d.reason
 
 
-def test_a_lowered_budget_keeps_no_free_model_out(tmp_path: Path) -> None:
+def test_free_models_serve_after_the_budget_was_lowered(tmp_path: Path) -> None:
     with routed(tmp_path, {"usd_per_day": 1.0}) as r:
         recorded(r, MONDAY + 10.0, 0.9)
     with routed(tmp_path, {"usd_per_day": 0.5}, models=["p/weak", "p/free"]) as r:

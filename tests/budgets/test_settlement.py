@@ -39,7 +39,7 @@ from suffice.errors import (
         ("cut", True),
     ],
 )
-def test_a_failed_attempt_counts_in_full_unless_it_certainly_was_not_billed(
+def test_a_failed_attempt_counts_in_full_unless_it_was_certainly_not_billed(
     tmp_path: Path, kind: str, billed: bool
 ) -> None:
     def answer(model: str, _: Any) -> Any:
@@ -55,16 +55,16 @@ def test_a_failed_attempt_counts_in_full_unless_it_certainly_was_not_billed(
         weak = {"objective": "cheapest"}
         done = asyncio.run(r.answer(asking(max_tokens=1000, suffice=weak)))
         assert done.model == "p/mid"
-        usd, held = spent(r)
+        usd, reserved = spent(r)
     mid = (50 * 0.8 + 40 * 4.0) / 1e6
-    assert held == 0.0
+    assert reserved == 0.0
     if billed:
         assert usd >= mid + 1000 * 1.0 / 1e6
     else:
         assert usd == pytest.approx(mid)
 
 
-def test_a_retry_and_a_failover_are_not_made_where_the_money_is_gone(tmp_path: Path) -> None:
+def test_no_retry_and_no_failover_once_the_budget_is_spent(tmp_path: Path) -> None:
     # The first attempt may have been billed; the second would pass the ceiling.
     with routed(
         tmp_path, {"usd_per_day": 0.0015}, lambda m, b: failing("server"), models=["p/weak"]
@@ -72,12 +72,12 @@ def test_a_retry_and_a_failover_are_not_made_where_the_money_is_gone(tmp_path: P
         with pytest.raises(AllAttemptsFailedError, match=r"Not called: p/weak: it may cost"):
             asyncio.run(r.answer(asking(max_tokens=1000)))
         assert len(r.transport.sent) == 1
-        usd, held = spent(r)
-    assert held == 0.0
+        usd, reserved = spent(r)
+    assert reserved == 0.0
     assert 0.001 <= usd <= 0.0015
 
 
-def test_each_way_to_end_settles_once(tmp_path: Path) -> None:
+def test_every_way_to_end_settles_exactly_once(tmp_path: Path) -> None:
     class Bug(Exception): ...
 
     ends: list[Any] = [Reply(50, 40), Reply(50, None), failing("auth"), Bug("ours"), None]
@@ -98,8 +98,8 @@ def test_each_way_to_end_settles_once(tmp_path: Path) -> None:
             else:
                 with contextlib.suppress(Bug, AllAttemptsFailedError):
                     await r.answer(asking(max_tokens=1000))
-            after, held = spent(r)
-            assert held == 0.0, end
+            after, reserved = spent(r)
+            assert reserved == 0.0, end
             cost[str(type(end).__name__) + str(len(cost))] = after - before
 
     now: list[Any] = [None]
@@ -114,13 +114,13 @@ def test_each_way_to_end_settles_once(tmp_path: Path) -> None:
         asyncio.run(main(r))
     whole, unknown, unbilled, bug, left = cost.values()
     assert whole == pytest.approx((50 * 0.2 + 40 * 1.0) / 1e6)
-    assert unknown >= 1000 / 1e6, "nobody counted its tokens: all that was reserved"
+    assert unknown >= 1000 / 1e6, "its tokens were not counted: all that was reserved"
     assert unbilled == 0.0
     assert bug == pytest.approx(left), "what was recorded: about the prompt"
     assert 0.0 < left < whole
 
 
-def test_a_stream_may_end_after_the_gateway_has_let_go_of_the_ledger(tmp_path: Path) -> None:
+def test_a_call_may_end_after_the_ledger_was_closed(tmp_path: Path) -> None:
     async def main() -> None:
         gate: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         with shared_ledger(2) as path:
@@ -128,11 +128,11 @@ def test_a_stream_may_end_after_the_gateway_has_let_go_of_the_ledger(tmp_path: P
             with opened(tmp_path, {"usd_per_day": 1.0}, lambda m, b: gate, env=env) as r:
                 task = asyncio.ensure_future(r.answer(asking(max_tokens=1000)))
                 await asyncio.sleep(0)
-                held = spent(r)[1]
+                reserved = spent(r)[1]
                 r.budgets.close()
-                assert spent(r) == (held, 0.0), "it may be billed, and nobody will hear of it"
+                assert spent(r) == (reserved, 0.0), "it may be billed, and its cost is never known"
                 gate.set_result(Reply(50, 40))
                 assert (await task).status == 200
-                assert spent(r) == (held, 0.0)
+                assert spent(r) == (reserved, 0.0)
 
     asyncio.run(main())

@@ -29,10 +29,10 @@ from suffice.errors import (
 def test_two_workers_see_what_each_has_reserved_and_spent(tmp_path: Path) -> None:
     with shared_ledger(2) as path:
         env = {"SUFFICE_LEDGER": path}
-        dear = lambda m, b: Reply(50, b["max_tokens"])  # noqa: E731
+        long_answer = lambda m, b: Reply(50, b["max_tokens"])  # noqa: E731
         with (
-            routed(tmp_path, {"usd_per_day": 0.01}, dear, env=env) as one,
-            routed(tmp_path, {"usd_per_day": 0.01}, dear, env=env) as two,
+            routed(tmp_path, {"usd_per_day": 0.01}, long_answer, env=env) as one,
+            routed(tmp_path, {"usd_per_day": 0.01}, long_answer, env=env) as two,
         ):
             done = 0
             with contextlib.suppress(BudgetExceededError):
@@ -64,12 +64,12 @@ def test_the_pacer_counts_the_requests_of_the_other_workers(tmp_path: Path) -> N
             assert budget.requests_today == 8
 
 
-def test_without_locks_between_processes_each_worker_gets_its_part(tmp_path: Path) -> None:
+def test_without_file_locks_each_worker_gets_an_equal_part(tmp_path: Path) -> None:
     with routed(tmp_path, {"usd_per_day": 8.0}, env={"SUFFICE_LEDGER": "4"}) as r:
         assert r.ready()["budgets"]["auto"]["ceiling_usd"] == 2.0
 
 
-def test_a_ledger_that_is_none_is_said(tmp_path: Path) -> None:
+def test_a_ledger_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="SUFFICE_LEDGER"):
         Ledger(str(tmp_path / "missing"))
     short = tmp_path / "short"
@@ -82,25 +82,25 @@ def _spend(path: str, ceiling: int, calls: int, seed: int) -> None:
     """What a worker does with its row, as fast as it can. Runs in a process of its own."""
     rng = np.random.default_rng(seed)
     row = Ledger(path).row("auto")
-    held: list[int] = []
+    reservations: list[int] = []
     for _ in range(calls):
-        worst = int(rng.integers(1, 50))
+        nano = int(rng.integers(1, 50))
         with row:
-            if row.spent + row.reserved + worst <= ceiling:
-                row.reserved_here += worst
-                held.append(worst)
-        while len(held) > 3:
+            if row.spent + row.reserved + nano <= ceiling:
+                row.reserved_here += nano
+                reservations.append(nano)
+        while len(reservations) > 3:
             with row:
-                worst = held.pop(0)
-                row.spent += int(rng.integers(0, worst + 1))
-                row.reserved_here -= worst
+                nano = reservations.pop(0)
+                row.spent += int(rng.integers(0, nano + 1))
+                row.reserved_here -= nano
     while True:
         time.sleep(0.01)  # until it is killed, with what it holds
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals of POSIX")
-def test_processes_never_pass_the_ceiling_and_a_kill_loses_nothing_reserved() -> None:
+def test_processes_never_pass_the_ceiling_and_reservations_survive_a_kill() -> None:
     context = multiprocessing.get_context("spawn")
     with shared_ledger(4) as path:
         ledger = Ledger(path)

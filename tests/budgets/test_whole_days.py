@@ -40,7 +40,7 @@ class World:
         self.refused = 0
         self.costs: list[float] = []
         self.models: list[str] = []
-        self.over = 0
+        self.overspent = 0
 
     def times(self) -> list[float]:
         """A day with a peak in the afternoon and four bursts of five to ten times the rate."""
@@ -62,7 +62,7 @@ class World:
         """One day; returns what it has cost. The ceiling is looked at after every event. Of two
         workers the first gets four of five requests."""
         loop = asyncio.get_running_loop()
-        flying: list[tuple[float, int, asyncio.Future[Any], asyncio.Task[Any]]] = []
+        open_calls: list[tuple[float, int, asyncio.Future[Any], asyncio.Task[Any]]] = []
         gates: list[asyncio.Future[Any]] = []
         rng, clock = self.rng, self.clock
         n_before = len(self.costs)
@@ -75,14 +75,14 @@ class World:
             r.transport.answer = answer
         arrivals = [midnight_s + t for t in self.times()]
         for at_s in [*arrivals, math.inf]:
-            while flying and flying[0][0] <= at_s:
-                clock.now_s, _, gate, task = heapq.heappop(flying)
+            while open_calls and open_calls[0][0] <= at_s:
+                clock.now_s, _, gate, task = heapq.heappop(open_calls)
                 gate.set_result(Reply(40, int(rng.gamma(2.0, 200.0)) % 2000 + 1))
                 done = await task
                 assert done.cost_usd is not None
                 self.costs.append(done.cost_usd)
                 self.models.append(done.model)
-                self._look(r)
+                self.check_ceiling(r)
             if at_s == math.inf:
                 break
             clock.now_s = at_s
@@ -96,13 +96,15 @@ class World:
                 continue
             assert len(gates) == before + 1
             took_s = float(rng.gamma(2.0, 4.0))
-            heapq.heappush(flying, (at_s + took_s, len(gates), gates[-1], task))
-            self._look(r)
+            heapq.heappush(open_calls, (at_s + took_s, len(gates), gates[-1], task))
+            self.check_ceiling(r)
         return sum(self.costs[n_before:])
 
-    def _look(self, r: Router) -> None:
-        told = r.ready()["budgets"]["auto"]
-        self.over += told["spent_usd"] + told["reserved_usd"] > told["ceiling_usd"] + 1e-12
+    def check_ceiling(self, r: Router) -> None:
+        totals = r.ready()["budgets"]["auto"]
+        self.overspent += (
+            totals["spent_usd"] + totals["reserved_usd"] > totals["ceiling_usd"] + 1e-12
+        )
 
 
 @pytest.mark.slow
@@ -132,7 +134,7 @@ def test_days_with_bursts_spend_their_budget_and_never_more(
             shares = [world.models.count(m) for m in ("p/weak", "p/mid", "p/strong")]
             second = await world.day(of, MONDAY + DAY_S)
         print(budget, first / budget, second / budget, world.refused, shares)
-        assert world.over == 0
+        assert world.overspent == 0
         assert first <= budget
         assert 0.98 * budget <= second <= budget
         assert world.refused == 0

@@ -11,7 +11,7 @@ from suffice.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("audit_table", "field", "said"),
+    ("audit_table", "field", "message"),
     [
         ({"sample_rate": 0.06, "judge": "j/judge"}, "sample_rate", "0.05"),
         ({"sample_rate": 0.01}, "judge", "judge"),
@@ -26,19 +26,19 @@ from suffice.errors import ConfigError
     ids=str,
 )
 def test_a_wrong_setting_names_the_field(
-    audit_table: dict[str, Any], field: str, said: str
+    audit_table: dict[str, Any], field: str, message: str
 ) -> None:
     plain = {
         "providers": {n: {"dialect": "openai", "base_url": "http://127.0.0.1:9"} for n in "pj"},
         "models": {"j/judge": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 1.0}},
         "routes": {"safe": {"models": ["p/weak", "p/strong"], "audit": audit_table}},
     }
-    with pytest.raises(ConfigError, match=said) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         config.resolve(config.parse_settings(plain), {})
     assert field in str(error.value.field)
 
 
-def test_a_judge_of_the_same_family_is_said_and_one_without_a_key_audits_nothing() -> None:
+def test_a_judge_of_the_same_family_or_without_a_key_is_a_warning() -> None:
     plain: dict[str, Any] = {
         "providers": {
             "p": {"dialect": "openai", "base_url": "http://127.0.0.1:9"},
@@ -52,9 +52,9 @@ def test_a_judge_of_the_same_family_is_said_and_one_without_a_key_audits_nothing
             }
         },
     }
-    found = config.resolve(config.parse_settings(plain), {"K": "k"})
-    assert any("same family as p/weak" in w for w in found.warnings)
-    found = config.resolve(config.parse_settings(plain), {})
-    assert any("nothing is audited" in w for w in found.warnings)
-    assert found.routes["safe"].audit is not None
-    assert found.routes["safe"].audit.judge is None
+    resolved = config.resolve(config.parse_settings(plain), {"K": "k"})
+    assert any("same family as p/weak" in w for w in resolved.warnings)
+    resolved = config.resolve(config.parse_settings(plain), {})
+    assert any("nothing is audited" in w for w in resolved.warnings)
+    assert resolved.routes["safe"].audit is not None
+    assert resolved.routes["safe"].audit.judge is None

@@ -20,7 +20,7 @@ KEYED = {"OPENAI_API_KEY": "sk-x"}
 
 
 @pytest.mark.parametrize(
-    ("text", "field", "said"),
+    ("text", "field", "message"),
     [
         ("[sever]\nport = 1", "sever", "'server'"),
         ("[server]\nprot = 1", "server.prot", "'port'"),
@@ -45,15 +45,15 @@ KEYED = {"OPENAI_API_KEY": "sk-x"}
         ("a = [", None, "TOML"),
     ],
 )
-def test_what_is_wrong_and_what_would_be_right(
-    tmp_path: Path, text: str, field: str | None, said: str
+def test_an_error_names_the_field_and_the_remedy(
+    tmp_path: Path, text: str, field: str | None, message: str
 ) -> None:
     path = tmp_path / "suffice.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_settings(path, {})
     assert caught.value.field == field
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
@@ -71,29 +71,29 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_example_loads(tmp_path: Path) -> None:
     path = tmp_path / "suffice.toml"
     path.write_text(EXAMPLE_TOML)
-    found = resolve(load_settings(path, KEYED), KEYED)
-    assert [m.name for m in found.routes["auto"].models] == ["openai/gpt-5-nano", "openai/gpt-5"]
-    assert found.routes["auto"].models[0].quality == 0.72
-    assert found.providers["openai"].api_key == "sk-x"
+    resolved = resolve(load_settings(path, KEYED), KEYED)
+    assert [m.name for m in resolved.routes["auto"].models] == ["openai/gpt-5-nano", "openai/gpt-5"]
+    assert resolved.routes["auto"].models[0].quality == 0.72
+    assert resolved.providers["openai"].api_key == "sk-x"
 
 
 def test_a_missing_key_leaves_a_model_out_or_stops() -> None:
     both = {"routes": {"auto": {"models": ["openai/gpt-5", "groq/openai/gpt-oss-20b"]}}}
-    found = resolve(parse_settings(both), KEYED)
-    assert [m.name for m in found.routes["auto"].models] == ["openai/gpt-5"]
-    assert any("GROQ_API_KEY" in w for w in found.warnings)
+    resolved = resolve(parse_settings(both), KEYED)
+    assert [m.name for m in resolved.routes["auto"].models] == ["openai/gpt-5"]
+    assert any("GROQ_API_KEY" in w for w in resolved.warnings)
     with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
         resolve(parse_settings({"routes": {"auto": {"models": ["openai/gpt-5"]}}}), {})
 
 
 def test_a_key_never_shows() -> None:
-    found = resolve(parse_settings({"routes": {"auto": {"models": ["openai/gpt-5"]}}}), KEYED)
-    assert "sk-x" not in repr(found.providers)
-    assert "sk-x" not in repr(found.settings)
+    resolved = resolve(parse_settings({"routes": {"auto": {"models": ["openai/gpt-5"]}}}), KEYED)
+    assert "sk-x" not in repr(resolved.providers)
+    assert "sk-x" not in repr(resolved.settings)
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ({"routes": {"auto": {"models": ["opnai/gpt-5"]}}}, "'openai'"),
         ({"routes": {"auto": {"models": ["gpt-5"]}}}, "openai/gpt-5"),
@@ -105,19 +105,19 @@ def test_a_key_never_shows() -> None:
         ({}, "routes.auto"),
     ],
 )  # fmt: skip
-def test_names_that_lead_nowhere(data: dict[str, object], said: str) -> None:
+def test_unknown_names_are_refused_with_the_nearest(data: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(parse_settings(data), {"AZURE_OPENAI_API_KEY": "k"})
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_without_a_file_keys_and_local_servers_make_up_auto() -> None:
     settings = discover(KEYED, {"ollama": ["qwen3:8b"]})
-    found = resolve(settings, KEYED)
-    auto = [m.name for m in found.routes["auto"].models]
+    resolved = resolve(settings, KEYED)
+    auto = [m.name for m in resolved.routes["auto"].models]
     assert "ollama/qwen3:8b" in auto
     assert any(n.startswith("openai/") for n in auto)
-    local = next(m for m in found.models if m.provider == "ollama")
+    local = next(m for m in resolved.models if m.provider == "ollama")
     assert local.price.input_usd_per_mtok == 0.0
     with pytest.raises(ConfigError, match="suffice demo"):
         discover({}, {})
@@ -128,9 +128,9 @@ def test_an_unknown_price_is_a_warning_not_a_number() -> None:
         "providers": {"x": {"base_url": "http://127.0.0.1:1/v1"}},
         "routes": {"auto": {"models": ["x/y"]}},
     }
-    found = resolve(parse_settings(data), {})
-    assert found.models[0].price.input_usd_per_mtok is None
-    assert any("unknown" in w for w in found.warnings)
+    resolved = resolve(parse_settings(data), {})
+    assert resolved.models[0].price.input_usd_per_mtok is None
+    assert any("unknown" in w for w in resolved.warnings)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])

@@ -41,9 +41,9 @@ def resolved(
 
 
 @pytest.mark.parametrize("key", ["sk-secret\n", "\tsk-secret ", "sk-secret\r\n"])
-def test_white_space_around_a_key_is_no_part_of_it(key: str) -> None:
-    found = resolved({"api_key_env": "P_KEY"}, {"P_KEY": key})
-    assert found.providers["p"].api_key == "sk-secret"
+def test_white_space_around_a_key_is_stripped(key: str) -> None:
+    result = resolved({"api_key_env": "P_KEY"}, {"P_KEY": key})
+    assert result.providers["p"].api_key == "sk-secret"
 
 
 @pytest.mark.parametrize("key", ["sk-se\ncret", "sk-se\x00cret", "sk-sécret", "sk-secret\u200b"])
@@ -85,7 +85,7 @@ def test_a_key_in_place_of_a_variables_name_is_refused_without_showing_it(
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "openai_key_2", "KEY1", "_k", "GSK_TEAM_KEY_2"])
-def test_names_of_variables_are_no_keys(name: str) -> None:
+def test_names_of_variables_are_accepted(name: str) -> None:
     assert resolved({"api_key_env": name}, {name: "k"}).providers["p"].api_key == "k"
 
 
@@ -101,36 +101,36 @@ def test_a_header_with_a_line_break_is_refused_without_showing_it() -> None:
 def test_a_misspelt_table_of_a_model_is_a_warning_with_the_nearest_name() -> None:
     misspelt = {"openai/gpt-5-nanno": PRICES}
     routes = {"auto": {"models": ["p/a", "openai/gpt-5-nano"]}}
-    found = resolved(env={"OPENAI_API_KEY": "k"}, models=misspelt, routes=routes)
-    (warning,) = found.warnings
+    result = resolved(env={"OPENAI_API_KEY": "k"}, models=misspelt, routes=routes)
+    (warning,) = result.warnings
     assert warning.startswith("models.openai/gpt-5-nanno: no route uses this model")
     assert "Did you mean 'openai/gpt-5-nano'?" in warning
 
 
-def test_a_table_of_a_model_that_the_catalog_knows_is_no_mistake() -> None:
-    found = resolved(env={"OPENAI_API_KEY": "k"}, models={"openai/gpt-5-nano": {"quality": 0.7}})
-    assert found.warnings == ()
+def test_a_table_of_a_model_that_the_catalog_knows_gives_no_warning() -> None:
+    result = resolved(env={"OPENAI_API_KEY": "k"}, models={"openai/gpt-5-nano": {"quality": 0.7}})
+    assert result.warnings == ()
 
 
 def test_a_misspelt_model_of_a_route_is_a_warning_with_the_nearest_name() -> None:
-    found = resolved(
+    result = resolved(
         env={"OPENAI_API_KEY": "k"}, routes={"auto": {"models": ["p/a", "openai/gpt-5-nanno"]}}
     )
     assert any(
         "models.openai/gpt-5-nanno" in w and "Did you mean 'openai/gpt-5-nano'?" in w
-        for w in found.warnings
+        for w in result.warnings
     )
 
 
 def test_a_misspelt_table_of_a_provider_is_a_warning_with_the_nearest_name() -> None:
-    found = resolved(
+    result = resolved(
         env={"OPENAI_API_KEY": "k"},
         providers={"opneai": {"base_url": "http://127.0.0.1:9/v1"}},
         routes={"auto": {"models": ["openai/gpt-5-nano"]}},
     )
     assert any(
         w.startswith("providers.opneai: no model uses this provider") and "'openai'" in w
-        for w in found.warnings
+        for w in result.warnings
     )
 
 
@@ -141,9 +141,9 @@ def test_a_misspelt_table_of_a_provider_is_a_warning_with_the_nearest_name() -> 
     "path", ["/chat/completions", "/chat/completions/", "/messages", "/responses", "/embeddings"]
 )
 def test_a_base_url_with_the_path_of_an_endpoint_is_trimmed_with_a_warning(path: str) -> None:
-    found = resolved({"base_url": f"http://127.0.0.1:9/v1{path}"})
-    assert found.providers["p"].base_url == "http://127.0.0.1:9/v1"
-    (warning,) = found.warnings
+    result = resolved({"base_url": f"http://127.0.0.1:9/v1{path}"})
+    assert result.providers["p"].base_url == "http://127.0.0.1:9/v1"
+    (warning,) = result.warnings
     assert warning.startswith("providers.p.base_url:")
     assert "http://127.0.0.1:9/v1." in warning
 
@@ -156,7 +156,7 @@ def test_a_base_url_with_a_line_break_is_refused() -> None:
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "suffice.toml"
     file.write_bytes(b"\xef\xbb\xbf" + TOML.encode())
     assert load_settings(file, {}).routes["auto"].models == ("p/a",)

@@ -59,15 +59,15 @@ def test_a_wrong_value_under_an_old_name_names_the_new_one() -> None:
     assert caught.value.field == "routes.auto.explore_share"
 
 
-def test_a_route_of_an_old_name_is_no_key() -> None:
+def test_a_route_may_have_the_name_of_an_old_key() -> None:
     data = {
         "providers": {"p": {"base_url": "http://127.0.0.1:9/v1"}},
         "models": {"p/a": JUDGE},
         "routes": {"explore": {"models": ["p/a"]}, "audit": {"models": ["p/a"]}},
     }
-    found = resolve(parse_settings(data), {})
-    assert set(found.routes) == {"explore", "audit"}
-    assert found.warnings == ()
+    result = resolve(parse_settings(data), {})
+    assert set(result.routes) == {"explore", "audit"}
+    assert result.warnings == ()
 
 
 def test_without_an_objective_a_route_keeps_95_percent_of_the_quality() -> None:

@@ -62,13 +62,13 @@ class Client:
 
 def got(server: BackgroundServer, path: str) -> bytes:
     with urllib.request.urlopen(server.base_url + path, timeout=20) as response:
-        found: bytes = response.read()
-    return found
+        value: bytes = response.read()
+    return value
 
 
 def watched(server: BackgroundServer) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(got(server, "/readyz"))["watch"]["safe"]
-    return found
+    value: dict[str, Any] = json.loads(got(server, "/readyz"))["watch"]["safe"]
+    return value
 
 
 def gauge(server: BackgroundServer, name: str) -> float | None:
@@ -82,7 +82,7 @@ def gauge(server: BackgroundServer, name: str) -> float | None:
     return values[0] if values else None
 
 
-def test_every_worker_falls_back_and_a_killed_gateway_remembers(
+def test_an_alarm_reaches_every_worker_and_survives_a_kill(
     tmp_path: Path, fake: FakeUpstream, judge: Judge
 ) -> None:
     path = written(tmp_path, fake.base_url, judge.url, share=0.05)
@@ -131,7 +131,7 @@ def test_every_worker_falls_back_and_a_killed_gateway_remembers(
         store.close()
 
 
-def test_a_hanging_judge_holds_up_neither_requests_nor_shutdown(
+def test_a_hanging_judge_delays_neither_requests_nor_shutdown(
     tmp_path: Path, fake: FakeUpstream, judge: Judge
 ) -> None:
     judge.free.clear()
@@ -141,7 +141,7 @@ def test_a_hanging_judge_holds_up_neither_requests_nor_shutdown(
 
             def hanging() -> bool:
                 assert c.ask()["x-suffice-model"] == "p/weak"
-                return bool(judge.asked)
+                return bool(judge.requests)
 
             until(hanging, 60.0)
             for _ in range(50):

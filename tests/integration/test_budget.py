@@ -136,7 +136,7 @@ def test_the_refusal_as_the_official_client_sees_it(
         assert told(server)["spent_usd"] == 0.0
 
 
-def test_a_client_that_leaves_gives_back_what_was_reserved(
+def test_a_disconnected_client_releases_its_reservation(
     config: Callable[..., Path], fake: FakeUpstream, tmp_path: Path
 ) -> None:
     for name in ("weak", "strong"):
@@ -163,7 +163,7 @@ def test_a_client_that_leaves_gives_back_what_was_reserved(
     assert 0.0 < usd < 400 * 0.6 / 1e6, "by far not the whole answers"
 
 
-def test_failures_are_reserved_and_settled_on_the_line(
+def test_failed_attempts_are_reserved_and_settled(
     config: Callable[..., Path], fake: FakeUpstream, tmp_path: Path
 ) -> None:
     reply = {"reply": "a b c d", "output_tokens": TOKENS}
@@ -187,7 +187,7 @@ def test_failures_are_reserved_and_settled_on_the_line(
     assert spent - usd == pytest.approx(WEAK_USD, rel=0.7), "the 500 may have been billed"
 
 
-def test_a_restart_knows_what_today_has_cost(config: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_restart_restores_todays_spend(config: Callable[..., Path], tmp_path: Path) -> None:
     path = config(budget(6.5 * WEAK_USD))
     for _ in range(2):
         with BackgroundServer(path) as server:
@@ -205,7 +205,7 @@ def children(pid: int) -> list[int]:
     return [int(p) for p in found.read_text().split()]
 
 
-def test_a_killed_worker_takes_no_money_with_it_and_brings_none_back(
+def test_the_reservations_of_a_killed_worker_count_as_spent(
     config: Callable[..., Path], fake: FakeUpstream, tmp_path: Path
 ) -> None:
     ceiling = 40.5 * WEAK_USD

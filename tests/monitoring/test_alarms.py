@@ -22,7 +22,7 @@ from suffice.providers.fake import FakeUpstream
 
 
 @pytest.mark.slow
-def test_an_answer_that_turns_bad_is_seen_and_the_reference_serves_in_every_worker(
+def test_after_an_alarm_the_reference_serves_in_every_worker(
     path: Path, fake: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(t: AuditClient) -> None:
@@ -129,7 +129,7 @@ def test_a_conversation_does_not_stay_with_a_model_after_the_alarm(
     talk(path, work)
 
 
-def test_traffic_learned_of_meanwhile_does_not_undo_an_alarm(path: Path) -> None:
+def test_observed_traffic_does_not_end_an_alarm(path: Path) -> None:
     with router(path) as r:
         route = r.routes["safe"]
         before = route.serving

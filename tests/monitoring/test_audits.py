@@ -25,7 +25,7 @@ from suffice.monitoring import sampling
 from suffice.providers.fake import FakeUpstream
 
 
-def test_an_audit_asks_the_reference_and_the_judge_both_ways_round(
+def test_an_audit_calls_the_reference_and_the_judge_in_both_orders(
     path: Path, fake: FakeUpstream, judge: Judge
 ) -> None:
     async def work(t: AuditClient) -> None:
@@ -36,19 +36,19 @@ def test_an_audit_asks_the_reference_and_the_judge_both_ways_round(
         sent = [msgspec.json.decode(s.body) for s in fake.requests]
         assert sent[0]["messages"] == sent[1]["messages"]
         assert sent[1]["temperature"] == 0.3
-        pairs = [a["messages"][1]["content"] for a in judge.asked]
+        pairs = [a["messages"][1]["content"] for a in judge.requests]
         assert len(pairs) == 2
         assert pairs[0].index(BAD) < pairs[0].index("alpha beta")
         assert pairs[1].index("alpha beta") < pairs[1].index(BAD)
         assert all(EASY in p for p in pairs)
         decision_id = raw.headers["x-suffice-decision-id"]
-        (told,) = t.router.store.feedback.current(decision_id)
-        assert (told["source"], told["score"], told["kind"]) == ("audit", 0.0, "explicit")
-        # Each call is on the books under a route of its own, with what it cost.
-        asked = t.router.store.decisions(route="audit:safe")
-        assert sorted(d["model"] for d in asked) == ["j/judge", "j/judge", "p/strong"]
-        assert all(d["metadata"]["audit_of"] == decision_id for d in asked)
-        assert t.spent().usd == pytest.approx(sum(d["cost_usd"] for d in asked))
+        (label,) = t.router.store.feedback.current(decision_id)
+        assert (label["source"], label["score"], label["kind"]) == ("audit", 0.0, "explicit")
+        # Each call is recorded under the audit route, with its cost.
+        calls = t.router.store.decisions(route="audit:safe")
+        assert sorted(d["model"] for d in calls) == ["j/judge", "j/judge", "p/strong"]
+        assert all(d["metadata"]["audit_of"] == decision_id for d in calls)
+        assert t.spent().usd == pytest.approx(sum(d["cost_usd"] for d in calls))
         assert t.spent().unknown == 0
         assert t.router.store.spend("safe", 0.0).requests == 1
         metrics = t.router.metrics().decode()
@@ -69,7 +69,7 @@ def test_an_audit_asks_the_reference_and_the_judge_both_ways_round(
         (BAD, ("VERDICT: A", "VERDICT: A"), 0.5),  # whichever stands first
         (BAD, ("VERDICT: TIE", "VERDICT: A"), 0.5),
         (BAD, ("VERDICT: A", "VERDICT: B"), 0.0),  # cheap is the better one: no credit for that
-        ("Alpha beta gamma.", (), 0.0),  # the same: nobody is asked
+        ("Alpha beta gamma.", (), 0.0),  # the same: no judge is called
         (" ", (), 1.0),  # empty
     ],
     ids=str,
@@ -82,28 +82,28 @@ def test_the_loss_of_an_answer(
     verdicts: Sequence[str],
     loss: float,
 ) -> None:
-    said = iter(verdicts)
-    judge.says = lambda a, b: next(said)
+    replies = iter(verdicts)
+    judge.says = lambda a, b: next(replies)
 
     async def work(t: AuditClient) -> None:
         fake.set_model("weak", {"reply": weak})
         (raw,) = await t.ask()
         await t.settled()
-        (told,) = t.router.store.feedback.current(raw.headers["x-suffice-decision-id"])
-        assert told["score"] == 1.0 - loss
-        assert len(judge.asked) == len(verdicts)
+        (label,) = t.router.store.feedback.current(raw.headers["x-suffice-decision-id"])
+        assert label["score"] == 1.0 - loss
+        assert len(judge.requests) == len(verdicts)
         assert t.step().loss == loss
 
     talk(path, work)
 
 
-def test_what_the_reference_served_costs_nothing(path: Path, judge: Judge) -> None:
+def test_a_decision_that_the_reference_served_costs_nothing(path: Path, judge: Judge) -> None:
     async def work(t: AuditClient) -> None:
         (raw,) = await t.ask(PROOF)
         await t.settled()
-        (told,) = t.router.store.feedback.current(raw.headers["x-suffice-decision-id"])
-        assert told["score"] == 1.0
-        assert judge.asked == []
+        (label,) = t.router.store.feedback.current(raw.headers["x-suffice-decision-id"])
+        assert label["score"] == 1.0
+        assert judge.requests == []
         assert t.spent().requests == 0
         watch = t.step()
         assert (watch.labels, watch.loss) == (1, 0.0)
@@ -116,13 +116,13 @@ def test_a_stream_is_audited_too(path: Path, fake: FakeUpstream, judge: Judge) -
         fake.set_model("weak", {"reply": "a BAD answer in words"})
         await t.streamed()
         await t.settled()
-        assert "a BAD answer in words" in judge.asked[0]["messages"][1]["content"]
+        assert "a BAD answer in words" in judge.requests[0]["messages"][1]["content"]
         assert t.outcomes == {"labelled": 1}
 
     talk(path, work)
 
 
-def test_a_client_that_leaves_breaks_nothing(path: Path, fake: FakeUpstream) -> None:
+def test_a_disconnected_client_leaves_audits_working(path: Path, fake: FakeUpstream) -> None:
     async def work(t: AuditClient) -> None:
         fake.set_model("weak", {"reply": "many words " * 50, "tokens_per_s": 200})
         message: Any = [{"role": "user", "content": EASY}]
@@ -141,11 +141,11 @@ def test_a_client_that_leaves_breaks_nothing(path: Path, fake: FakeUpstream) -> 
     talk(path, work)
 
 
-@pytest.mark.parametrize("said", ["I like both.", "VERDICT: C", "", "VERDICT: A\nor B?"])
-def test_a_judge_that_talks_nonsense_gives_no_label(
-    path: Path, judge: Judge, said: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("verdict", ["I like both.", "VERDICT: C", "", "VERDICT: A\nor B?"])
+def test_an_unreadable_verdict_gives_no_label(
+    path: Path, judge: Judge, verdict: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    judge.says = lambda a, b: said
+    judge.says = lambda a, b: verdict
 
     async def work(t: AuditClient) -> None:
         (raw, *_) = await t.ask(n=3)
@@ -154,7 +154,7 @@ def test_a_judge_that_talks_nonsense_gives_no_label(
         assert t.router.store.feedback.current(raw.headers["x-suffice-decision-id"]) == []
         assert t.step().labels == 0
         assert t.spent().usd > 0.0  # and is paid for all the same
-        assert caplog.text.count("gave no verdict") == 1, "said once, counted always"
+        assert caplog.text.count("gave no verdict") == 1, "logged once, counted always"
 
     talk(path, work)
 
@@ -168,9 +168,9 @@ def test_free_labels_are_subsampled_as_paid_ones_fail(path: Path, judge: Judge) 
         await t.settled()
         await t.ask(PROOF, n=40)
         await t.settled()
-        found = t.outcomes
-        assert found["unreadable"] == 60
-        assert found["subsampled"] > found.get("reference", 0)
+        outcomes = t.outcomes
+        assert outcomes["unreadable"] == 60
+        assert outcomes["subsampled"] > outcomes.get("reference", 0)
 
     talk(path, work)
 
@@ -188,7 +188,7 @@ def test_a_parameter_that_the_judge_refuses_is_left_out_or_renamed(
         await t.ask(n=4)
         await t.settled()
         assert t.outcomes == {outcome: 4}
-        assert (refused in judge.asked[-1]) == (outcome == "failed")
+        assert (refused in judge.requests[-1]) == (outcome == "failed")
 
     talk(path, work)
 
@@ -199,8 +199,8 @@ def test_calls_that_fail_are_counted_and_recorded(path: Path, fake: FakeUpstream
         await t.ask(n=2)
         await t.settled()
         assert t.outcomes == {"failed": 2}
-        asked = t.router.store.decisions(route="audit:safe")
-        assert [d["status"] for d in asked] == [502, 502]
+        calls = t.router.store.decisions(route="audit:safe")
+        assert [d["status"] for d in calls] == [502, 502]
         assert t.step().labels == 0
 
     talk(path, work)
@@ -234,17 +234,17 @@ def test_the_daily_cap_holds_and_is_reported(
         await t.ask(PROOF, n=3)
         await t.ask(n=3)
         await t.settled()
-        found = t.outcomes
-        assert 3 <= found["labelled"] < 60
-        assert found["capped"] >= 6
-        assert "reference" not in found, "free labels wait as well"
+        outcomes = t.outcomes
+        assert 3 <= outcomes["labelled"] < 60
+        assert outcomes["capped"] >= 6
+        assert "reference" not in outcomes, "free labels wait as well"
         assert t.spent().usd <= 0.03
         assert "max_usd_per_day" in t.router.ready()["watch"]["safe"]["waits"]
-        asked = len(judge.asked)
+        before = len(judge.requests)
         await t.ask(n=5)
         await t.settled()
-        assert len(judge.asked) == asked
-        # The day's money is everybody's: another worker finds it spent.
+        assert len(judge.requests) == before
+        # The day's money is shared: another worker finds it spent.
         with router(path) as other:
             second = AuditClient(other)
             await second.ask(n=5)
@@ -256,13 +256,13 @@ def test_the_daily_cap_holds_and_is_reported(
         monkeypatch.setattr(time, "time", lambda: now() + 86400.0)
         await t.ask(n=2)
         await t.settled()
-        assert t.outcomes["labelled"] == found["labelled"] + 2
+        assert t.outcomes["labelled"] == outcomes["labelled"] + 2
         assert t.router.ready()["watch"]["safe"]["waits"] is None
 
     talk(path, work)
 
 
-def test_a_judge_that_hangs_delays_nobody_and_what_waits_is_bounded(
+def test_a_hanging_judge_delays_no_request_and_the_queue_is_bounded(
     path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling, "MAX_QUEUED", 6)
@@ -284,13 +284,13 @@ def test_a_judge_that_hangs_delays_nobody_and_what_waits_is_bounded(
     talk(path, work)
 
 
-def test_stopping_in_the_middle_of_audits_leaves_nothing_behind(path: Path, judge: Judge) -> None:
+def test_closing_ends_audits_under_way_and_records_their_calls(path: Path, judge: Judge) -> None:
     judge.free.clear()
 
     async def work(t: AuditClient) -> None:
         await t.ask(n=3)
         async with asyncio.timeout(20):
-            while len(judge.asked) < 3:
+            while len(judge.requests) < 3:
                 await asyncio.sleep(0.01)
         began = time.monotonic()
         await t.router.aclose()
@@ -300,12 +300,12 @@ def test_stopping_in_the_middle_of_audits_leaves_nothing_behind(path: Path, judg
 
     talk(path, work)
     with router(path) as r:
-        # The calls that were cut off are on the books.
+        # The calls that were cut off are recorded.
         stopped = [d for d in r.store.decisions(route="audit:safe") if d["status"] == 499]
         assert len(stopped) == 3
 
 
-def test_clients_may_not_speak_as_the_auditor(path: Path) -> None:
+def test_clients_cannot_use_the_source_of_audits(path: Path) -> None:
     with router(path) as r:
         (i,) = recorded(r, "p/weak", 1)
         with pytest.raises(UnprocessableError, match="audit"):

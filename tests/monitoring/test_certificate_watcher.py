@@ -26,18 +26,18 @@ from suffice.store.records import FeedbackEvent
 
 
 @pytest.mark.slow
-def test_no_drift_no_alarm_over_a_long_run(path: Path) -> None:
+def test_no_alarm_without_drift_over_a_long_run(path: Path) -> None:
     draw = random.Random(5)
     with router(path) as r:
         t = r.start_monitoring(thread=False)
         assert t is not None
-        for at in range(8):
+        for second in range(8):
             ids = {m: recorded(r, m, 250) for m in ("p/weak", "p/strong")}
             losses = {i: float(draw.random() < 0.08) for i in ids["p/weak"]}  # 0.04 of all
             losses |= dict.fromkeys(ids["p/strong"], 0.0)
             mixed = sorted(losses, key=lambda i: i[-16:])
             labelled(r, mixed, [losses[i] for i in mixed])
-            t.step(time.time() + at)
+            t.step(time.time() + second)
         watch = t.tests["safe"]
         assert watch.labels == 4000
         assert not watch.alarmed
@@ -92,12 +92,12 @@ def test_labels_of_another_certificate_are_not_counted(path: Path) -> None:
         assert (watch.labels, watch.loss) == (2, 0.0)
 
 
-def test_a_watch_that_cannot_be_read_is_said_and_begins_anew(
+def test_an_unreadable_state_is_logged_and_the_test_starts_again(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with router(path) as r:
-        at = certificate_watcher.state_key("safe", certificate())
-        r.store.learner_states.save(at, {"watch": b"{}"}, 0, expected_cursor=0, now_s=1.0)
+        key = certificate_watcher.state_key("safe", certificate())
+        r.store.learner_states.save(key, {"watch": b"{}"}, 0, expected_cursor=0, now_s=1.0)
         t = r.start_monitoring(thread=False)
         assert t is not None
         labelled(r, recorded(r, "p/weak", 2), 0.0)
@@ -120,7 +120,7 @@ with router(Path(sys.argv[1])) as r:
 
 
 @pytest.mark.slow
-def test_killed_feeders_lose_nothing_and_count_nothing_twice(path: Path) -> None:
+def test_each_label_counts_once_after_sigkill(path: Path) -> None:
     n_killed = 5
     with router(path) as r:
         ids: list[str] = []
@@ -145,14 +145,14 @@ def test_killed_feeders_lose_nothing_and_count_nothing_twice(path: Path) -> None
         t = r.start_monitoring(thread=False)
         assert t is not None
         t.step(time.time() + 20.0 * n_killed)
-        found = t.tests["safe"]
+        test = t.tests["safe"]
         expected = sequential_test.start(0.05)
         for i in range(len(ids)):
             expected = expected.update(0.5 if i % 3 == 0 else 0.0)
-        assert found == expected
+        assert test == expected
 
 
-def test_two_feeders_on_one_store_count_each_label_once(path: Path) -> None:
+def test_each_label_counts_once_with_two_workers(path: Path) -> None:
     with router(path) as r, router(path, seed=2) as s:
         a, b = r.start_monitoring(thread=False), s.start_monitoring(thread=False)
         assert a is not None and b is not None
@@ -169,7 +169,7 @@ def test_two_feeders_on_one_store_count_each_label_once(path: Path) -> None:
         assert a.tests["safe"].labels == 12
 
 
-def test_a_feeder_that_was_overtaken_does_not_turn_the_watch_back(
+def test_a_worker_that_lost_its_lease_does_not_overwrite_the_test(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with router(path) as r, router(path, seed=2) as s:
@@ -191,8 +191,8 @@ def test_a_feeder_that_was_overtaken_does_not_turn_the_watch_back(
         a.step(now_s + 1.0)
         assert a.tests["safe"].labels == 6
         assert a.state()["safe"]["alarm"] is True
-        at = certificate_watcher.state_key("safe", certificate())
-        assert b"alarm_at" in s.store.learner_states.load(at).states["watch"]
+        key = certificate_watcher.state_key("safe", certificate())
+        assert b"alarm_at" in s.store.learner_states.load(key).states["watch"]
         with router(path, seed=3) as third:
             c = third.start_monitoring()
             assert c is not None
@@ -231,12 +231,12 @@ def test_which_scores_are_labels(changed: dict[str, Any], loss: float | None) ->
     assert certificate_watcher.loss_of(x, certificate(), frozenset({"test"}), 10.0) == loss
 
 
-def test_the_thread_takes_labels_in_and_stops(path: Path) -> None:
+def test_the_thread_ingests_labels_and_stops(path: Path) -> None:
     with router(path) as r:
         t = r.start_monitoring()
         assert t is not None
         labelled(r, recorded(r, "p/weak", 3), 0.0)
         until(lambda: r.ready()["watch"]["safe"]["labels"] == 3)
         t.stop()
-        at = certificate_watcher.state_key("safe", certificate())
-        assert r.store.leases.acquire(at, "another", 10.0, time.time()), "the lease was given back"
+        key = certificate_watcher.state_key("safe", certificate())
+        assert r.store.leases.acquire(key, "another", 10.0, time.time()), "the lease was given back"

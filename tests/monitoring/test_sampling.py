@@ -47,20 +47,20 @@ def auditor(share: float) -> sampling.AuditSampler:
         new_id=nothing,
     )
     routes = {"safe": monitoring.AuditedRoute("safe", spec, nothing)}
-    told = certificate()
-    return sampling.AuditSampler(routes, lambda route: told, calls, seed=1)
+    served = certificate()
+    return sampling.AuditSampler(routes, lambda route: served, calls, seed=1)
 
 
 @given(st.integers(0, 2**64 - 1), st.floats(0.0, 1.0))
-def test_who_serves_has_no_say_in_what_is_sampled(bits: int, share: float) -> None:
+def test_the_sample_does_not_depend_on_the_model(bits: int, share: float) -> None:
     a = auditor(share)
     x = features.extract_text(EASY)
-    drawn = {
+    sampled = {
         model: a.sample(decided(f"dec_{0:011x}{bits:016x}", model), x, QUERY) is not None
         for model in ("p/weak", "p/strong")
     }
-    assert drawn["p/weak"] == drawn["p/strong"]
-    assert drawn["p/weak"] == (share > 0.0 and monitoring.is_sampled(f"dec_{bits:027x}", share))
+    assert sampled["p/weak"] == sampled["p/strong"]
+    assert sampled["p/weak"] == (share > 0.0 and monitoring.is_sampled(f"dec_{bits:027x}", share))
     assert monitoring.is_sampled(f"dec_{bits:027x}", 1.0)
     assert not monitoring.is_sampled(f"dec_{bits:027x}", 0.0)
 
@@ -86,18 +86,18 @@ def test_what_the_certificate_did_not_decide_is_not_audited(
 
 
 @pytest.mark.slow
-def test_both_kinds_are_labelled_at_one_rate(path: Path, judge: Judge) -> None:
+def test_both_kinds_of_decisions_are_labelled_at_the_same_rate(path: Path, judge: Judge) -> None:
     async def work(t: AuditClient) -> None:
         ids: dict[str, list[str]] = {EASY: [], PROOF: []}
         for text in (EASY, PROOF):
             for raw in await t.ask(text, 150):
                 ids[text].append(raw.headers["x-suffice-decision-id"])
             await t.settled()
-        for text, found in ids.items():
-            labelled = [i for i in found if t.router.store.feedback.current(i)]
-            assert labelled == [i for i in found if monitoring.is_sampled(i, 0.3)]
+        for text, decisions in ids.items():
+            labelled = [i for i in decisions if t.router.store.feedback.current(i)]
+            assert labelled == [i for i in decisions if monitoring.is_sampled(i, 0.3)]
             assert 20 < len(labelled) < 75, text
-        n = sum(monitoring.is_sampled(i, 0.3) for found in ids.values() for i in found)
+        n = sum(monitoring.is_sampled(i, 0.3) for decisions in ids.values() for i in decisions)
         assert t.step().labels == n
 
     talk(path, work, share=0.3)
@@ -130,21 +130,21 @@ def test_answers_are_read_with_their_tool_calls() -> None:
         choice = {"index": index, "delta": delta}
         return b"data: " + msgspec.json.encode({"choices": [choice]}) + b"\n\n"
 
-    part = {"index": 0, "function": {"name": "f", "arguments": '{"a"'}}
-    rest = {"index": 0, "function": {"arguments": ":1}"}}
+    first = {"index": 0, "function": {"name": "f", "arguments": '{"a"'}}
+    second = {"index": 0, "function": {"arguments": ":1}"}}
     stream = [
         event({"role": "assistant", "content": ""}) + event({"content": "h\n"}),
         event({"content": "another"}, 1),
         event({"content": "i"}),
-        event({"tool_calls": [part]}),
-        event({"tool_calls": [rest]}),
+        event({"tool_calls": [first]}),
+        event({"tool_calls": [second]}),
         b'data: {"choices": [], "usage": {}}\n\ndata: [DONE]\n\n',
     ]
     assert openai_message.text_of_stream(stream) == 'h\ni\n[calls f({"a":1})]'
     assert openai_message.text_of_stream([b"data: {\n\n"]) is None
 
 
-def test_the_judge_is_shown_what_form_was_asked_for() -> None:
+def test_the_judge_sees_the_requested_form() -> None:
     raw = msgspec.Raw
     fields = {"tools": raw(b'[{"name":"f"}]'), "response_format": raw(b"null")}
     q = msgspec.structs.replace(QUERY, fields=fields)

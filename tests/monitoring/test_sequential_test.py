@@ -36,19 +36,19 @@ def test_false_alarms_stay_below_the_stated_rate_at_the_very_bound() -> None:
 
 
 @pytest.mark.parametrize("before", [0, 1000])
-def test_a_loss_that_doubles_is_seen(before: int) -> None:
+def test_a_doubled_loss_raises_an_alarm(before: int) -> None:
     rng = np.random.default_rng(4)
-    found = []
+    delays = []
     for _ in range(12):
         good = (rng.random(before) < 0.04).astype(float)
         bad = (rng.random(4000) < 0.12).astype(float)
         w = run(np.concatenate([good, bad]))
         assert w.alarm_at is not None
-        found.append(w.alarm_at - before)
-    assert 0 < np.median(found) < 1000
+        delays.append(w.alarm_at - before)
+    assert 0 < np.median(delays) < 1000
 
 
-def test_graded_losses_are_watched_too() -> None:
+def test_graded_losses_are_tested_too() -> None:
     rng = np.random.default_rng(5)
     assert not run(rng.beta(1, 39, 2000)).alarmed
     assert run(rng.beta(1, 6, 2000)).alarmed
@@ -67,7 +67,7 @@ def test_expected_wealth_never_grows_at_the_bound(losses: list[float]) -> None:
 
 
 @given(LOSSES)
-def test_a_state_survives_json_and_goes_on_alike(losses: list[float]) -> None:
+def test_a_state_round_trips_through_json(losses: list[float]) -> None:
     w = sequential_test.start(0.05, 0.01)
     for loss in losses:
         w = w.update(loss)
@@ -97,7 +97,7 @@ def test_the_loss_is_the_mean_and_the_alarm_does_not_end(losses: list[float]) ->
     assert 0 <= (w.recent or 0) <= 1
 
 
-def test_the_reason_says_what_is_seen() -> None:
+def test_the_reason_states_the_losses() -> None:
     w = sequential_test.start(0.05)
     assert "No label yet" in w.reason
     assert "nothing contradicts" in w.update(0.0).reason
@@ -106,7 +106,7 @@ def test_the_reason_says_what_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: sequential_test.start(0.0), "max_loss"),
         (lambda: sequential_test.start(0.1, 1.0), "false_alarm"),
@@ -127,6 +127,6 @@ def test_the_reason_says_what_is_seen() -> None:
         ),
     ],
 )
-def test_nonsense_is_refused_by_name(make, said: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match=said):
+def test_arguments_out_of_range_are_named(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
         make()

@@ -38,9 +38,9 @@ class AuditClient:
 
     def __init__(self, r: suffice.Router) -> None:
         self.router = r
-        found = r.start_monitoring(thread=False)
-        assert found is not None
-        self.audit = found
+        monitor = r.start_monitoring(thread=False)
+        assert monitor is not None
+        self.audit = monitor
         self.client = suffice.AsyncClient(r, max_retries=0)
         self.now_s = time.time()
 

@@ -43,12 +43,12 @@ output_usd_per_mtok = 4.0
 
 
 class Judge:
-    """A judge on a socket of its own. says(a, b) is its whole reply to a pair of answers; it hangs
+    """A judge on a real socket. says(a, b) is its whole reply to a pair of answers; it hangs
     while `hangs` is set. refuses: a parameter it answers 400 to."""
 
     def __init__(self) -> None:
         self.says: Callable[[str, str], str] = plainly
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.refuses: str | None = None
         self.usage = True
         self.free = threading.Event()
@@ -60,14 +60,14 @@ class Judge:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                judge.asked.append(body)
+                judge.requests.append(body)
                 judge.free.wait(30)
                 if judge.refuses is not None and judge.refuses in body:
                     text = f"'{judge.refuses}' is not supported with this model."
                     if judge.refuses == "max_tokens":
                         text += " Use 'max_completion_tokens' instead."
-                    said = {"error": {"message": text}}
-                    self._answer(400, said)
+                    error = {"error": {"message": text}}
+                    self._answer(400, error)
                     return
                 text = body["messages"][1]["content"]
                 message = {"role": "assistant", "content": judge.says(*answers(text))}
@@ -79,8 +79,8 @@ class Judge:
                     reply["usage"] = {"prompt_tokens": 400, "completion_tokens": 50}
                 self._answer(200, reply)
 
-            def _answer(self, status: int, said: Any) -> None:
-                raw = json.dumps(said).encode()
+            def _answer(self, status: int, body: Any) -> None:
+                raw = json.dumps(body).encode()
                 try:
                     self.send_response(status)
                     self.send_header("content-type", "application/json")
@@ -112,12 +112,12 @@ class Judge:
 
 
 def answers(text: str) -> tuple[str, str]:
-    found = [
+    matches = [
         re.search(rf"<answer-{which}-\w+>\n(.*)\n</answer-{which}", text, re.DOTALL)
         for which in "AB"
     ]
-    assert found[0] is not None and found[1] is not None
-    return found[0][1], found[1][1]
+    assert matches[0] is not None and matches[1] is not None
+    return matches[0][1], matches[1][1]
 
 
 def plainly(a: str, b: str) -> str:
@@ -166,12 +166,12 @@ def written(
 @contextmanager
 def router(path: Path, share: float = 1.0, seed: int = 1) -> Iterator[suffice.Router]:
     """A router in this process that audits more than a config may ask for."""
-    found = config.resolve(config.load_settings(path, {}), {})
-    spec = found.routes["safe"]
+    resolved = config.resolve(config.load_settings(path, {}), {})
+    spec = resolved.routes["safe"]
     assert spec.audit is not None
-    own = msgspec.structs.replace(spec.audit, sample_rate=share)
-    routes = {**found.routes, "safe": msgspec.structs.replace(spec, audit=own)}
-    made = suffice.Router(msgspec.structs.replace(found, routes=routes), env={}, seed=seed)
+    audit = msgspec.structs.replace(spec.audit, sample_rate=share)
+    routes = {**resolved.routes, "safe": msgspec.structs.replace(spec, audit=audit)}
+    made = suffice.Router(msgspec.structs.replace(resolved, routes=routes), env={}, seed=seed)
     try:
         yield made
     finally:
@@ -181,7 +181,7 @@ def router(path: Path, share: float = 1.0, seed: int = 1) -> Iterator[suffice.Ro
 def until(true: Callable[[], Any], within_s: float = 20.0) -> Any:
     """What it is once it is true. Fails after `within_s`."""
     end = time.monotonic() + within_s
-    while not (found := true()):
+    while not (value := true()):
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.02)
-    return found
+    return value

@@ -48,7 +48,7 @@ class Reply:
 
 
 class Upstream:
-    """A transport that answers as it is told; `sent` holds the bodies."""
+    """A transport that answers by a function; `sent` holds the bodies."""
 
     def __init__(self, answer: Answers) -> None:
         self.answer = answer
@@ -57,14 +57,14 @@ class Upstream:
     def prepare(self, connect_s: float) -> None: ...
 
     async def send(self, url: str, headers: Any, body: bytes, **_: Any) -> Any:
-        told = msgspec.json.decode(body)
-        self.sent.append(told)
-        found = self.answer(told["model"], told)
-        if asyncio.isfuture(found):
-            found = await found
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        request = msgspec.json.decode(body)
+        self.sent.append(request)
+        reply = self.answer(request["model"], request)
+        if asyncio.isfuture(reply):
+            reply = await reply
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
 
     async def aclose(self) -> None: ...
 
@@ -129,8 +129,8 @@ def asking(text: str = "What is a river?", **fields: Any) -> Query:
 
 
 def spent(router: Router) -> tuple[float, float]:
-    told = router.ready()["budgets"]["auto"]
-    return told["spent_usd"], told["reserved_usd"]
+    totals = router.ready()["budgets"]["auto"]
+    return totals["spent_usd"], totals["reserved_usd"]
 
 
 def failing(kind: Any) -> UpstreamError:
