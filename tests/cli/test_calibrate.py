@@ -63,7 +63,7 @@ def test_a_threshold_is_certified_and_written(suffice: Run, tmp_path: Path, traf
     assert certificates.load(tmp_path / "sure.json").threshold < c.threshold
 
 
-def test_what_cannot_be_certified_is_said_and_an_old_certificate_stays(
+def test_a_failed_calibration_leaves_an_old_certificate_unchanged(
     suffice: Run, tmp_path: Path, traffic: Path
 ) -> None:
     args = ("calibrate", str(traffic), "--policy", "default", "--max-loss")
@@ -80,7 +80,9 @@ def test_what_cannot_be_certified_is_said_and_an_old_certificate_stays(
     assert (tmp_path / "default.certificate.json").read_bytes() == before
 
 
-def test_the_prices_are_those_of_the_config(suffice: Run, tmp_path: Path, traffic: Path) -> None:
+def test_the_certificate_has_the_prices_of_the_config(
+    suffice: Run, tmp_path: Path, traffic: Path
+) -> None:
     (tmp_path / "mine.toml").write_text(
         '[providers.p]\nbase_url = "http://127.0.0.1:9/v1"\n'
         '[models."p/weak"]\ninput_usd_per_mtok = 0.15\noutput_usd_per_mtok = 0.6\n'
@@ -108,7 +110,7 @@ def test_the_prices_are_those_of_the_config(suffice: Run, tmp_path: Path, traffi
         (("--max-loss", "0.1"), "--policy"),
     ],
 )
-def test_bad_usage_is_named_and_writes_nothing(
+def test_bad_usage_is_named_and_nothing_is_written(
     suffice: Run, tmp_path: Path, traffic: Path, args: tuple[str, ...], said: str
 ) -> None:
     code, out, err = suffice("calibrate", str(traffic), *args)

@@ -15,7 +15,7 @@ from suffice.providers.fake import FakeUpstream
 
 
 @pytest.mark.slow
-def test_a_trained_artifact_serves_and_sends_each_topic_where_it_belongs(
+def test_a_trained_artifact_routes_each_topic_to_its_model(
     tmp_path: Path, fake: FakeUpstream, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_folder(table(400, ("p/weak", "p/strong")), tmp_path / "labels")
@@ -76,7 +76,7 @@ def test_json_is_one_object_with_the_card(
     assert len(card["digest"]) == 64
 
 
-def test_a_bad_table_leaves_an_old_artifact_as_it_was(
+def test_a_bad_table_leaves_an_old_artifact_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a.npz"
@@ -89,15 +89,13 @@ def test_a_bad_table_leaves_an_old_artifact_as_it_was(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "t.jsonl"]
 
 
-def test_a_folder_that_is_not_there_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_jsonl(table(80), tmp_path / "t.jsonl")
     assert main(["train", str(data), "--out", str(tmp_path / "no" / "a.npz")]) == 2
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_a_config_that_names_no_artifact_says_so(
+def test_a_config_with_a_missing_artifact_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "suffice.toml"

@@ -115,7 +115,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize(
     ("n", "k"), [(0, 2), (1, 2), (60, 2), (60, 4), (MIN_MULTI_MODEL_LABELS + 60, 4)]
 )
-def test_any_table_gives_whole_predictions(name: str, n: int, k: int, how: str) -> None:
+def test_any_table_gives_complete_predictions(name: str, n: int, k: int, how: str) -> None:
     g = changed(labels(n, k), how)
     p = fit(name, g)
     whole(p, g, batch(30, 5))
@@ -132,12 +132,12 @@ def test_any_number_of_labels_and_models(n: int, k: int, costs: bool, seed: int)
 
 
 @pytest.mark.slow
-def test_twenty_models_with_labels_enough(name: str) -> None:
+def test_twenty_models_with_enough_labels_are_predicted(name: str) -> None:
     g = changed(labels(MIN_MULTI_MODEL_LABELS + 20, 20), "holes")
     whole(fit(name, g), g, batch(30, 5))
 
 
-def test_estimator_manners(name: str) -> None:
+def test_predictors_follow_the_estimator_conventions(name: str) -> None:
     g = labels(80, 3)
     p = make_predictor(name)
     assert p.name == name
@@ -151,7 +151,7 @@ def test_estimator_manners(name: str) -> None:
     assert np.array_equal(vectors, g.x.vectors)
 
 
-def test_the_same_labels_teach_the_same(name: str) -> None:
+def test_the_same_labels_give_the_same_fit(name: str) -> None:
     g = changed(labels(MIN_MULTI_MODEL_LABELS + 60, 3), "holes")
     test = batch(50, 9)
     once, again = fit(name, g), fit(name, g)
@@ -163,7 +163,7 @@ def test_the_same_labels_teach_the_same(name: str) -> None:
         assert np.array_equal(a, b, equal_nan=True)
 
 
-def test_one_query_is_told_the_same_as_in_a_batch(name: str) -> None:
+def test_a_query_alone_is_predicted_as_in_a_batch(name: str) -> None:
     if name in ("default", "length"):
         return  # their quality is by the quantile within the batch; their rank is tested below
     g = labels(MIN_MULTI_MODEL_LABELS + 60, 3)
@@ -180,7 +180,7 @@ def test_ranks_do_not_depend_on_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_what_is_plain_is_learned(name: str) -> None:
+def test_a_clear_difference_is_learned(name: str) -> None:
     """The strong model is better only in one half of the embedding."""
     rng = np.random.default_rng(2)
     x = batch(1200, 2)
@@ -223,7 +223,7 @@ def test_below_few_labels_three_models_get_constants_only() -> None:
     assert np.ptp(fit("trained", labels(50, 2)).predict(test)[0], axis=0).max() > 1e-6
 
 
-def test_the_trained_head_knows_that_costs_differ_by_query() -> None:
+def test_the_trained_head_predicts_costs_per_query() -> None:
     g = labels(800, 2)
     test = batch(400, 4)
     _, cost = fit("trained", g).predict(test)
@@ -246,13 +246,13 @@ def test_graded_scores_and_right_or_wrong_rank_alike() -> None:
     assert np.corrcoef(a, b)[0, 1] > 0.99
 
 
-def test_a_model_without_costs_leaves_only_prices() -> None:
+def test_a_model_without_costs_is_predicted_by_its_price() -> None:
     g = changed(labels(MIN_MULTI_MODEL_LABELS + 60, 3), "a model without labels")
     _, cost = fit("trained", g).predict(batch(20, 6))
     assert np.ptp(cost, axis=0).tolist() == [0.0, 0.0, 0.0]
     assert cost[0, 2] == pytest.approx(g.price[2])
 
 
-def test_an_unknown_name_offers_the_nearest() -> None:
+def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="trained"):
         make_predictor("traned")

@@ -54,7 +54,7 @@ def of(c: Calibration) -> Certificate:
     return c.certificate
 
 
-def test_a_trained_policy_sends_the_easy_half_away(artifact: str) -> None:
+def test_a_trained_policy_sends_the_easy_half_to_the_cheap_model(artifact: str) -> None:
     cal = table(500, seed=1)
     told = run(cal, artifact, list_prices={"lab/strong": (1.0, 2.0)})
     c = of(told)
@@ -74,7 +74,7 @@ def test_a_trained_policy_sends_the_easy_half_away(artifact: str) -> None:
     assert lost.sum() == c.losses
 
 
-def test_serving_sees_the_score_that_was_calibrated(three: str) -> None:
+def test_serving_computes_the_score_that_was_calibrated(three: str) -> None:
     made = artifacts.load(three)
     cal = table(60, THREE, seed=2)
     c = of(run(table(500, THREE, seed=1), three))
@@ -94,7 +94,7 @@ def test_serving_sees_the_score_that_was_calibrated(three: str) -> None:
         assert place == place_lab and gap == pytest.approx(gap_lab, abs=1e-3)
 
 
-def test_labels_move_nothing_but_the_stop(three: str) -> None:
+def test_labels_change_only_the_threshold(three: str) -> None:
     """Other labels on the same queries: same models, same rate, and one of the same thresholds."""
     cal = table(500, THREE, seed=1)
     worse = cal.score.copy()
@@ -164,7 +164,7 @@ def test_unlabelled_queries_are_left_out(artifact: str) -> None:
         run(replace(cal, score=score), artifact)
 
 
-def test_too_strict_a_wish_is_no_certificate(artifact: str) -> None:
+def test_too_strict_a_bound_gives_no_certificate(artifact: str) -> None:
     told = run(table(100, seed=1), artifact, max_loss=0.001)
     assert told.certificate is None and told.result.labels_needed == 2302
     assert "too few" in told.result.reason
@@ -185,7 +185,7 @@ def test_too_strict_a_wish_is_no_certificate(artifact: str) -> None:
         ("default", {"models": ["lab/weak", "nope"]}, "no model 'nope'"),
     ],
 )
-def test_bad_wishes_are_refused_with_the_remedy(
+def test_bad_arguments_are_refused_with_a_remedy(
     policy: str, more: dict[str, object], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
@@ -197,7 +197,7 @@ def test_an_artifact_of_other_models_is_refused(artifact: str) -> None:
         run(table(100, ("x/a", "x/b"), seed=1), artifact)
 
 
-def test_the_exchange_rate_buys_what_saves_most() -> None:
+def test_the_exchange_rate_saves_most() -> None:
     # Where the middle model is no better than the small one, a dollar must count.
     same = np.tile([0.9, 0.85, 0.851], (100, 1))
     cost = np.array([1.0, 0.01, 0.5])
@@ -208,5 +208,5 @@ def test_the_exchange_rate_buys_what_saves_most() -> None:
     assert choose_exchange_rate(same[:, :2], cost[:2], 0.2) == 0.0
 
 
-def test_a_path_is_where_the_certificate_goes(artifact: str) -> None:
+def test_the_default_path_of_a_certificate_is_next_to_the_artifact(artifact: str) -> None:
     assert certificates.default_path(artifact) == Path(f"{artifact}.certificate.json")

@@ -23,7 +23,7 @@ THREE = ("lab/small", "lab/middle", "lab/large")
 
 
 @pytest.mark.slow
-def test_what_differs_by_topic_is_learned_and_chosen() -> None:
+def test_a_difference_by_topic_is_learned_and_chosen() -> None:
     made, outcome = train(table(400), date="2026-01-02")
     assert outcome.chosen != "constant"
     assert outcome.nested is not None
@@ -40,7 +40,7 @@ def test_what_differs_by_topic_is_learned_and_chosen() -> None:
 
 
 @pytest.mark.slow
-def test_where_nothing_can_be_learned_it_is_a_constant_and_says_so() -> None:
+def test_noise_trains_a_constant_with_a_reason() -> None:
     t = table(350, THREE)
     rng = np.random.default_rng(1)
     noise = replace(t, score=(rng.random(t.score.shape) < [0.6, 0.7, 0.8]).astype(float))
@@ -52,7 +52,7 @@ def test_where_nothing_can_be_learned_it_is_a_constant_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("policy", ["trained", "ridge", "knn", "cluster", "constant"])
-def test_every_learner_can_be_asked_for_and_is_what_it_was_in_the_lab(policy: str) -> None:
+def test_a_saved_learner_predicts_what_the_fitted_one_does(policy: str) -> None:
     t = table(400, THREE)
     made, outcome = train(t, policy=policy)
     assert outcome.chosen == policy
@@ -69,7 +69,7 @@ def test_every_learner_can_be_asked_for_and_is_what_it_was_in_the_lab(policy: st
             assert np.allclose(a, b, atol=3e-3, rtol=1e-3)
 
 
-def test_few_labels_make_a_safe_head_of_a_pair_and_means_of_more() -> None:
+def test_few_labels_train_a_linear_head_for_a_pair_and_means_for_more() -> None:
     made, outcome = train(table(40))
     assert outcome.chosen == "trained"
     assert "too few" in outcome.reason
@@ -88,7 +88,7 @@ def test_output_tokens_become_heads() -> None:
 
 
 @pytest.mark.slow
-def test_missing_scores_are_learned_around() -> None:
+def test_missing_scores_are_ignored() -> None:
     t = table(400, THREE)
     score = t.score.copy()
     score[::3, 1] = np.nan
@@ -104,7 +104,7 @@ def test_the_same_table_and_seed_give_the_same_file() -> None:
     assert artifacts.pack(a) == artifacts.pack(b)
 
 
-def test_training_keys_tell_what_was_learned_from() -> None:
+def test_training_keys_identify_the_training_queries() -> None:
     t = table(120)
     made, _ = train(t, policy="constant")
     assert np.isin(key_hashes(t), made.training_keys).all()
@@ -121,7 +121,7 @@ def test_one_model_and_an_unknown_policy_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_new_model_is_one_column_and_moves_no_other() -> None:
+def test_a_new_model_adds_one_column_and_changes_no_other() -> None:
     t = table(400, THREE)
     old, _ = train(t.select_models(["lab/small", "lab/large"]), policy="trained")
     grown = add_models(old, t.take(np.arange(200)))
@@ -136,13 +136,13 @@ def test_a_new_model_is_one_column_and_moves_no_other() -> None:
 
 
 @pytest.mark.parametrize("policy", ["constant", "ridge"])
-def test_constants_and_ridge_grow_too(policy: str) -> None:
+def test_constants_and_ridge_can_be_extended(policy: str) -> None:
     t = table(300, THREE)
     old, _ = train(t.select_models(["lab/small", "lab/large"]), policy=policy)
     assert add_models(old, t).card.models[-1] == "lab/middle"
 
 
-def test_what_cannot_grow_says_why() -> None:
+def test_artifacts_that_cannot_be_extended_are_refused_with_a_reason() -> None:
     t = table(300, THREE)
     old, _ = train(t.select_models(["lab/small", "lab/large"]), policy="knn")
     with pytest.raises(ArtifactError, match="knn"):
@@ -223,7 +223,7 @@ class OwnEstimator:
 
 
 @pytest.mark.slow
-def test_a_users_own_class_trains_saves_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_predictor_trains_saves_and_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import metadata
 
     class Entry:

@@ -1,6 +1,6 @@
-"""The lab: what is done offline with recorded or collected outcomes. Needs the extra `lab`.
+"""Offline work with recorded or collected outcomes. Needs the extra `lab`.
 
     table -> split -> fit -> calibrate -> evaluate -> report + artifact
 
-Serving never imports this room.
+Serving never imports this package.
 """

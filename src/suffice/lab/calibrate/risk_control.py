@@ -221,9 +221,8 @@ class _Units:
 
     def add_losses(self, losses: FloatArray, rows: NDArray[np.intp]) -> FloatArray:
         """Losses of the units (n,) plus those of more rows."""
-        result = losses.copy()
-        np.add.at(result, self.of_row[rows], self.weighted_loss[rows])
-        return result
+        added = np.bincount(self.of_row[rows], self.weighted_loss[rows], minlength=self.n)
+        return np.asarray(losses + added)
 
     def share_of(self, rows: NDArray[np.intp]) -> float:
         """Share of queries that `rows` are, each unit counted once."""

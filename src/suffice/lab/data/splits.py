@@ -41,6 +41,8 @@ def group_kfold(groups: NDArray[np.intp], count: int, seed: int) -> NDArray[np.i
     Returns:
         (n,) fold of each row, from 0.
     """
+    # scikit-learn's GroupKFold either ignores sizes (shuffle=True) or orders equal groups by an
+    # unstable sort, which differs between machines.
     sizes = np.bincount(groups)
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]

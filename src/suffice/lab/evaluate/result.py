@@ -27,17 +27,20 @@ class EqualCost(TypedDict):
     zero_router_quality: float | None
 
 
-class OperatingPoint(TypedDict):
-    """The cheapest trade-off that keeps a part of the best model's quality, else the best one."""
-
-    keeps: float
-    kept: bool
-    cost: float
-    quality: float
-    gross_loss: float
-    net_loss: float
-    share: dict[str, float]
-    trade_off: int
+# The cheapest trade-off that keeps a part of the best model's quality, else the best one.
+OperatingPoint = TypedDict(  # noqa: UP013  ("kept" is a JSON key, not a name to use)
+    "OperatingPoint",
+    {
+        "keeps": float,
+        "kept": bool,
+        "cost": float,
+        "quality": float,
+        "gross_loss": float,
+        "net_loss": float,
+        "share": dict[str, float],
+        "trade_off": int,
+    },
+)
 
 
 class FlipRates(TypedDict):

@@ -143,11 +143,13 @@ class Scorecard:
         cost = self._cost[rows, choices.models].T  # (n, t)
         quality = self._quality[rows, choices.models].T
         points = np.stack([self._mean(cost), self._mean(quality)], axis=1)
-        drawn_points = np.stack([self.bootstrap.means(cost), self.bootstrap.means(quality)], axis=2)
-        drawn = np.array(
+        resampled_points = np.stack(
+            [self.bootstrap.means(cost), self.bootstrap.means(quality)], axis=2
+        )
+        resampled = np.array(
             [
                 frontier.hull_area(p, s)
-                for p, s in zip(drawn_points, self._single_draws, strict=True)
+                for p, s in zip(resampled_points, self._single_draws, strict=True)
             ]
         )
         area = frontier.hull_area(points, self.singles)
@@ -156,9 +158,9 @@ class Scorecard:
         result: PolicyResult = {
             "curve": points[np.lexsort((points[:, 1], points[:, 0]))].tolist(),
             "area": area,
-            "area_ci": basic_interval(drawn, area),
+            "area_ci": basic_interval(resampled, area),
             "gain_over_zero_router": gain,
-            "gain_ci": basic_interval(drawn - self._zero_draws, gain),
+            "gain_ci": basic_interval(resampled - self._zero_draws, gain),
             "qnc": metrics.qnc(points, self.singles),
             "apgr": None,
             "cpt50": None,
@@ -189,10 +191,10 @@ class Scorecard:
         curve = metrics.pair_curve(strong_score, strong, weak, self._weight)
         if not np.isfinite(curve.apgr):
             return
-        drawn = metrics.apgr_draws(strong_score, strong, weak, self.bootstrap)
+        resampled = metrics.apgr_draws(strong_score, strong, weak, self.bootstrap)
         result["apgr"] = curve.apgr
         result["cpt50"], result["cpt80"] = curve.cpt(0.5), curve.cpt(0.8)
-        result["apgr_ci"] = basic_interval(drawn, curve.apgr)
+        result["apgr_ci"] = basic_interval(resampled, curve.apgr)
 
     def _equal_quality(self, points: FloatArray) -> list[EqualQuality]:
         quality = float(self.singles[self._best, 1])

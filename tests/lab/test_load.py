@@ -22,7 +22,7 @@ def rows(path: Path, *given: dict[str, Any]) -> Path:
     return path
 
 
-def test_one_table_in_every_form(tmp_path: Path) -> None:
+def test_every_format_gives_the_same_table(tmp_path: Path) -> None:
     made = table(30, ("x/a", "x/b", "x/c"))
     long = write_jsonl(made, tmp_path / "long.jsonl")
     lines = [json.loads(x) for x in long.read_text().splitlines()]
@@ -68,7 +68,7 @@ def test_messages_null_scores_and_missing_cells(tmp_path: Path) -> None:
     assert got.latency_s[1, 1] == 2.5
 
 
-def test_bom_and_blank_lines_are_no_matter(tmp_path: Path) -> None:
+def test_byte_order_marks_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\n\n")
     assert len(load_table(path)) == 1
@@ -97,7 +97,7 @@ def test_a_bad_value_is_named(tmp_path: Path, change: dict[str, Any], said: str)
     assert "t.jsonl" in str(caught.value)
 
 
-def test_a_scale_beyond_one_gets_its_remedy(tmp_path: Path) -> None:
+def test_a_score_above_one_is_refused_with_a_remedy(tmp_path: Path) -> None:
     path = rows(tmp_path / "t.jsonl", {**ROW, "score": 8})
     with pytest.raises(TableError, match="Divide by the scale's largest score"):
         load_table(path)
@@ -117,7 +117,7 @@ def test_a_missing_column_of_a_folder_is_named(tmp_path: Path, lacking: str) -> 
         load_table(folder)
 
 
-def test_a_misspelt_column_is_guessed(tmp_path: Path) -> None:
+def test_the_nearest_column_is_suggested(tmp_path: Path) -> None:
     path = rows(tmp_path / "t.jsonl", {"query_id": "a", "promt": "x", "model": "m", "score": 1})
     with pytest.raises(TableError, match="Is it 'promt'"):
         load_table(path)
@@ -163,7 +163,9 @@ def test_nan_and_mixed_scales_warn(tmp_path: Path) -> None:
         ("t", b"x", "not supported"),
     ],
 )
-def test_unreadable_files_say_why(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_unreadable_files_are_refused_with_a_reason(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(TableError) as caught:
@@ -183,7 +185,7 @@ def test_a_file_beyond_the_limit_is_refused(
         load_table(tmp_path / name)
 
 
-def test_nothing_there_and_nothing_scored(tmp_path: Path) -> None:
+def test_missing_and_unscored_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="no such file"):
         load_table(tmp_path / "none.jsonl")
     (tmp_path / "empty").mkdir()
@@ -195,7 +197,7 @@ def test_nothing_there_and_nothing_scored(tmp_path: Path) -> None:
     assert len(load_table(path, need_scores=False)) == 1
 
 
-def test_an_outcome_of_no_query_is_refused(tmp_path: Path) -> None:
+def test_an_outcome_of_an_unknown_query_is_refused(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

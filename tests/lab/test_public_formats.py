@@ -118,7 +118,7 @@ def test_routellm_gsm8k_with_responses(tmp_path: Path) -> None:
         assert set(got.models) == set(PAIR[1:])
 
 
-def test_routellm_mt_bench_scores_two_turns_and_routes_on_one(tmp_path: Path) -> None:
+def test_mt_bench_scores_two_turns_and_routes_on_one(tmp_path: Path) -> None:
     folder = tmp_path / "mt_bench"
     write_jsonl(
         folder / "question.jsonl",
@@ -244,7 +244,7 @@ def test_litellm_spend_logs(tmp_path: Path) -> None:
     assert any("1 log rows without messages" in w for w in got.warnings)
 
 
-def test_litellm_logs_without_messages_say_what_to_turn_on(tmp_path: Path) -> None:
+def test_litellm_logs_without_messages_name_the_setting(tmp_path: Path) -> None:
     path = write_csv(
         tmp_path / "spend.csv", SPEND,
         [["r1", "acompletion", "h", 0.1, 3, 1, 2, "2025-01-01", "gpt-4o", "{}", "", "{}"]],

@@ -41,7 +41,7 @@ def head(
     return made.fit(x, y, np.full(h, 0.2), np.full(h, 0.1), np.full(h, 0.3), weight)
 
 
-def test_without_labels_it_is_exactly_the_length() -> None:
+def test_without_labels_only_the_length_predicts() -> None:
     x, y = data(0, 0)
     got = head(x, y)
     assert got.intercept_.tolist() == [0.2]
@@ -52,7 +52,7 @@ def test_without_labels_it_is_exactly_the_length() -> None:
 
 @given(st.integers(1, 60), st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
-def test_over_labels_or_over_weights_is_the_same_regression(n: int, seed: int) -> None:
+def test_both_solvers_give_the_same_solution(n: int, seed: int) -> None:
     x, y = data(n, seed, strength=0.3)
     v = np.random.default_rng(seed).uniform(0.0, 0.1, P)
     v[3] = 0.0  # ruled out
@@ -61,7 +61,7 @@ def test_over_labels_or_over_weights_is_the_same_regression(n: int, seed: int) -
 
 
 @pytest.mark.parametrize("n", [8, 50])
-def test_the_average_is_the_literal_one(n: int) -> None:
+def test_the_average_equals_its_definition(n: int) -> None:
     """Every member's posterior mean and marginal likelihood, from the densities themselves."""
     x, y = data(n, 3, slope=0.2, strength=0.2)
     spread = np.linspace(2.0, 0.5, D)
@@ -97,7 +97,7 @@ def test_the_average_is_the_literal_one(n: int) -> None:
     assert got.null_probability_[0] == pytest.approx(share[-1])
 
 
-def test_a_label_that_counts_twice_is_two_labels() -> None:
+def test_a_label_of_weight_two_is_two_labels() -> None:
     x, y = data(30, 4, strength=0.2)
     weight = np.ones(30)
     weight[:10] = 2.0
@@ -107,7 +107,7 @@ def test_a_label_that_counts_twice_is_two_labels() -> None:
     assert one.noise_ == pytest.approx(two.noise_)
 
 
-def test_unknown_targets_are_as_if_they_were_not_there() -> None:
+def test_unknown_targets_are_ignored() -> None:
     x, y = data(60, 5, strength=0.3)
     both = np.concatenate([y, y], axis=1)
     both[20:, 1] = np.nan
@@ -118,7 +118,7 @@ def test_unknown_targets_are_as_if_they_were_not_there() -> None:
     assert none.weights_[:, 0].tolist() == [0.1] + [0.0] * (P - 1)
 
 
-def test_fifty_labels_of_noise_hardly_move_it() -> None:
+def test_fifty_labels_of_noise_hardly_change_the_prediction() -> None:
     """What makes it safe: where nothing but length is to be learned, the order stays that of the
     length, on every seed."""
     test, _ = data(2000, 99)
@@ -138,7 +138,7 @@ def test_fifty_labels_of_noise_hardly_move_it() -> None:
     assert np.mean(loose) < np.mean(told)  # the doubt is what does it
 
 
-def test_many_labels_find_what_is_there_and_end_the_doubt() -> None:
+def test_many_labels_reject_the_null_model() -> None:
     x, y = data(2000, 7, slope=-0.2, strength=0.3)
     got = head(x, y)
     assert got.null_probability_[0] < 1e-6
@@ -148,7 +148,7 @@ def test_many_labels_find_what_is_there_and_end_the_doubt() -> None:
     assert got.noise_[0] == pytest.approx(0.25, abs=0.03)
 
 
-def test_doubt_can_be_ruled_out() -> None:
+def test_the_null_model_can_be_ruled_out() -> None:
     x, y = data(5, 8)
     got = head(x, y, odds=-np.inf)
     assert got.null_probability_.tolist() == [0.0]
@@ -156,7 +156,7 @@ def test_doubt_can_be_ruled_out() -> None:
     assert head(x[:0], y[:0], odds=-np.inf).null_probability_.tolist() == [0.0]
 
 
-def test_a_wider_spread_believes_a_dimension_sooner() -> None:
+def test_a_wider_prior_learns_a_dimension_from_fewer_labels() -> None:
     rng = np.random.default_rng(9)
     x = rng.normal(size=(200, P))
     y = (0.15 * (x[:, 5] + x[:, 6]) + rng.normal(0, 0.5, 200))[:, None]

@@ -33,12 +33,12 @@ def test_clopper_pearson_is_the_quantile_of_a_beta(n: int, rate: float, delta: f
 
 
 @given(st.integers(0, 400), st.integers(1, 400), st.floats(0, 1))
-def test_the_binomial_tail_is_the_textbooks(k: int, n: int, p: float) -> None:
+def test_binomial_cdf_is_zero_below_and_one_above_the_range(k: int, n: int, p: float) -> None:
     assert binomial_cdf(k, n, p) == pytest.approx(float(binom.cdf(k, n, p)), abs=1e-9)
 
 
 @given(st.integers(1, 3000), st.floats(0.005, 0.5), st.sampled_from([0.01, 0.05, 0.2]))
-def test_most_losses_is_the_last_whose_bound_is_low_enough(
+def test_max_allowed_losses_is_the_last_number_whose_bound_is_low_enough(
     n: int, max_loss: float, delta: float
 ) -> None:
     most = c.max_allowed_losses(n, max_loss, delta)
@@ -49,7 +49,7 @@ def test_most_losses_is_the_last_whose_bound_is_low_enough(
 
 @pytest.mark.parametrize("mean", [0.0, 0.003, 0.02, 0.049, 0.2])
 @pytest.mark.parametrize("n", [50, 700])
-def test_hoeffding_bentkus_is_its_definition(mean: float, n: int) -> None:
+def test_hoeffding_bentkus_equals_its_definition(mean: float, n: int) -> None:
     bound = 0.05
 
     def h1(a: float, b: float) -> float:
@@ -60,7 +60,7 @@ def test_hoeffding_bentkus_is_its_definition(mean: float, n: int) -> None:
 
 
 @pytest.mark.parametrize("mean", [0.01, 0.04, 0.3])
-def test_betting_is_its_definition_step_by_step(mean: float) -> None:
+def test_betting_equals_its_definition_step_by_step(mean: float) -> None:
     values = np.random.default_rng(1).beta(1, 1 / mean - 1, 300)
     bound, n = 0.05, len(values)
     wealth = most = squares = total = 0.0
@@ -76,7 +76,7 @@ def test_betting_is_its_definition_step_by_step(mean: float) -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=80))
-def test_the_betting_bound_is_where_the_test_turns(values: list[float]) -> None:
+def test_the_betting_bound_is_the_largest_value_not_rejected(values: list[float]) -> None:
     v = np.array(values)
     bound = c.betting_bound(v, DELTA)
     if bound < 1:
@@ -134,7 +134,7 @@ def test_the_loss_is_rarely_above_what_is_certified(kind: Kind, own: bool) -> No
 
 
 @pytest.mark.slow
-def test_groups_are_what_counts() -> None:
+def test_groups_are_the_independent_units() -> None:
     """Ten rows with one common outcome are one piece of evidence: taking them for ten breaks the
     promise, counting groups keeps it."""
     rng = np.random.default_rng(8)
@@ -172,9 +172,7 @@ def of(rows: list[tuple[float, float]], **more: object) -> RiskControlResult:
 
 @pytest.mark.slow
 @given(ROWS, st.sampled_from(["binary", "graded"]))
-def test_nothing_is_certified_that_the_rows_themselves_refute(
-    rows: list[tuple[float, float]], kind: str
-) -> None:
+def test_certified_losses_are_below_the_bound(rows: list[tuple[float, float]], kind: str) -> None:
     v = of(rows * 3, kind=kind)
     lost = [x for x, s in rows * 3 if v.threshold is not None and s <= v.threshold]
     assert v.n == 3 * len(rows)
@@ -203,7 +201,7 @@ def test_a_larger_loss_or_less_confidence_never_certifies_less(
 
 
 @given(ROWS)
-def test_rounding_turns_no_query_over(rows: list[tuple[float, float]]) -> None:
+def test_rounding_moves_no_query_across_the_threshold(rows: list[tuple[float, float]]) -> None:
     v = of(rows)
     if v.threshold is not None:
         shaken = [s + 1e-7 for _, s in rows] + [s - 1e-7 for _, s in rows]
@@ -213,7 +211,7 @@ def test_rounding_turns_no_query_over(rows: list[tuple[float, float]]) -> None:
 
 @settings(max_examples=30)
 @given(ROWS, st.integers(0, 5))
-def test_the_walk_stops_at_the_first_step_that_fails(
+def test_the_sequence_ends_at_the_first_threshold_that_fails(
     rows: list[tuple[float, float]], seed: int
 ) -> None:
     """Against the definition: every distinct score in turn, the bound of the rows below it."""
@@ -247,7 +245,7 @@ def test_one_score_for_all_is_certified_as_a_whole_or_not_at_all() -> None:
 # ── saying no ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_too_few_labels_says_how_many_and_they_are_enough() -> None:
+def test_the_reported_number_of_labels_is_enough() -> None:
     v = of([(0.0, float(i)) for i in range(20)], max_loss=0.05)
     assert v.threshold is None and v.labels_needed is not None
     assert f"takes about {v.labels_needed}" in v.reason and "20 labels are too few" in v.reason
@@ -256,13 +254,13 @@ def test_too_few_labels_says_how_many_and_they_are_enough() -> None:
     assert of(clean[1:], max_loss=0.05).threshold is None
 
 
-def test_too_great_a_loss_says_by_how_much() -> None:
+def test_a_loss_above_the_bound_is_reported_with_the_difference() -> None:
     v = of([(1.0, 0.0)] * 30 + [(0.0, 1.0)] * 70)
     assert v.threshold is None and v.labels_needed is None
     assert "loses 0.3, 0.2 more than the 0.1" in v.reason
 
 
-def test_no_row_below_any_threshold_is_said() -> None:
+def test_no_row_below_any_threshold_is_reported() -> None:
     v = of([(0.0, 5.0)] * 100, thresholds=np.array([1.0, 2.0]))
     assert v.threshold is None and "below any of the thresholds" in v.reason
 
@@ -284,7 +282,7 @@ def test_graded_labels_needed_are_enough_on_such_labels() -> None:
         ({"confidence": 1.0}, "confidence"),
     ],
 )
-def test_nonsense_is_refused(changed: dict[str, object], said: str) -> None:
+def test_invalid_arguments_are_refused(changed: dict[str, object], said: str) -> None:
     base: dict[str, object] = {
         "loss": np.zeros(1), "score": np.zeros(1), "max_loss": 0.1, "confidence": 0.9,
         "kind": "binary", **changed,
@@ -293,6 +291,6 @@ def test_nonsense_is_refused(changed: dict[str, object], said: str) -> None:
         fixed_sequence_test(**base)  # type: ignore[arg-type]
 
 
-def test_no_rows_at_all_certify_nothing() -> None:
+def test_no_rows_certify_nothing() -> None:
     v = fixed_sequence_test(np.zeros(0), np.zeros(0), max_loss=0.1, confidence=0.9, kind="binary")
     assert v.threshold is None and v.n == 0 and v.labels_needed == 22
