@@ -28,7 +28,7 @@ _STATUS_OF_KIND = {"rate_limit": 429, "overloaded": 503, "bad_request": 400}
 class RoutedResponse:
     """What `Router.answer` returns: a whole reply, or a stream to read with `events`.
 
-    It finishes exactly once, whatever happens: reservations are settled and one record is made.
+    It finishes exactly once, however it ends: reservations are settled and one record is made.
 
     Attributes:
         query: what the client asked.
