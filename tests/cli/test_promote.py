@@ -168,7 +168,7 @@ def test_a_first_policy_can_be_forced_before_there_is_traffic(tmp_path: Path) ->
         (("promote", "best.npz", "--margin", "nan"), "--margin", 2),
         (("promote", "best.npz", "--since", "yesterday"), "7d", 2),
         (("promote", "best.npz", "--config", "none.toml"), "no such file", 2),
-        (("promote", "suffice.toml"), "no artifact", 2),
+        (("promote", "suffice.toml"), "not an artifact", 2),
         (("promote", "best.npz", "--since", "1m"), "no decision to replay", 1),
         (("rollback", "--route", "atuo"), "auto", 2),
         (("snapshots", "--route", "atuo"), "auto", 2),

@@ -48,11 +48,8 @@ def command(
     changes. An artifact is stored as a snapshot first. Workers swap policies without a restart.
     """
     from suffice.cli.options import parse_since
-    from suffice.cli.output import print_json
     from suffice.config import load_settings, resolve
-    from suffice.errors import JobError, UsageError
-    from suffice.lab.ope import promotion
-    from suffice.store import reader
+    from suffice.errors import UsageError
 
     if not 0.0 <= margin <= 1.0:  # also refuses NaN
         raise UsageError(f"--margin: expected a number from 0 to 1, got {margin}.")
@@ -60,23 +57,42 @@ def command(
     since_s = None if since is None else parse_since(since, now_s)
     settings = load_settings(config, os.environ)
     resolve(settings, os.environ, need_keys=False)  # an invalid config is reported first
+    _promote(
+        policy, settings, route=route, since_s=since_s, margin=margin, force=force, json=json,
+        now_s=now_s,
+    )  # fmt: skip
+
+
+def _promote(
+    policy: str,
+    settings: Settings,
+    *,
+    route: str | None,
+    since_s: float | None,
+    margin: float,
+    force: bool,
+    json: bool,
+    now_s: float,
+) -> None:
+    """Promote the policy or raise JobError, and print the result."""
+    from suffice.cli.output import print_json
+    from suffice.errors import JobError
+    from suffice.lab.ope import promotion
+    from suffice.store import reader
+
     with reader.open_registry(settings.store.url, create=force) as registry:
         snapshot = promotion.load_candidate(policy, registry, route, settings, now_s)
         registry.put(snapshot)
-        before = registry.current(snapshot.route)
-        if before == snapshot.version:
-            entry = registry.promotions(snapshot.route, 1)[0]
-            text = "It is the current one already; nothing was changed."
-            if json:
-                print_json(_result(snapshot, entry, None, text) | {"unchanged": True})
-            else:
-                _print(f"{snapshot.version}: {text[0].lower()}{text[1:]}")
+        current = registry.current(snapshot.route)
+        if current == snapshot.version:
+            _print_unchanged(snapshot, registry.promotions(snapshot.route, 1)[0], json=json)
             return
         replayed, decision = _judge(snapshot, settings, since_s, margin, progress=not json)
         evidence = promotion.build_evidence(replayed, decision)
         if not decision.passed and not force:
             if json:
-                print_json(_result(snapshot, None, evidence, decision.reason) | {"current": before})
+                result = _result(snapshot, None, evidence, decision.reason)
+                print_json(result | {"current": current})
             elif replayed is not None:
                 _show(replayed)
             raise JobError(
@@ -84,19 +100,25 @@ def command(
                 remedy=_remedy(replayed, snapshot),
             )
         entry = registry.promote(
-            snapshot.route,
-            snapshot.version,
-            by="cli",
-            now_s=now_s,
-            forced=not decision.passed,
-            evidence=evidence,
-        )
+            snapshot.route, snapshot.version, by="cli", now_s=now_s,
+            forced=not decision.passed, evidence=evidence,
+        )  # fmt: skip
     if json:
         print_json(_result(snapshot, entry, evidence, decision.reason))
         return
     if replayed is not None:
         _show(replayed)
     _print(_summary(entry, decision))
+
+
+def _print_unchanged(snapshot: PolicySnapshot, entry: Promotion, *, json: bool) -> None:
+    from suffice.cli.output import print_json
+
+    if json:
+        text = "It is the current one already; nothing was changed."
+        print_json(_result(snapshot, entry, None, text) | {"unchanged": True})
+    else:
+        _print(f"{snapshot.version}: it is the current one already; nothing was changed.")
 
 
 def _judge(

@@ -185,15 +185,16 @@ def on_policy_value(log: LoggedData) -> EstimatorTerms:
 
 
 def ips(log: LoggedData, action_dist: FloatArray) -> EstimatorTerms:
-    """Inverse propensity scoring (Horvitz and Thompson 1952): the mean of w r.
+    """Return the terms of inverse propensity scoring: the mean of w r.
 
-    Unbiased if the log could have made every choice of the policy; noisy if weights are large.
+    Horvitz and Thompson 1952. Unbiased if the log could have made every choice of the policy; noisy
+    if weights are large.
     """
     return _labelled_terms(log, importance_weights(log, action_dist) * log.reward)
 
 
 def snips(log: LoggedData, action_dist: FloatArray) -> EstimatorTerms:
-    """Self-normalised IPS: the sum of w r over the sum of w.
+    """Return the terms of self-normalised IPS: the sum of w r over the sum of w.
 
     Swaminathan and Joachims 2015, "The self-normalized estimator for counterfactual learning",
     equation 8.
@@ -203,7 +204,7 @@ def snips(log: LoggedData, action_dist: FloatArray) -> EstimatorTerms:
 
 
 def doubly_robust(log: LoggedData, action_dist: FloatArray, q_hat: FloatArray) -> EstimatorTerms:
-    """Doubly robust: the reward model's value of the policy plus w times its error on the log.
+    """Return the doubly robust terms: the reward model's value plus w times its error on the log.
 
     Dudik, Langford and Li 2011, "Doubly robust policy evaluation and learning", equation 3.
 
@@ -218,7 +219,7 @@ def doubly_robust(log: LoggedData, action_dist: FloatArray, q_hat: FloatArray) -
 
 
 def direct(log: LoggedData, action_dist: FloatArray, q_hat: FloatArray) -> EstimatorTerms:
-    """Direct method: the reward model's value of the policy alone.
+    """Return the terms of the direct method: the reward model's value of the policy alone.
 
     It is as wrong as the reward model, and its interval does not include that error.
     """

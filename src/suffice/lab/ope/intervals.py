@@ -5,7 +5,7 @@ Turns of one conversation are not independent, so sessions are the units that ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 from suffice.lab.data.table import FloatArray
 from suffice.lab.ope.estimators import (
     EstimatorTerms,
+    IntArray,
     LoggedData,
     expected_under_policy,
     on_policy_value,
@@ -86,25 +87,17 @@ def estimate_policy_values(
     Returns:
         Estimator name -> estimate. Bounds are NaN if fewer than two sessions have a label.
     """
-    base = on_policy_value(log)
-    columns = [base.numerator, base.denominator]
-    for t in terms.values():
-        columns += [t.numerator, t.denominator]
-    sums = sum_by_unit(np.stack(columns, axis=1), log.sessions)
-    sums = sums[sums[:, 1] > 0]  # sessions with a label
-    n_sessions, c = len(sums), len(terms)
+    on_policy, c = on_policy_value(log), len(terms)
+    sums = _session_sums([on_policy, *terms.values()], log)
     values = np.array([t.value for t in terms.values()])
-    centres = np.concatenate([values, values - base.value])
-    if n_sessions < 2:
+    centres = np.concatenate([values, values - on_policy.value])
+    if len(sums) < 2:
         bounds = np.full((2, 2 * c), np.nan)
+    elif method == "asymptotic":
+        t_quantile = float(stdtrit(len(sums) - 1, 1 - (1 - level) / 2))
+        bounds = centres + np.array([[-t_quantile], [t_quantile]]) * _errors(sums)
     else:
-        errors = _values_and_errors(sums, np.ones((1, n_sessions)))[1][0]
-        if method == "asymptotic":
-            t_quantile = float(stdtrit(n_sessions - 1, 1 - (1 - level) / 2))
-            multipliers = np.array([[-t_quantile], [t_quantile]])
-        else:
-            multipliers = _bootstrap_t(sums, level, resamples, seed)
-        bounds = centres + multipliers * errors
+        bounds = centres + _bootstrap_t(sums, level, resamples, seed) * _errors(sums)
     low, high = bounds.tolist()
     return {
         name: Estimate(
@@ -112,6 +105,18 @@ def estimate_policy_values(
         )
         for i, name in enumerate(terms)
     }
+
+
+def _session_sums(terms: Sequence[EstimatorTerms], log: LoggedData) -> FloatArray:
+    """Return (g, 2 c) numerators and denominators of c estimators, summed by session with a label."""
+    columns = [column for t in terms for column in (t.numerator, t.denominator)]
+    sums = sum_by_unit(np.stack(columns, axis=1), log.sessions)
+    return sums[sums[:, 1] > 0]
+
+
+def _errors(sums: FloatArray) -> FloatArray:
+    """Return the (2 c,) standard errors of all values and differences."""
+    return np.asarray(_values_and_errors(sums, np.ones((1, len(sums))))[1][0])
 
 
 def _values_and_errors(sums: FloatArray, counts: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -220,7 +225,7 @@ def estimate_cost(
     *,
     level: float = LEVEL,
 ) -> CostEstimate:
-    """Estimate the policy's cost by the token model, without importance weights.
+    """Return the policy's cost by the token model, without importance weights.
 
     The estimate is the mean predicted cost under the policy, with each model's predictions scaled by
     paid / predicted over the decisions that chose it. A model that was seldom chosen is shrunk to the
@@ -244,22 +249,13 @@ def estimate_cost(
     action_dist, predicted, paid = action_dist[usable], predicted_usd[usable], paid_usd[usable]
     action = log.action[usable]
     predicted_chosen = predicted[np.arange(m), action]
-    total = predicted_chosen.sum()
-    overall = float(paid.sum() / total) if total > 0 else 1.0
-    known = np.where(np.isnan(predicted), 0.0, predicted)
-    mean_predicted = known.sum(axis=0) / np.maximum((~np.isnan(predicted)).sum(axis=0), 1)
-    prior = _PRIOR_DECISIONS * mean_predicted
-    predicted_sum = np.bincount(action, predicted_chosen, minlength=k) + prior
-    paid_sum = np.bincount(action, paid, minlength=k) + overall * prior
-    has_data = predicted_sum > 0
-    divisor = np.where(has_data, predicted_sum, 1.0)
-    ratio = np.where(has_data, paid_sum / divisor, overall)
-    under_policy = np.where(action_dist > 0, action_dist * known, 0.0)
+    ratio, weight = _paid_over_predicted(predicted, action, paid)
+    under_policy = np.where(action_dist > 0, action_dist * np.nan_to_num(predicted), 0.0)
     per_decision = under_policy @ ratio
     value, mean_paid = float(per_decision.mean()), float(paid.mean())
     # The derivative of the total by each model's ratio, times the ratio's influence function.
-    leverage = np.where(has_data, under_policy.sum(axis=0) / divisor, 0.0)
     influence = per_decision - value
+    leverage = under_policy.sum(axis=0) * weight
     influence += leverage[action] * (paid - ratio[action] * predicted_chosen)
     both = np.stack([influence, influence - (paid - mean_paid)], axis=1)
     margin, margin_difference = _margins(sum_by_unit(both, log.sessions[usable]), level, m)
@@ -268,6 +264,26 @@ def estimate_cost(
         value, value - margin, value + margin, mean_paid,
         difference, difference - margin_difference, difference + margin_difference, ratio, m,
     )  # fmt: skip
+
+
+def _paid_over_predicted(
+    predicted: FloatArray, action: IntArray, paid: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return each model's paid / predicted, shrunk to the overall ratio, and 1 / its denominator.
+
+    The denominator is the predicted USD of the m decisions that chose it, and of the prior; its
+    inverse is 0 if nothing was predicted. (k,) each.
+    """
+    k = predicted.shape[1]
+    chosen = predicted[np.arange(len(paid)), action]
+    overall = float(paid.sum() / chosen.sum()) if chosen.sum() > 0 else 1.0
+    known = np.nan_to_num(predicted)
+    mean_predicted = known.sum(axis=0) / np.maximum((~np.isnan(predicted)).sum(axis=0), 1)
+    prior = _PRIOR_DECISIONS * mean_predicted
+    denominator = np.bincount(action, chosen, minlength=k) + prior
+    paid_sum = np.bincount(action, paid, minlength=k) + overall * prior
+    weight = np.divide(1.0, denominator, out=np.zeros(k), where=denominator > 0)
+    return np.where(denominator > 0, paid_sum * weight, overall), weight
 
 
 def _margins(influence: FloatArray, level: float, m: int) -> tuple[float, float]:

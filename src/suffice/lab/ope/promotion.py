@@ -15,7 +15,7 @@ import msgspec
 from suffice import features
 from suffice.artifacts import artifact as artifacts
 from suffice.config import Settings
-from suffice.errors import ArtifactError, SufficeError, UsageError, nearest
+from suffice.errors import ArtifactError, UsageError, nearest
 from suffice.lab.ope import replay
 from suffice.lab.ope.replay import Replay
 from suffice.names import match_model
@@ -94,8 +94,16 @@ def load_candidate(
     else:
         try:
             candidate = registry.get(argument)
-        except ArtifactError as error:
-            raise _explain_absence(argument, registry, error) from None
+        except ArtifactError:
+            versions = [s["version"] for s in registry.snapshots()]
+            if argument in versions:
+                raise  # the snapshot exists and is damaged
+            close = nearest(argument, versions, 1)
+            hint = f"Did you mean {close[0]}? " if close else ""
+            raise UsageError(
+                f"There is no snapshot {argument!r} in the store, and no file of that name.",
+                remedy=f"{hint}suffice snapshots lists those there are.",
+            ) from None
         if candidate.kind not in _SERVED_KINDS:
             raise UsageError(
                 f"Snapshot {argument} is of the kind {candidate.kind!r}, which no route serves.",
@@ -163,18 +171,6 @@ def _check_models(candidate: PolicySnapshot, settings: Settings) -> None:
         )
 
 
-def _explain_absence(argument: str, registry: PolicyRegistry, error: ArtifactError) -> SufficeError:
-    versions = [s["version"] for s in registry.snapshots()]
-    if argument in versions:
-        return error  # the snapshot exists and is damaged
-    close = nearest(argument, versions, 1)
-    hint = f"Did you mean {close[0]}? " if close else ""
-    return UsageError(
-        f"There is no snapshot {argument!r} in the store, and no file of that name.",
-        remedy=f"{hint}suffice snapshots lists those there are.",
-    )
-
-
 # ── evidence ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -186,7 +182,7 @@ def replay_snapshot(
     since_s: float | None = None,
     progress: bool = False,
 ) -> Replay:
-    """Replay a snapshot on its route's recorded traffic. Arguments as for `replay.run`.
+    """Return the replay of a snapshot on its route's recorded traffic, as `replay.run` does.
 
     Raises:
         JobError: If there is nothing to replay on.

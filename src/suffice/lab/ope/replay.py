@@ -104,7 +104,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 def load_evaluation_policy(
     settings: Settings, policy: str, env: Mapping[str, str], objective: object = None
 ) -> EvaluationPolicySetup:
-    """Set up a policy on the routes of a config.
+    """Return the setup of a policy on the routes of a config.
 
     Args:
         settings: The config.
@@ -154,7 +154,7 @@ def run(
     sources: frozenset[str] | None = None,
     progress: bool = False,
 ) -> Replay:
-    """Replay a policy on what a store holds.
+    """Return the replay of a policy on what a store holds.
 
     Args:
         url: Of the store.

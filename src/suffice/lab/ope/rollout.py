@@ -135,7 +135,7 @@ class RoutePolicy:
 def roll_out(
     decisions: Sequence[LoggedDecision], setup: EvaluationPolicySetup, progress: bool = False
 ) -> Rollout:
-    """Let the policy decide every recorded query, oldest first.
+    """Return the policy's decisions on every recorded query, oldest first.
 
     Routes that are no longer configured keep their recorded objective.
 

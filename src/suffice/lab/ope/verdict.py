@@ -46,7 +46,9 @@ class Evidence:
 
 
 def measure_evidence(log: LoggedData, action_dist: FloatArray) -> Evidence:
-    """Measure the evidence of the labelled decisions; of all decisions for an unlabelled log's support.
+    """Return the evidence of the labelled decisions.
+
+    The support of a log without labels is that of all its decisions.
 
     Args:
         log: n decisions with the propensities of all k models.

@@ -51,7 +51,7 @@ def write_atomically(contents: Mapping[str, bytes], out: Path) -> list[Path]:
 def render_page(
     template: str, filters: Mapping[str, Callable[..., object]], **context: object
 ) -> str:
-    """Render a template of `report/templates` with every text escaped.
+    """Return a template of `report/templates` rendered with every text escaped.
 
     Args:
         template: File name of the template.

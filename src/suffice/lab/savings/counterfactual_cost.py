@@ -256,7 +256,9 @@ def _fit(
     """Fit the terms of log(paid / predicted).
 
     Args:
-        count, total, square: (draws, bins, k) number, sum and sum of squares of the logarithms.
+        count: (draws, bins, k) number of logarithms.
+        total: (draws, bins, k) their sum.
+        square: (draws, bins, k) the sum of their squares.
         prior: (draws, k) mean of the prior of the models' terms.
 
     Returns:

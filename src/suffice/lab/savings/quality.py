@@ -95,7 +95,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def estimate_quality(route: RouteTraffic, requests: RequestArrays, reference: str) -> Quality:
-    """Estimate a route's quality against `reference` if its labels suffice.
+    """Return a route's quality against `reference`; an estimate only if its labels suffice.
 
     Args:
         route: What the route's policy decided.
@@ -142,7 +142,7 @@ def estimate_quality(route: RouteTraffic, requests: RequestArrays, reference: st
 def _insufficient_evidence(
     quality: Quality, evidence: Evidence, weight: float | None, *, explored: bool
 ) -> Quality:
-    """State why there is no estimate, and about how many labels would change that.
+    """Return why there is no estimate, and about how many labels would change that.
 
     A label of a decision that chooses the reference with probability p is worth p labels of it.
 

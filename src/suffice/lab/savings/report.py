@@ -39,7 +39,7 @@ def build_report(
     route: str | None = None,
     references: Mapping[str, Reference] | None = None,
 ) -> SavingsReport:
-    """Report on what a store holds.
+    """Return the report on what a store holds.
 
     Args:
         url: Of the store.
@@ -67,8 +67,31 @@ def build_report(
         for name in sorted(traffic.routes)
     }
     changed = sorted({*traffic.routes, *configured}) if route is None else [route]
-    report = SavingsReport(
+    report = _assemble(
+        traffic,
+        routes,
         made_s=now_s,
+        since_s=since_s,
+        route=route,
+        events=_policy_changes(url, changed, traffic.first_s),
+        warnings=_warnings(url, traffic, routes),
+    )
+    return msgspec.structs.replace(report, headline=headline(report))
+
+
+def _assemble(
+    traffic: Traffic,
+    routes: Mapping[str, RouteReport],
+    *,
+    made_s: float,
+    since_s: float | None,
+    route: str | None,
+    events: tuple[PolicyChange, ...],
+    warnings: tuple[str, ...],
+) -> SavingsReport:
+    """Return the report without its headline."""
+    return SavingsReport(
+        made_s=made_s,
         since_s=since_s,
         route=route,
         first_s=traffic.first_s,
@@ -99,12 +122,11 @@ def build_report(
             source: FeedbackTotals(s.kind, s.decisions, s.total / s.scores)
             for source, s in sorted(traffic.sources.items())
         },
-        events=_policy_changes(url, changed, traffic.first_s),
+        events=events,
         skipped=traffic.skipped,
         skipped_rows=tuple(traffic.skipped_rows),
-        warnings=_warnings(url, traffic, routes),
+        warnings=warnings,
     )
-    return msgspec.structs.replace(report, headline=headline(report))
 
 
 def _report_route(route: RouteTraffic, reference: Reference | None) -> RouteReport:

@@ -136,13 +136,16 @@ class RouteTraffic:
         usd: float | None,
         score: float | None,
     ) -> int:
-        """Add a request with its predictions and return the number of its session.
+        """Add a request with its predictions.
 
         Args:
             row: Of the table `decisions`.
             predictions: Of all candidates.
             usd: Cost of the answer; `None` if it is unknown or there is no answer.
             score: Mean explicit feedback; `None` if there is none.
+
+        Returns:
+            The number of its session.
         """
         group = self.group(row["id"] if row["session"] is None else row["session"])
         candidates = [self._candidate(p) for p in predictions]
@@ -321,7 +324,7 @@ class Traffic:
 
 
 def read_traffic(url: str, *, since_s: float | None = None, route: str | None = None) -> Traffic:
-    """Read everything that was recorded; write nothing.
+    """Return everything that was recorded; write nothing.
 
     Args:
         url: Of the store.
