@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -50,14 +50,15 @@ class WordPiece:
         count: Callable[[str], tuple[int, ...]] | None = None,
         generation: int = 32_768,
     ) -> None:
-        if "[UNK]" not in vocabulary:
+        self._pieces = dict(zip(vocabulary, range(len(vocabulary)), strict=True))
+        if "[UNK]" not in self._pieces:
             raise ValueError("vocabulary: [UNK] is missing")
         self.size = len(vocabulary)
-        self._unknown = vocabulary.index("[UNK]")
-        self._head = {p: i for i, p in enumerate(vocabulary) if p[:2] != "##" or p == "##"}
-        self._tail = {p[2:]: i for i, p in enumerate(vocabulary) if p[:2] == "##" and p != "##"}
-        self._head_longest = _longest(self._head)
-        self._tail_longest = _longest(self._tail)
+        self._unknown = self._pieces["[UNK]"]
+        # First two characters of a piece, after its "##" -> length of the longest such piece.
+        self._longest = {
+            p[:4] if p[:2] == "##" else p[:2]: len(p) for p in sorted(vocabulary, key=len)
+        }
         self._count = count
         self._generation = generation
         self._current: _Generation = {}, {}
@@ -111,7 +112,7 @@ class WordPiece:
         words = _ASCII.findall(chunk) if chunk.isascii() else _words(chunk)
         pieces: list[int] = []
         for word in words:
-            whole = self._head.get(word)
+            whole = self._pieces.get(word)
             if whole is not None:
                 pieces.append(whole)
             elif len(word) > _MIXED_CHARS and (len(word) > _WORD_CHARS or _is_mixed(word)):
@@ -124,27 +125,20 @@ class WordPiece:
     def _split(self, word: str) -> list[int]:
         """Greedy pieces of one word; [UNK] alone if some part of it is not a piece."""
         pieces: list[int] = []
-        known, longest = self._head, self._head_longest
-        start, end = 0, len(word)
-        while start < end:
-            # No entry with these first two characters is longer: random text ends here after one or
-            # two lookups, not eighteen.
-            max_chars = longest.get(word[start : start + 2], 1)
-            for stop in range(min(end, start + max_chars), start, -1):
-                piece = known.get(word[start:stop])
+        rest, start = word, 0  # `start`: of the characters of `rest` that are to be split
+        while start < len(rest):
+            # No piece with these first characters is longer: random text ends here after one or two
+            # lookups, not eighteen.
+            longest = self._longest.get(rest[: start + 2], start + 1)
+            for stop in range(min(len(rest), longest), start, -1):
+                piece = self._pieces.get(rest[:stop])
                 if piece is not None:
                     pieces.append(piece)
-                    start = stop
+                    rest, start = "##" + rest[stop:], 2
                     break
             else:
                 return [self._unknown]
-            known, longest = self._tail, self._tail_longest
         return pieces
-
-
-def _longest(known: Iterable[str]) -> dict[str, int]:
-    """First two characters -> length of the longest entry that begins with them."""
-    return {piece[:2]: len(piece) for piece in sorted(known, key=len)}
 
 
 def _is_mixed(word: str) -> bool:
