@@ -89,6 +89,15 @@ def test_names_of_variables_are_accepted(name: str) -> None:
     assert resolved({"api_key_env": name}, {name: "k"}).providers["p"].api_key == "k"
 
 
+def test_a_named_variable_of_client_keys_that_is_not_set_is_a_warning() -> None:
+    server = {"api_keys_env": "MY_KEYS"}
+    (warning,) = resolved(server=server).warnings
+    assert warning.startswith("server.api_keys_env: the environment variable MY_KEYS holds no key")
+    keyed = resolved(env={"MY_KEYS": "a, b"}, server=server)
+    assert (keyed.api_keys, keyed.warnings) == (("a", "b"), ())
+    assert resolved().warnings == ()
+
+
 def test_a_header_with_a_line_break_is_refused_without_showing_it() -> None:
     with pytest.raises(ConfigError, match="x-team") as caught:
         resolved({"headers": {"x-team": "secret\nx-other: 1"}})

@@ -86,15 +86,25 @@ class _Resolver:
                 source=settings.source,
                 remedy='Add [routes.auto] with models = ["provider/model", ...].',
             )
-        keys = self._env.get(settings.server.api_keys_env, "")
         return ResolvedConfig(
             settings,
             tuple(usable.values()),
             self._providers,
             routes,
-            tuple(k.strip() for k in keys.split(",") if k.strip()),
+            self._client_keys(),
             tuple(self._warnings),
         )
+
+    def _client_keys(self) -> tuple[str, ...]:
+        server = self._settings.server
+        keys = self._env.get(server.api_keys_env, "").split(",")
+        stripped = tuple(key.strip() for key in keys if key.strip())
+        if not stripped and "api_keys_env" in server.model_fields_set:
+            self._warnings.append(
+                f"server.api_keys_env: the environment variable {server.api_keys_env} holds no key, "
+                "so clients need none."
+            )
+        return stripped
 
     def _is_usable(self, model: Model) -> bool:
         provider = self._providers[model.provider]
