@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.raw_http import LOOPS, OK, RawServer, answer_each, run_on, serve
+from tests.support.raw_http import LOOPS, OK, RawServer, answer_each, run_on, serve, wait_until
 
 from suffice.errors import UpstreamError
 from suffice.providers.transport import HTTPTransport
@@ -49,12 +49,6 @@ async def read_all(response: Response) -> bytes:
     while chunk := await response.read_chunk():
         body += chunk
     return body
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10.0):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

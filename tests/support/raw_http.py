@@ -10,6 +10,10 @@ from typing import Any
 
 import uvloop
 
+from suffice.providers.transport import HTTPTransport
+from suffice.transport import Response
+from suffice.types import Timeouts
+
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -95,3 +99,15 @@ def run_on(loop: str, main: Coroutine[Any, Any, None]) -> None:
     """Run `main` on a new loop of that kind, at most 30 s."""
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(asyncio.wait_for(main, 30.0))
+
+
+async def post(
+    transport: HTTPTransport, url: str, *, stream: bool = False, timeouts: Timeouts | None = None
+) -> Response:
+    return await transport.send(url, [], b"{}", stream=stream, timeouts=timeouts or Timeouts())
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10.0):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -67,6 +67,8 @@ class OpenAIStream:
         if end < len(data):
             self._pending = data[end:] + self._pending
             data = data[:end]
+        if end == 2:  # only a blank line
+            return []
         if self._committed and _is_plain_content(data):
             return [Event(self._with_our_name(data), "content", data.count(b"\n\n"))]
         events: list[Event] = []

@@ -1,4 +1,4 @@
-"""HTTP to upstreams: a pool of HTTP/1.1 connections behind the `types.Transport` Protocol.
+"""HTTP to upstreams: a pool of HTTP/1.1 connections behind the `suffice.transport` Protocol.
 
 The client is our own because each client we measured costs 35 us more per request or goes on with a
 cancelled call (benchmarks/latency/http_clients.py). A client that disconnects, or a first chunk
@@ -107,7 +107,7 @@ class HTTPTransport:
         stream: bool,
         timeouts: Timeouts,
     ) -> Response:
-        """POST `body`; see `types.Transport`. Raises UpstreamError."""
+        """POST `body`; see `suffice.transport`. Raises UpstreamError."""
         return await self._exchange(
             "POST", url, headers, body, None if stream else timeouts.total_s, timeouts.connect_s
         )
