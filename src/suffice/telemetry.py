@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from suffice.types import Feedback, RequestRecord, TelemetryHook
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 _log = logging.getLogger("suffice.telemetry")
-_Event = TypeVar("_Event", RequestRecord, Feedback)
 
 
 @runtime_checkable
@@ -42,7 +41,10 @@ class Telemetry:
     def emit(self, record: RequestRecord) -> None:
         """Hand a record to every hook."""
         for hook in self._hooks:
-            self._dispatch(hook, record)
+            try:
+                hook(record)
+            except Exception as error:  # noqa: BLE001  a hook is foreign code; a request must not fail
+                self._report(hook, error)
 
     def feedback(self, feedback: Feedback) -> None:
         """Hand a stored score to the hooks that take scores."""
@@ -51,16 +53,17 @@ class Telemetry:
             hooks: list[object] = [*self._hooks, evaluations_hook()]
             self._feedback_hooks = [h for h in hooks if isinstance(h, FeedbackHook)]
         for hook in self._feedback_hooks:
-            self._dispatch(hook.feedback, feedback)
+            try:
+                hook.feedback(feedback)
+            except Exception as error:  # noqa: BLE001  a hook is foreign code; a request must not fail
+                self._report(hook, error)
 
-    def _dispatch(self, hook: Callable[[_Event], None], event: _Event) -> None:
-        try:
-            hook(event)
-        except Exception as error:  # noqa: BLE001  a hook is foreign code; a request must not fail
-            name = repr(hook)
-            if name not in self._failed:
-                self._failed.add(name)
-                _log.error("telemetry hook %s failed: %s", name, error, exc_info=error)
+    def _report(self, hook: object, error: Exception) -> None:
+        """Log the first failure of a hook."""
+        name = repr(hook)
+        if name not in self._failed:
+            self._failed.add(name)
+            _log.error("telemetry hook %s failed: %s", name, error, exc_info=error)
 
 
 def evaluations_hook(logger_provider: LoggerProvider | None = None) -> FeedbackHook | None:

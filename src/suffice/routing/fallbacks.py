@@ -35,7 +35,7 @@ def fallback_cost_check(
         ceiling: then every fallback that the operator lists is used.
     """
     ceiling_usd = route.fallback_max_usd_per_query
-    if ceiling_usd is None or not route.fallbacks:
+    if ceiling_usd is None or not route.has_fallbacks:
         return None
     limit_usd = ceiling_usd
     difficulty, x = selection.decision.difficulty, selection.features

@@ -47,6 +47,7 @@ class Route:
         pool: the models that the policy chooses from.
         reachable: `pool` and `fallbacks`.
         fallbacks: models that are tried after the plan of the policy.
+        has_fallbacks: whether there are any.
         objective: the operator's.
         fallback_max_usd_per_query: the ceiling for a fallback's predicted cost; None = no ceiling.
         timeouts: of every attempt.
@@ -64,6 +65,7 @@ class Route:
         self.name = spec.name
         self.pool = catalog.pool(spec.models)
         self.fallbacks = catalog.pool(spec.fallbacks)
+        self.has_fallbacks = bool(spec.fallbacks)
         self.reachable = catalog.pool(dict.fromkeys((*spec.models, *spec.fallbacks)))
         self.objective = spec.objective
         self.fallback_max_usd_per_query = spec.fallback_max_usd_per_query
@@ -282,22 +284,18 @@ class RouteTable:
             route = self._pinned.get(name)
         return self._pin(name) if route is None else route
 
-    def pool_for(self, route: Route, options: RoutingOptions) -> Pool:
-        """The models that the policy may choose from.
+    def pool_of(self, names: tuple[str, ...]) -> Pool:
+        """The models that a client names for one request; a route means its models.
 
         Args:
-            route: of the request.
-            options: the client's.
+            names: models or routes.
 
         Returns:
-            The models that the client names, else the route's.
+            The models in this order.
 
         Raises:
-            ModelNotFoundError: the client names a model that is unknown.
+            ModelNotFoundError: a name is unknown.
         """
-        names = options.models
-        if names is None:
-            return route.pool
         pool = self._pools.get(names)
         if pool is None:
             models = dict.fromkeys(m for name in names for m in self._models_of(name))

@@ -127,7 +127,7 @@ class Selector:
         x = feature_extraction.extract(query.messages, extra_tokens=schema_tokens(query.fields))
         options = query.options
         pool, fallbacks, excluded = self._eligible(query, route, x)
-        objective = route.objective_for(options)
+        objective = route.objective if options is NO_OPTIONS else route.objective_for(options)
         session = (
             self._sessions.get(query.session, time.time()) if len(query.messages) > 1 else None
         )
@@ -168,8 +168,8 @@ class Selector:
     ) -> tuple[Pool, tuple[PlanStep, ...], tuple[ExcludedModel, ...]]:
         """The models that can take the query, the fallbacks that can, and those left out."""
         options = query.options
-        pool = self._routes.pool_for(route, options)
-        with_fallbacks = bool(route.fallbacks) and options.allow_fallbacks
+        pool = route.pool if options.models is None else self._routes.pool_of(options.models)
+        with_fallbacks = route.has_fallbacks and options.allow_fallbacks
         eligible, excluded = self._catalog.eligible(
             self._with_fallbacks(pool, route) if with_fallbacks else pool,
             required_capabilities=query.required_capabilities,
@@ -180,7 +180,7 @@ class Selector:
         steps: tuple[PlanStep, ...] = ()
         if with_fallbacks:
             eligible, steps = self._split(eligible, pool)
-        if not eligible:
+        if not eligible.models:
             raise _no_eligible_model(route.name, excluded)
         eligible, cooling = self._breaker.available(eligible)
         return eligible, steps, excluded + cooling
