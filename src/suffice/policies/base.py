@@ -11,8 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, Self, runtime_checkable
 
-import msgspec
-
 from suffice import features
 from suffice.artifacts.certificate import Certificate
 from suffice.policies import priors
@@ -318,24 +316,18 @@ def _describe_predictions(
     switching_cost_usd: float,
     incumbent: int | None,
 ) -> tuple[Prediction, ...]:
-    described = [
-        Prediction(
-            name,
-            _as_share(quality),
-            cost,
-            latency,
-            propensity,
-            switching_cost_usd,
-        )
-        for name, quality, cost, latency, propensity in zip(
+    shown = [_as_share(q) if q < 0.0 or q > 1.0 else q for q in predictions.quality]
+    switching: list[float] = [switching_cost_usd] * len(shown)
+    if incumbent is not None:
+        switching[incumbent] = 0.0
+    return tuple(
+        map(
+            Prediction,
             names,
-            predictions.quality,
+            shown,
             predictions.cost_usd,
             predictions.latency_s,
             propensities,
-            strict=True,
+            switching,
         )
-    ]
-    if incumbent is not None and switching_cost_usd:
-        described[incumbent] = msgspec.structs.replace(described[incumbent], switching_cost_usd=0.0)
-    return tuple(described)
+    )

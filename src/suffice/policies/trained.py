@@ -205,14 +205,15 @@ class TrainedPolicy(PredictivePolicy[TrainedPool]):
         tokens, table_usd = heads.output_tokens, heads.cost_usd
         reference_quality = heads.quality[self._reference_column]
         mean_tokens = sum(tokens) / len(tokens) if tokens else 0.0
-        n = x.input_tokens
+        n, learned = x.input_tokens, heads.quality
         quality: list[float] = []
         cost: list[float | None] = []
         latency: list[float | None] = []
-        for i, candidate in enumerate(candidates):
-            column, prior = solution.columns[i], solution.untrained[i]
+        for i, (candidate, column, prior, price) in enumerate(
+            zip(candidates, solution.columns, solution.untrained, pool.prices, strict=True)
+        ):
             if prior is None:
-                q = heads.quality[column]
+                q = learned[column]
             else:
                 q = reference_quality + prior.gap + prior.slope * heads.log_length
             if tokens is None:
@@ -228,8 +229,7 @@ class TrainedPolicy(PredictivePolicy[TrainedPool]):
             elif cached:
                 cost.append(priors.cost_usd(candidate.model, n, output, cached))
             else:
-                p = pool.prices[i]
-                cost.append(None if p is None else (n * p[0] + output * p[1]) / 1e6)
+                cost.append(None if price is None else (n * price[0] + output * price[1]) / 1e6)
             quality.append(q)
             latency.append(priors.latency_s(candidate, output))
         score = _gap(quality, pool.reference, solution.cheapest)
