@@ -31,15 +31,19 @@ PHRASES = re.compile(
     r"heeded|obeys?|obeyed|hears?|heard|of its own|for ever|by itself|of necessity)\b",
     re.IGNORECASE,
 )
-# Packages and modules that are not clean yet.
-PENDING: frozenset[str] = frozenset()
-PENDING_DOCS: frozenset[str] = frozenset()
+# Fields that are keys of JSON reports or of a file format.
+OUTSIDE_NAMES = {
+    "lab/collect/journal.py": {"why"},
+    "lab/collect/summary.py": {"asked"},
+    "lab/evaluate/result.py": {"kept"},
+    "lab/savings/quality.py": {"kept"},
+}
 
 
 def packages() -> list[str]:
     """Each package of `suffice`, and each module next to them."""
     names = (p.name for p in SOURCE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists())
-    return sorted(set(names) - PENDING)
+    return sorted(set(names))
 
 
 def sources(package: str) -> list[Path]:
@@ -48,19 +52,17 @@ def sources(package: str) -> list[Path]:
 
 
 def identifiers(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Every name that the code defines or reads: functions, classes, arguments, attributes, variables."""
+    """Every name that the code defines: functions, classes, arguments, attributes, variables."""
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 yield node.name, node.lineno
             case ast.arg():
                 yield node.arg, node.lineno
-            case ast.Attribute():
+            case ast.Attribute(ctx=ast.Store()):
                 yield node.attr, node.lineno
-            case ast.Name():
+            case ast.Name(ctx=ast.Store()):
                 yield node.id, node.lineno
-            case ast.keyword(arg=str(name)):
-                yield name, node.value.lineno
 
 
 def words(identifier: str) -> list[str]:
@@ -89,8 +91,9 @@ def prose(text: str) -> Iterator[tuple[str, int]]:
 def test_identifiers_are_standard_terms(package: str) -> None:
     offenders = set()
     for path in sources(package):
+        outside = OUTSIDE_NAMES.get(path.relative_to(SOURCE).as_posix(), set())
         for name, line in identifiers(ast.parse(path.read_text("utf-8"))):
-            parts = words(name)
+            parts = [] if name in outside else words(name)
             if BANNED.intersection(parts) or (len(parts) == 1 and parts[0] in BANNED_ALONE):
                 offenders.add(f"{path.relative_to(SOURCE)}:{line} {name}")
     assert not offenders, "\n".join(sorted(offenders))
@@ -125,7 +128,7 @@ def test_help_texts_are_plain() -> None:
 
 def documents() -> list[str]:
     paths = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    return sorted({path.relative_to(ROOT).as_posix() for path in paths} - PENDING_DOCS)
+    return sorted({path.relative_to(ROOT).as_posix() for path in paths})
 
 
 @pytest.mark.parametrize("document", documents())

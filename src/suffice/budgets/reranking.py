@@ -43,12 +43,12 @@ def sticky_index(
 
 
 def pacing_reason(
-    decision: Decision, top: Prediction, pacing: PacingDecision, *, kept: bool
+    decision: Decision, top: Prediction, pacing: PacingDecision, *, sticky: bool
 ) -> str:
-    """The reason for the candidate that comes first; `kept` = the conversation keeps its model."""
+    """The reason for the candidate that comes first; `sticky` = the conversation keeps its model."""
     cost = "an unknown price" if top.cost_usd is None else format_usd(top.cost_usd)
     text = f"{top.model}: predicted quality {top.quality:.2f} ({decision.basis}) at {cost}"
-    if kept:
+    if sticky:
         return f"{text}; the conversation stays on its model"
     if pacing.quality_per_usd == inf:
         return (

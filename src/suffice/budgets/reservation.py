@@ -129,7 +129,7 @@ class Reservation:
         if sticky is not None and not budget.fits(max_cost[sticky]):
             sticky = None
         top = pacing.action if sticky is None else sticky
-        reason = pacing_reason(decision, predictions[top], pacing, kept=top != pacing.action)
+        reason = pacing_reason(decision, predictions[top], pacing, sticky=top != pacing.action)
         self._reason_has_remaining = True
         return msgspec.structs.replace(
             reorder(decision, top, pacing, failed, deterministic=sticky is not None),

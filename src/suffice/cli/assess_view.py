@@ -227,7 +227,7 @@ def _plot(console: Console, shown: list[tuple[str, ModelSummary]]) -> None:
     logs = min(costs) > 0 and max(costs) > 8 * min(costs)
     xs = [log(c) if logs else c for c in costs]
 
-    def at(v: float, values: list[float], steps: int) -> int:
+    def bin_of(v: float, values: list[float], steps: int) -> int:
         span = max(values) - min(values)
         return round((v - min(values)) / span * (steps - 1)) if span else 0
 
@@ -235,7 +235,7 @@ def _plot(console: Console, shown: list[tuple[str, ModelSummary]]) -> None:
     for (letter, x), cost in sorted(
         zip(points, xs, strict=True), key=lambda p: bool(p[0][1].on_hull)
     ):
-        cell = (high - 1 - at(x.quality.value, scores, high), at(cost, xs, wide))
+        cell = (high - 1 - bin_of(x.quality.value, scores, high), bin_of(cost, xs, wide))
         cells[cell] = f"[bold green]{letter.upper()}[/]" if x.on_hull else f"[dim]{letter}[/]"
     console.print()
     for r in range(high):
@@ -283,8 +283,8 @@ def _pools(console: Console, assessment: Assessment) -> None:
         mark = "[bold green]" if x.models == assessment.pool.recommended else "[default]"
         row = [f"{mark}{escape(names)}[/]", _plus_minus(x.value), _gain(x)]
         if priced:
-            kept = x.cost_to_keep.get("0.95")
-            row.append("" if kept is None else f"{_percent(kept.value)} of cost")
+            cost_share = x.cost_to_keep.get("0.95")
+            row.append("" if cost_share is None else f"{_percent(cost_share.value)} of cost")
         table.add_row(*row, f"[dim]{x.oracle.value:.3f}[/]")
     console.print(table)
     if assessment.cost_unit is None:

@@ -91,14 +91,14 @@ class _Chat(msgspec.Struct):
 _decode_chat = msgspec.json.Decoder(_Chat).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$?\.?(?P<path>.*)`)?$", re.DOTALL)
+_ERROR = re.compile(r"^(?P<what>.*?)(?: - at `\$?\.?(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
 _UNKNOWN = re.compile(r"contains unknown field `(?P<field>[^`]+)`")
 
 
 def bad_field(error: msgspec.ValidationError) -> BadRequestError:
     """A msgspec validation error as a 400 that names the field, e.g. `messages[0].role`."""
-    match = _AT.match(str(error))
+    match = _ERROR.match(str(error))
     reason = match["what"] if match else str(error)
     path = (match["path"] if match else None) or ""
     for pattern in (_MISSING, _UNKNOWN):
@@ -159,11 +159,14 @@ def session_hash(messages: Sequence[Message]) -> str:
 
 
 def _options(chat: _Chat, headers: Mapping[bytes, bytes]) -> RoutingOptions:
-    own, preferences = chat.suffice or _SufficeOptions(), chat.provider or _ProviderPrefs()
-    objective: object = own.objective
+    suffice_options, preferences = (
+        chat.suffice or _SufficeOptions(),
+        chat.provider or _ProviderPrefs(),
+    )
+    objective: object = suffice_options.objective
     if objective is None and b"x-suffice-objective" in headers:
         objective = headers[b"x-suffice-objective"].decode("latin-1")
-    models = own.models or chat.models
+    models = suffice_options.models or chat.models
     sort = preferences.sort
     if isinstance(sort, dict):
         sort = sort.get("by")  # type: ignore[assignment]  # checked on the next line
@@ -181,8 +184,8 @@ def _options(chat: _Chat, headers: Mapping[bytes, bytes]) -> RoutingOptions:
         sort=sort,
         max_input_usd_per_mtok=price.prompt,
         max_output_usd_per_mtok=price.completion,
-        explain=bool(own.explain),
-        metadata=own.metadata,
+        explain=bool(suffice_options.explain),
+        metadata=suffice_options.metadata,
     )
 
 
@@ -254,7 +257,7 @@ def _max_output_tokens(chat: _Chat) -> int | None:
 
 
 def _session(chat: _Chat, headers: Mapping[bytes, bytes]) -> str | None:
-    """The conversation that the client names: our own field and header first, then others'."""
+    """The conversation that the client names: our suffice_options field and header first, then others'."""
     own_header, *other_headers = SESSION_HEADERS
     if chat.suffice is not None and chat.suffice.session is not None:
         return chat.suffice.session

@@ -71,7 +71,7 @@ def extract(messages: Sequence[Message], *, extra_tokens: int = 0, tools: int = 
     """Features of a conversation.
 
     The signals are those of the last user message. A short follow-up inherits: each signal is the
-    largest of its own and those of the messages before it, back to the last that is not a follow-up.
+    largest over this message and those before it, back to the last that is not a follow-up.
 
     Args:
         messages: canonical, oldest first.

@@ -158,9 +158,9 @@ class ThompsonSampler:
 
     def retain(self, models: Iterable[str]) -> None:
         """Forget every model that is not among these."""
-        kept = set(models)
+        served = set(models)
         self._posterior = None
-        self._arms = {m: arm for m, arm in self._arms.items() if m in kept}
+        self._arms = {m: arm for m, arm in self._arms.items() if m in served}
 
     def posterior(self) -> FrozenPosterior:
         """The posterior now, as an immutable value that requests on other threads may sample."""

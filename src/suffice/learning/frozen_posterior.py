@@ -18,7 +18,7 @@ MAX_EXPLORE_SHARE = 0.03  # of the traffic
 MAX_COST_SHARE = 0.01  # of the spend
 NEW_VARIANCE = 0.04  # of the intercept of a model whose prediction is a guess: it errs by about 0.2
 
-_FLOOR_PART = 0.5  # of both budgets is split evenly, the rest by the posterior samples
+_FLOOR_PART = 0.5  # of both budgets is split evenly, the remaining_share by the posterior samples
 _WIDTH = 8  # normals are prepared for so many candidates at a time
 _WORD = 2**64 - 1
 _MIN_USD = 1e-12  # a smaller cost counts as this
@@ -163,17 +163,20 @@ class FrozenPosterior:
         budget_usd: float,
         k: int,
     ) -> list[float]:
-        """Split the share and the budget: one part evenly, the rest by who is best how often."""
+        """Split the share and the budget: one part evenly, the remaining_share by who is best how often."""
         share = self._limits.explore_share
         n = len(explorable)
         floor, floor_usd = _FLOOR_PART * share / n, _FLOOR_PART * budget_usd / n
-        rest, rest_usd = (1.0 - _FLOOR_PART) * share, (1.0 - _FLOOR_PART) * budget_usd
+        remaining_share, remaining_usd = (
+            (1.0 - _FLOOR_PART) * share,
+            (1.0 - _FLOOR_PART) * budget_usd,
+        )
         total = max(sum(best), 1e-12)
         propensities, remaining = [0.0] * k, 1.0
         for i, part in zip(explorable, best, strict=True):
             usd = max(cost_usd[i], _MIN_USD)
             propensities[i] = min(floor, floor_usd / usd) + min(
-                rest * part, rest_usd * part / (total * usd)
+                remaining_share * part, remaining_usd * part / (total * usd)
             )
             remaining -= propensities[i]
         propensities[chosen] = remaining

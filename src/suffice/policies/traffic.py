@@ -142,13 +142,13 @@ class LagrangianSolution(NamedTuple):
         low: the rule argmax quality - low * cost, which meets the target.
         high: the rule argmax quality - high * cost, which misses it.
         share: the probability of the first rule.
-        kept: predicted mean quality over the reference's.
+        kept_quality: predicted mean quality over the reference's.
     """
 
     low: float
     high: float
     share: float
-    kept: float
+    kept_quality: float
 
     def choose(
         self, quality: Sequence[float], cost: Sequence[float]
@@ -200,9 +200,9 @@ def min_cost_for_quality(
         chosen = np.argmax(quality - (multiplier / unit) * cost, axis=1)
         return float(quality[rows, chosen].mean())
 
-    def solution(low: float, high: float, share: float, kept: float) -> LagrangianSolution:
+    def solution(low: float, high: float, share: float, kept_quality: float) -> LagrangianSolution:
         scale = max(quality_of_reference, 1e-12)
-        return LagrangianSolution(low / unit, high / unit, share, kept / scale)
+        return LagrangianSolution(low / unit, high / unit, share, kept_quality / scale)
 
     low, high = 0.0, 1e9
     at_low, at_high = mean_quality(low), mean_quality(high)

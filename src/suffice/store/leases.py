@@ -59,8 +59,8 @@ class SqlLeases:
     def release(self, name: str, owner: str) -> bool:
         """Give a lease back. Returns False if the owner did not hold it."""
         with self._database.write("release a lease") as connection:
-            held = sa.and_(_l.c.name == name, _l.c.owner == owner)
-            return connection.execute(sa.delete(_l).where(held)).rowcount == 1
+            is_holder = sa.and_(_l.c.name == name, _l.c.owner == owner)
+            return connection.execute(sa.delete(_l).where(is_holder)).rowcount == 1
 
 
 class SqlLearnerStates:

@@ -87,7 +87,7 @@ attempts = Table(
 counters = Table(
     "counters",
     metadata,
-    # 'feedback': the last seq given out. 'generation': the last promotion. Whoever raises one holds
+    # 'feedback': the last seq given out. 'generation': the last promotion. The writer that raises one holds
     # its row until it commits, so that numbers become visible in the order they were given out.
     Column("name", String(32), primary_key=True),
     Column("value", _Big, nullable=False),

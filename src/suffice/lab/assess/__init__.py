@@ -169,8 +169,8 @@ def _summarise_models(
     """Mean score and cost of each model, and whether adjusting changed any mean visibly."""
     mean, mean_draws = adjusted_means(table.score, draws)
     counts = (~np.isnan(table.score)).sum(axis=0)
-    asked = (~np.isnan(table.score)).any(axis=1)
-    spent = None if costs.cost is None else costs.cost[asked].mean(axis=0)
+    labelled = (~np.isnan(table.score)).any(axis=1)
+    spent = None if costs.cost is None else costs.cost[labelled].mean(axis=0)
     plain = np.nanmean(np.where(counts > 0, table.score, 0.0), axis=0)
     is_adjusted = bool((np.abs(mean - plain)[counts > 0] >= _VISIBLE_ADJUSTMENT).any())
     models = {
@@ -228,16 +228,16 @@ def _comparison_notes(
 ) -> list[str]:
     notes = []
     seen = np.asarray(~np.isnan(table.score))
-    asked = int(seen.any(axis=1).sum())
+    labelled = int(seen.any(axis=1).sum())
     if is_adjusted:
         notes.append(
             "not every model has a score on every query: mean scores are adjusted for how hard "
             "each model's queries were"
         )
-    if n_common < asked:
+    if n_common < labelled:
         notes.append(
             f"models are compared on the {n_common} queries that all compared ones answered, of "
-            f"{asked} with labels"
+            f"{labelled} with labels"
         )
     excluded = [m for j, m in enumerate(table.models) if j not in columns and seen[:, j].any()]
     if excluded:

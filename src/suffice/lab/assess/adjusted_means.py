@@ -1,4 +1,4 @@
-"""Mean scores that can be compared although not every model was asked every query."""
+"""Mean scores that can be compared although not every model was labelled every query."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def bootstrap(table: Table, seed: int, draws: int = DRAWS) -> ClusterBootstrap:
 
 
 def adjusted_means(score: FloatArray, draws: ClusterBootstrap) -> tuple[FloatArray, FloatArray]:
-    """The mean score of each model, adjusted for which queries it was asked.
+    """The mean score of each model, adjusted for which queries it was labelled.
 
-    If every model was asked every query these are the plain means. If not, queries and models get
-    additive effects by least squares, score = query + model, so that a model that was asked only
+    If every model was labelled every query these are the plain means. If not, queries and models get
+    additive effects by least squares, score = query + model, so that a model that was labelled only
     easy queries has no advantage. Bootstrap samples move the effects by their first-order influence.
     Models that share no query, directly or through others, cannot be compared this way: they keep
     their plain means.
@@ -52,9 +52,9 @@ def _two_way_effects(
     """Means by the additive model score = query + model. known, seen: (n, k)."""
     n, k = known.shape
     used = np.flatnonzero(seen.any(axis=0))
-    asked = np.flatnonzero(seen.any(axis=1))
-    m = seen[np.ix_(asked, used)].astype(float)
-    y = known[np.ix_(asked, used)]
+    labelled = np.flatnonzero(seen.any(axis=1))
+    m = seen[np.ix_(labelled, used)].astype(float)
+    y = known[np.ix_(labelled, used)]
     per_query = m.sum(axis=1, keepdims=True)
     gram = np.diag(m.sum(axis=0)) - (m / per_query).T @ m
     inverse = np.linalg.pinv(gram)
@@ -63,14 +63,14 @@ def _two_way_effects(
     level = residual.sum(axis=1, keepdims=True) / per_query  # (n_asked, 1) effect of each query
     # Influence of each query on the effects, over all rows of the table, for the bootstrap.
     influence = np.zeros((n, len(used)))
-    influence[asked] = m * (residual - level)
+    influence[labelled] = m * (residual - level)
     weight = np.zeros((n, 1 + len(used)))
-    weight[asked, 0] = 1.0
-    weight[asked, 1:] = m / per_query
+    weight[labelled, 0] = 1.0
+    weight[labelled, 1:] = m / per_query
     levels = np.zeros((n, 1))
-    levels[asked] = level
+    levels[labelled] = level
     weight_draws = draws.means(weight)
-    effect_draws = (draws.means(influence) / weight_draws[:, :1]) @ inverse * len(asked)
+    effect_draws = (draws.means(influence) / weight_draws[:, :1]) @ inverse * len(labelled)
     base = draws.means(levels) / weight_draws[:, :1]
     shift = effect_draws * (weight_draws[:, 1:] / weight_draws[:, :1])
     base = base - shift.sum(axis=1, keepdims=True)
@@ -82,11 +82,13 @@ def _two_way_effects(
 
 
 def _is_connected(seen: NDArray[np.bool_]) -> bool:
-    """Whether all models were asked queries in common, directly or through other models."""
+    """Whether all models were labelled queries in common, directly or through other models."""
     from scipy.sparse.csgraph import connected_components
 
-    asked = seen[:, seen.any(axis=0)].astype(np.float32)
-    return int(connected_components(asked.T @ asked, directed=False, return_labels=False)) == 1
+    labelled = seen[:, seen.any(axis=0)].astype(np.float32)
+    return (
+        int(connected_components(labelled.T @ labelled, directed=False, return_labels=False)) == 1
+    )
 
 
 def _ratio(top: FloatArray, bottom: NDArray[np.floating] | NDArray[np.integer]) -> FloatArray:

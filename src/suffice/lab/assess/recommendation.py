@@ -108,9 +108,9 @@ def _chosen(pool: PoolReport, cost_unit: str | None) -> list[str]:
         return []
     sentences = []
     for part in ("0.95", "0.9"):
-        kept = line.cost_to_keep.get(part)
-        if kept is not None and kept.value < 1.0:
-            cost = f"{format_estimate(kept, percent=True)} of its cost"
+        cost_share = line.cost_to_keep.get(part)
+        if cost_share is not None and cost_share.value < 1.0:
+            cost = f"{format_estimate(cost_share, percent=True)} of its cost"
             sentences.append(
                 f"It keeps {100 * float(part):.0f} % of {pool.strong}'s score at {cost}."
             )

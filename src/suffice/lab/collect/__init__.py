@@ -164,11 +164,11 @@ def _collect(
     run, caller = asyncio.run(_run(state, rows, connection, options, predicted, ui))
     summary.stopped = run.stopped
     summary.run_usd = journal.charged_usd - spent_before_usd
-    asked = [i for i in rows if state.was_asked(i)]
+    asked_rows = [i for i in rows if state.was_asked(i)]
     if weight is not None:
-        weight = sampling.reweight_incomplete(weight, asked)
-    fill_summary(summary, state, asked, weight, caller)
-    write.write_table(options.out, *write.table_rows(state, asked, weight), asdict(summary))
+        weight = sampling.reweight_incomplete(weight, asked_rows)
+    fill_summary(summary, state, asked_rows, weight, caller)
+    write.write_table(options.out, *write.table_rows(state, asked_rows, weight), asdict(summary))
     return summary
 
 

@@ -99,7 +99,7 @@ class QueryReservation:
         await self._budget.release(usd)
 
     async def close(self) -> None:
-        """Release whatever remains."""
+        """Release the remaining reservations."""
         remaining_usd = self._free_usd + self._drawn_usd
         self._free_usd = self._drawn_usd = 0.0
         await self._budget.release(remaining_usd)

@@ -119,11 +119,13 @@ def connect(
 
 def _full_name(name: str, settings: config.Settings) -> str:
     routes = settings.routes.values()
-    own = dict.fromkeys([*settings.models, *(n for r in routes for n in (*r.models, *r.fallbacks))])
-    if name in own:
+    configured = dict.fromkeys(
+        [*settings.models, *(n for r in routes for n in (*r.models, *r.fallbacks))]
+    )
+    if name in configured:
         return name
     builtin = [m.name for m in catalog.builtin_models()]
-    for known in (own, builtin):
+    for known in (configured, builtin):
         bare = [n for n in known if n.partition("/")[2] == name]
         if len(bare) == 1:
             return bare[0]
@@ -131,7 +133,7 @@ def _full_name(name: str, settings: config.Settings) -> str:
     row = PROVIDERS.get(provider)
     if name in builtin or (row is not None and (row.local or catalog.lookup(provider, upstream))):
         return name
-    close = nearest(name, [*own, *builtin])
+    close = nearest(name, [*configured, *builtin])
     where = settings.source
     raise ConfigError(
         f"There is no model named {name!r}.",
@@ -154,7 +156,7 @@ class PlannedCall:
     messages: bytes
     """JSON, as it is sent."""
     canonical: tuple[Message, ...]
-    """The same messages in our own form."""
+    """The same messages in our configured form."""
     required_capabilities: frozenset[str]
     temperature: float | None
     max_output_tokens: int

@@ -8,7 +8,7 @@
     run       the options of a run
 
 A call is identified by its key, a hash of model, messages and parameters: the same call is never
-paid for twice, whatever else changes between runs.
+paid for twice, even if other things change between runs.
 """
 
 from __future__ import annotations

@@ -155,26 +155,26 @@ def sampling_weights(passes: Sequence[SamplingRound], n: int) -> dict[int, float
     return weights
 
 
-def reweight_incomplete(weight: dict[int, float], asked: Sequence[int]) -> dict[int, float]:
-    """Weights of the rows that were asked, if the money ended before all were.
+def reweight_incomplete(weight: dict[int, float], asked_rows: Sequence[int]) -> dict[int, float]:
+    """Weights of the rows that were asked_rows, if the money ended before all were.
 
-    Rows are asked in random order, so rows of equal weight represent each other. The weight of a
-    group of which no row was asked is shared by all.
+    Rows are asked_rows in random order, so rows of equal weight represent each other. The weight of a
+    group of which no row was asked_rows is shared by all.
 
     Args:
         weight: Weight by row of the whole sample.
-        asked: The rows that were asked.
+        asked_rows: The rows that were asked_rows.
 
     Returns:
-        Weight by asked row, with the same sum.
+        Weight by asked_rows row, with the same sum.
     """
     classes: dict[float, list[int]] = {}
     for i, w in weight.items():
         classes.setdefault(round(w, 9), []).append(i)
-    asked_rows = set(asked)
+    present_rows = set(asked_rows)
     weights: dict[int, float] = {}
     for w, members in classes.items():
-        present = [i for i in members if i in asked_rows]
+        present = [i for i in members if i in present_rows]
         weights.update({i: w * len(members) / len(present) for i in present})
     total = sum(weights.values())
     scale = sum(weight.values()) / total if total else 1.0

@@ -58,7 +58,7 @@ class Summary:
 def fill_summary(
     s: Summary,
     state: RunState,
-    asked: Sequence[int],
+    asked_rows: Sequence[int],
     weight: Mapping[int, float] | None,
     caller: BatchCaller,
 ) -> None:
@@ -75,7 +75,7 @@ def fill_summary(
         JobError: If no model gave any answer.
     """
     journal = state.journal
-    s.asked, s.sampled = len(asked), weight is not None
+    s.asked, s.sampled = len(asked_rows), weight is not None
     s.temperature, s.max_output_tokens = state.temperature, state.max_output_tokens
     s.spent_usd, s.uncertain_usd = journal.charged_usd, journal.uncertain_usd
     s.scorer = state.scorer.name if state.scorer else None
@@ -85,10 +85,10 @@ def fill_summary(
             judging.PROMPT_VERSION,
             state.reference,
         )
-    _models(s, state, asked, weight, caller)
+    _models(s, state, asked_rows, weight, caller)
     if not any(m.answers for m in s.models.values()):
         raise JobError(_no_answer_message(s, caller))
-    _warn(s, state, asked, caller)
+    _warn(s, state, asked_rows, caller)
 
 
 def _no_answer_message(s: Summary, caller: BatchCaller) -> str:
@@ -106,12 +106,12 @@ def _no_answer_message(s: Summary, caller: BatchCaller) -> str:
 def _models(
     s: Summary,
     state: RunState,
-    asked: Sequence[int],
+    asked_rows: Sequence[int],
     weight: Mapping[int, float] | None,
     caller: BatchCaller,
 ) -> None:
     for m in state.models:
-        cells = [(i, state.scored_answer(i, m)) for i in asked]
+        cells = [(i, state.scored_answer(i, m)) for i in asked_rows]
         answers = [c.answer for _, c in cells if c.answer is not None]
         scored = [(i, c.score) for i, c in cells if c.score is not None]
         w = [1.0 if weight is None else weight[i] for i, _ in scored]
@@ -130,7 +130,7 @@ def _models(
         s.judge_contradicts += sum(c.contradicts for c in pairs)
 
 
-def _warn(s: Summary, state: RunState, asked: Sequence[int], caller: BatchCaller) -> None:
+def _warn(s: Summary, state: RunState, asked_rows: Sequence[int], caller: BatchCaller) -> None:
     for name, tally in caller.tallies.items():
         if tally.given_up is not None:
             s.warnings.append(
@@ -138,7 +138,7 @@ def _warn(s: Summary, state: RunState, asked: Sequence[int], caller: BatchCaller
             )
     unread = sum(
         "cannot be read" in (state.scored_answer(i, m).note or "")
-        for i in asked
+        for i in asked_rows
         for m in state.models
     )
     if unread:

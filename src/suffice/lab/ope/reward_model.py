@@ -31,7 +31,7 @@ def cross_fit_q_hat(
     """Predict every model's score on every query, each from other sessions than its own.
 
     The regression is fitted on the labelled decisions of each model in `_FOLDS` folds of sessions.
-    The doubly robust estimate is unbiased whatever the quality of these predictions; better ones
+    The doubly robust estimate is unbiased for any quality of these predictions; better ones
     make its interval narrower.
 
     Args:

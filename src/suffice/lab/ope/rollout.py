@@ -255,7 +255,7 @@ def _policy_distribution(
         embedding=row.embedding,
         schema=features.SCHEMA,
     )
-    # The first message of a conversation has no past, whatever its session key.
+    # The first message of a conversation has no past, for any session key.
     if before is None or row.session is None or (turns == 0 and not in_loop):
         return route.distribution(x, pool, row, None)
     idle_s = row.created_s - before.created_s

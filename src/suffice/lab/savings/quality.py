@@ -186,9 +186,9 @@ def _with_estimates(
     on_policy = estimators.on_policy_value(log)
     dr = estimators.doubly_robust(log, action_dist, q_hat)
     # Both are means over the same labelled decisions, so their ratio is a ratio of two sums.
-    kept = EstimatorTerms(on_policy.numerator, dr.numerator)
+    kept_terms = EstimatorTerms(on_policy.numerator, dr.numerator)
     estimates = estimate_policy_values(
-        {"dr": dr, "snips": estimators.snips(log, action_dist), "kept": kept}, log
+        {"dr": dr, "snips": estimators.snips(log, action_dist), "kept": kept_terms}, log
     )
     missing = 1.0 - quality.support
     reference, snips = (widen(estimates[name], missing) for name in ("dr", "snips"))
@@ -215,12 +215,12 @@ def _with_estimates(
     )
 
 
-def _widen_ratio(kept: Estimate, reference: float, missing: float) -> tuple[float, float, float]:
+def _widen_ratio(ratio: Estimate, reference: float, missing: float) -> tuple[float, float, float]:
     """Return (kept, low, high), wider by the unobserved share of the reference's score."""
     if missing <= 0.0 or reference <= missing:
-        return kept.value, kept.low, kept.high
-    low = kept.low * reference / (reference + missing)
-    return kept.value, low, kept.high * reference / (reference - missing)
+        return ratio.value, ratio.low, ratio.high
+    low = ratio.low * reference / (reference + missing)
+    return ratio.value, low, ratio.high * reference / (reference - missing)
 
 
 def _predicted_kept(r: RequestArrays, reference: int | None) -> float | None:

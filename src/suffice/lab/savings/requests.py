@@ -1,7 +1,7 @@
 """The answered and unanswered requests of one route as arrays.
 
 A row of the first group of arrays is a request. A row of the second is a candidate of a request, so
-the arrays stay compact whatever the pools are.
+the arrays are compact for any sizes of pools.
 """
 
 from __future__ import annotations
