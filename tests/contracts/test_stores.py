@@ -67,13 +67,14 @@ def test_the_summary_counts_unknown_costs_apart(store: SqlStore) -> None:
 
 
 def test_calls_of_audits_are_not_requests(store: SqlStore) -> None:
+    failed = Attempt("p/a", 1, "overloaded", 1001.0, 0.1, status=503)
     for n, route in enumerate(("auto", "audit:auto", "auto")):
-        r = record(n, status=502 if n == 1 else 200)
+        r = record(n, **({"status": 502, "attempts": (failed,)} if n == 1 else {}))
         store.append(
             msgspec.structs.replace(r, decision=msgspec.structs.replace(r.decision, route=route))
         )
     s = store.summary()
-    assert (s["requests"], s["failed"], s["attempts"]) == (2, 0, 2)
+    assert (s["requests"], s["failed"], s["attempts"], s["errors"]) == (2, 0, 2, [])
     assert s["cost_usd"] == pytest.approx(0.02)
     assert [m["requests"] for m in s["models"]] == [2]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,3 +95,23 @@ def test_a_failed_refit_process_is_replaced_by_this_process(
             OnlineRegression, "posterior", lambda _: pytest.fail("computed after all")
         )
         assert refit_process.posterior_in_subprocess(learner, learner.state(), lambda: True) is None
+
+
+@pytest.mark.slow
+def test_a_refit_process_imports_nothing_of_serving() -> None:
+    code = (
+        "import sys\n"
+        "from suffice.learning import refit_process, regression\n"
+        "print(sorted(m for m in sys.modules if m.startswith('suffice.')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ast.literal_eval(run.stdout) == [
+        "suffice.artifacts",
+        "suffice.artifacts.npz",
+        "suffice.errors",
+        "suffice.learning",
+        "suffice.learning.label_limits",
+        "suffice.learning.posterior",
+        "suffice.learning.refit_process",
+        "suffice.learning.regression",
+    ]

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.records import record
+from tests.support.records import child, record
 
 from suffice.errors import StoreError
 from suffice.store import open_store
@@ -59,3 +59,14 @@ def test_a_store_that_cannot_be_opened_says_why(url: str) -> None:
     with pytest.raises(StoreError) as caught:
         open_store(url)
     assert caught.value.remedy
+
+
+@pytest.mark.slow
+def test_an_existing_store_is_opened_without_alembic_and_other_dialects(tmp_path: Path) -> None:
+    open_store(f"sqlite:///{tmp_path / 's.db'}").close()
+    code = """
+open_store("sqlite:///" + sys.argv[1]).close()
+print(sorted({"alembic", "sqlalchemy.dialects.postgresql"} & set(sys.modules)))
+"""
+    out, err = child(code, tmp_path / "s.db").communicate(timeout=60)
+    assert out == "[]\n", err

@@ -45,7 +45,8 @@ def summarize(database: Database, since_s: float) -> Row:
     )
     errors = database.rows(
         sa.select(_a.c.model, _a.c.outcome, sa.func.count().label("count"))
-        .where(_a.c.started_s >= since_s, _a.c.outcome != "ok")
+        .join_from(_a, _d, _a.c.decision_id == _d.c.id)
+        .where(requests, _a.c.outcome != "ok")
         .group_by(_a.c.model, _a.c.outcome)
     )
     scored = database.rows(
