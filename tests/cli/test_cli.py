@@ -50,7 +50,7 @@ def test_route_reads_standard_input_and_files(tmp_path: Path, config: Callable[.
     code, out, _ = suffice("route", "-", "--config", path, "--json", stdin=PROOF)
     assert (code, json.loads(out)["model"]) == (0, "p/strong")
     messages = tmp_path / "m.json"
-    messages.write_text(json.dumps([{"role": "user", "content": EASY}]))
+    messages.write_text(json.dumps([{"role": "user", "content": EASY}]), "utf-8-sig")
     code, out, _ = suffice("route", "--messages", str(messages), "--config", path, "--json")
     assert json.loads(out)["model"] == "p/weak"
     code, out, _ = suffice("route", EASY, "--objective", "best", "--config", path, "--json")

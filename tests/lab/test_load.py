@@ -72,6 +72,9 @@ def test_byte_order_marks_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\n\n")
     assert len(load_table(path)) == 1
+    path = tmp_path / "t.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([ROW], indent=1).encode())
+    assert len(load_table(path)) == 1
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,11 @@ def test_unknown_fields_survive_byte_for_byte(extra: dict[str, Any]) -> None:
         assert bytes(fields[key]) == msgspec.json.encode(value)
 
 
+def test_a_byte_order_mark_is_ignored() -> None:
+    body = b'{"model":"auto","messages":[{"role":"user","content":"x"}]}'
+    assert parse_chat(b"\xef\xbb\xbf" + body, {}) == parse_chat(body, {})
+
+
 def test_deep_nesting_is_refused_not_fatal() -> None:
     with pytest.raises(BadRequestError):
         parse_chat(b'{"model":' + b"[" * 100_000, {})

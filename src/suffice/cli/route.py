@@ -58,7 +58,7 @@ def _body(prompt: str | None, messages: Path | None) -> dict[str, Any]:
             raise UsageError("The prompt is empty.", remedy="Give some text.")
         return {"messages": text}
     try:
-        parsed = msgspec.json.decode(messages.read_bytes())
+        parsed = msgspec.json.decode(messages.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except OSError as error:
         raise UsageError(f"--messages {messages}: {error.strerror}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

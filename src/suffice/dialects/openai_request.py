@@ -214,6 +214,7 @@ def parse_chat(
     Raises:
         _invalid: a BadRequestError that names the field at fault.
     """
+    body = body.removeprefix(b"\xef\xbb\xbf")
     chat = decode(_decode_chat, body)
     fields = decode(_decode_fields, body)
     if not chat.messages:
