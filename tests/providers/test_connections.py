@@ -141,6 +141,27 @@ def test_bytes_after_a_reply_are_not_taken_for_the_next_one(run: Callable[[Main]
     run(main)
 
 
+def test_a_large_stream_that_is_not_read_does_not_block_its_connection(
+    run: Callable[[Main], None],
+) -> None:
+    size = 300 * 1024
+    reply = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size
+
+    async def main() -> None:
+        transport = HTTPTransport({})
+        async with serve(answer_each(reply)) as server:
+            for _ in range(3):
+                response = await post(transport, server.url, stream=True)
+                await asyncio.sleep(0.05)
+                await response.aclose()
+            for stream in (False, True):
+                response = await post(transport, server.url, stream=stream)
+                assert len(await response.read()) == size
+        await transport.aclose()
+
+    run(main)
+
+
 async def answer_once_and_close_on_the_next(
     server: RawServer, reader: asyncio.StreamReader, writer: Any
 ) -> None:

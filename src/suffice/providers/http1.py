@@ -88,6 +88,8 @@ class Response:
 
     async def read(self, limit: int | None = None) -> bytes:
         """The body, or its first `limit` bytes. Raises UpstreamError."""
+        if limit is None and not self.is_complete:
+            self._stop_streaming()
         while not self.is_complete and (limit is None or self._size < limit):
             await self._wait()
         body = b"".join(self._parts)
@@ -123,8 +125,13 @@ class Response:
         A stream's last event often comes before the end of its body.
         """
         if not self.is_complete and self._error is None:
-            self.streamed = False  # what still comes wakes no reader and pauses nothing
+            self._stop_streaming()
             self._loop.call_later(DRAIN_S, self.abort)
+
+    def _stop_streaming(self) -> None:
+        """What still comes wakes no reader before its end, and pauses nothing."""
+        self.streamed = False
+        self._connection.resume_reading()
 
     async def aclose(self) -> None:
         """Drop the connection unless the response is complete. Does not raise."""
@@ -208,6 +215,7 @@ class Connection(asyncio.Protocol):
         "_keep_alive",
         "_loop",
         "_parser",
+        "_paused",
         "_release",
         "_response",
         "_status",
@@ -240,6 +248,7 @@ class Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._keep_alive = False
         self._excess = False
+        self._paused = False
 
     def send(self, request: bytes, *, stream: bool) -> Response:
         """Write a request; the response fills in as it arrives."""
@@ -261,12 +270,14 @@ class Connection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Let the peer wait: the reader is slower than the upstream."""
-        if self._transport is not None:
+        if self._transport is not None and not self._paused:
+            self._paused = True
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read on."""
-        if self._transport is not None:
+        if self._transport is not None and self._paused:
+            self._paused = False
             self._transport.resume_reading()
 
     # asyncio.Protocol
@@ -318,6 +329,7 @@ class Connection(asyncio.Protocol):
             self.is_closed = True
             transport.close()
         elif not transport.is_closing():
+            self.resume_reading()
             self.is_reused = True
             self._release(self)
 
