@@ -1,4 +1,4 @@
-"""python -m suffice"""
+"""The command `python -m suffice`."""
 
 from __future__ import annotations
 

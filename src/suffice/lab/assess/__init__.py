@@ -65,7 +65,7 @@ def assess(
     # One thread: the problems are small, and the result must not depend on the number of cores
     # (sums in another order give other clusters). The limit applies to libraries that are already
     # loaded, so scikit-learn is imported first.
-    import sklearn.cluster
+    import sklearn.cluster  # noqa: F401
     import sklearn.metrics  # noqa: F401
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 

@@ -38,7 +38,7 @@ def compile_schema(schema: Any) -> Callable[[Any], bool]:
 
     Raises:
         UsageError: If the schema is wrong; it names the place.
-    """
+    """  # noqa: DOC501  # `_wrong` returns a UsageError
     from jsonschema import SchemaError, validators
     from referencing import Registry
     from referencing.exceptions import Unresolvable
@@ -131,7 +131,12 @@ def _check_keywords(path: str, schema: dict[str, Any], known: frozenset[str]) ->
                     raise _wrong(f"{path}/{key}", message) from None
 
 
-def _multiple_of(validator: Any, factor: float, instance: Any, schema: Any) -> Iterator[Any]:
+def _multiple_of(
+    validator: Any,
+    factor: float,
+    instance: Any,
+    schema: Any,  # noqa: ARG001  # jsonschema passes it
+) -> Iterator[Any]:
     """`multipleOf` in decimal arithmetic, so that 0.3 is a multiple of 0.1."""
     from jsonschema import ValidationError
 

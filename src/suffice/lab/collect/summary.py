@@ -67,7 +67,7 @@ def fill_summary(
     Args:
         s: The summary to fill.
         state: What is known of each query.
-        asked: The rows that were asked.
+        asked_rows: The rows that were asked.
         weight: Sampling weight by row; None = all queries were selected.
         caller: The caller, for its failures.
 
