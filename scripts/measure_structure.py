@@ -54,6 +54,7 @@ class Structure:
     circles: list[tuple[str, ...]] = field(default_factory=list)
     lazy_circles: list[tuple[str, ...]] = field(default_factory=list)
     package_lines: Counter[str] = field(default_factory=Counter)
+    code_lines: int = 0
 
     @property
     def long_files(self) -> list[Size]:
@@ -78,6 +79,7 @@ def measure(source: Path) -> Structure:
         trees[_module_name(source, path)] = tree = ast.parse(text)
         lines = len(text.splitlines())
         result.files.append(Size(relative, "", lines))
+        result.code_lines += _code_lines(tree, text)
         result.package_lines[relative.split("/")[0] if "/" in relative else "(modules)"] += lines
         if uses := len(_ANY.findall(text)):
             result.any_uses[relative] = uses
@@ -110,6 +112,17 @@ def private_accesses(source: Path) -> int | None:
 def _module_name(source: Path, path: Path) -> str:
     parts = path.relative_to(source.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _code_lines(tree: ast.Module, text: str) -> int:
+    """Lines that are neither blank nor part of a comment or a docstring."""
+    prose: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | _Definition) and ast.get_docstring(node, clean=False):
+            first = node.body[0]
+            prose.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    return sum(bool(line) and line[0] != "#" and number not in prose for number, line in lines)
 
 
 def _length(node: _Definition) -> int:
@@ -199,6 +212,7 @@ def _figures(source: Path, structure: Structure) -> dict[str, object]:
     return {
         "files": len(structure.files),
         "lines": sum(size.lines for size in structure.files),
+        "lines of code, without docstrings, comments and blanks": structure.code_lines,
         "classes": len(structure.classes),
         "functions and methods": len(structure.functions),
         f"files over {MAX_FILE_LINES} lines": len(structure.long_files),

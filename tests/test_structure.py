@@ -9,12 +9,12 @@ from scripts.measure_structure import Structure, measure
 
 SOURCE = Path(__file__).parents[1] / "src" / "suffice"
 
-# How many may be over their limit. Only ever lower these; the target is 0, and 200 for `Any`.
-LONG_FILES = 11
-LONG_CLASSES = 8
-LONG_FUNCTIONS = 30
-ANY_USES = 540
-LAZY_CIRCLES = 1
+# How many may be over their limit. Only ever lower these; the target is 0, and under 200 for `Any`.
+LONG_FILES = 2
+LONG_CLASSES = 1
+LONG_FUNCTIONS = 9  # commands with their options, a migration, and a few others
+ANY_USES = 150
+LAZY_CIRCLES = 0
 
 
 @cache
