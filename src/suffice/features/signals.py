@@ -299,10 +299,8 @@ def message_signals(message: UserMessage, tokenizer: Tokenizer) -> tuple[list[fl
     questions = marks.count(b"?")
     v[_QUESTIONS] += questions
     v[_SENTENCES] += encoded.count(b". ") + (text[-1:] in _END_OF_SENTENCE)
-    if questions:
-        v[_SENTENCES] += encoded.count(b"? ")
-    if b"!" in marks:
-        v[_SENTENCES] += encoded.count(b"! ")
+    v[_SENTENCES] += encoded.count(b"? ") if questions else 0
+    v[_SENTENCES] += encoded.count(b"! ") if b"!" in marks else 0
     if v[_CONNECTIVES]:
         lower = text.lower()
         if " then " in lower:

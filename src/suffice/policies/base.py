@@ -163,14 +163,7 @@ class PredictivePolicy(ABC, Generic[T]):
         seed: int = 0,
         max_output_tokens: int | None = None,
     ) -> Decision:
-        """Rank the candidates for a query.
-
-        Returns:
-            The decision: the ranked plan with what is predicted of each candidate, and why.
-
-        Raises:
-            ValueError: there are no candidates.
-        """
+        """Rank the candidates, at least one, and say what is predicted of each."""
         if not candidates:
             raise ValueError("candidates: expected at least one")
         if self.objective is not None and self.objective.kind != objective.kind:
@@ -178,34 +171,25 @@ class PredictivePolicy(ABC, Generic[T]):
         pool = self._prepare(candidates, objective)
         names = pool.pool.names
         incumbent = find_incumbent(names, session)
-        cached_tokens, switching_cost_usd = 0, 0.0
-        if session is not None and incumbent is not None:
-            cached_tokens = session.cached_tokens
-            switching_cost_usd = priors.switching_cost_usd(
-                candidates[incumbent].model, cached_tokens
-            )
+        cached_tokens = 0 if session is None or incumbent is None else session.cached_tokens
+        switching = 0.0  # USD
+        if incumbent is not None:
+            switching = priors.switching_cost_usd(candidates[incumbent].model, cached_tokens)
         predictions = self.predict(pool, candidates, x, max_output_tokens, incumbent, cached_tokens)
-        if objective.kind == "max_quality_loss":
-            ranking = self.certification.rank(pool, predictions)
-        else:
-            ranking = self.rank(pool, predictions, seed)
+        ranking = self._rank_by_objective(pool, predictions, seed)
         reason = ""
         if session is not None:
             reason = self._keep_incumbent(
-                x, pool, predictions, ranking, session, incumbent, switching_cost_usd
+                x, pool, predictions, ranking, session, incumbent, switching
             )
-        order, propensities = ranking.order, ranking.propensities
+        order = ranking.order
         top = order[0]
-        if propensities is None:
-            propensities = [0.0] * len(order)
-            propensities[top] = 1.0
+        propensities = ranking.propensities or [float(i == top) for i in range(len(order))]
         return Decision(
             id=id,
             model=names[top],
             plan=pool.plan(order),
-            predictions=_describe_predictions(
-                names, predictions, propensities, switching_cost_usd, incumbent
-            ),
+            predictions=_to_predictions(names, predictions, propensities, switching, incumbent),
             reason=reason or self._reason(pool, predictions, top, ranking.reason, x),
             policy=self.name,
             policy_version=self.version,
@@ -216,6 +200,13 @@ class PredictivePolicy(ABC, Generic[T]):
             score=predictions.score,
             seed=seed,
         )
+
+    def _rank_by_objective(
+        self, pool: PreparedPool[T], predictions: QueryPredictions, seed: int
+    ) -> Ranking:
+        if pool.objective.kind == "max_quality_loss":
+            return self.certification.rank(pool, predictions)
+        return self.rank(pool, predictions, seed)
 
     def _prepare(self, candidates: tuple[Candidate, ...], objective: Objective) -> PreparedPool[T]:
         if isinstance(candidates, Candidates):
@@ -309,7 +300,7 @@ def _as_share(quality: float) -> float:
     return 0.0 if quality < 0.0 else 1.0 if quality > 1.0 else quality
 
 
-def _describe_predictions(
+def _to_predictions(
     names: Sequence[str],
     predictions: QueryPredictions,
     propensities: Sequence[float],

@@ -175,8 +175,7 @@ def min_cost_for_quality(
     """Find the cheapest policy that keeps a share of the reference's mean predicted quality.
 
     For a multiplier, argmax of quality - multiplier * cost is optimal at its own quality (Everett
-    1963, "Generalized Lagrange multiplier method"). Quality falls with the multiplier in steps, so
-    the exact solution mixes the two adjacent rules.
+    1963). Quality falls with the multiplier in steps, so the exact solution mixes two rules.
 
     Args:
         quality: (m, k), finite.
@@ -185,24 +184,23 @@ def min_cost_for_quality(
         reference: its column.
 
     Returns:
-        The mixture. Its two rules are the same if one of them meets the target exactly.
+        The mixture. Its two rules are the same if one of them is enough.
     """
     rows = np.arange(len(quality))
     # argmax takes the first of equals: the cheaper on average comes first.
     order = np.argsort(cost.mean(axis=0), kind="stable")
-    quality_of_reference = float(quality[:, reference].mean())
+    reference_quality = float(quality[:, reference].mean())
     quality, cost = quality[:, order], cost[:, order]
-    target = keep * quality_of_reference
-    # In units of the most expensive model's mean cost the multiplier has a sane scale.
-    unit = max(float(cost.mean(axis=0).max()), 1e-12)
+    target = keep * reference_quality
+    unit = max(float(cost.mean(axis=0).max()), 1e-12)  # USD: the most expensive model's mean cost
 
     def mean_quality(multiplier: float) -> float:
         chosen = np.argmax(quality - (multiplier / unit) * cost, axis=1)
         return float(quality[rows, chosen].mean())
 
     def solution(low: float, high: float, share: float, kept_quality: float) -> LagrangianSolution:
-        scale = max(quality_of_reference, 1e-12)
-        return LagrangianSolution(low / unit, high / unit, share, kept_quality / scale)
+        kept_share = kept_quality / max(reference_quality, 1e-12)
+        return LagrangianSolution(low / unit, high / unit, share, kept_share)
 
     low, high = 0.0, 1e9
     at_low, at_high = mean_quality(low), mean_quality(high)
@@ -210,8 +208,7 @@ def min_cost_for_quality(
         return solution(high, high, 1.0, at_high)
     if at_low <= target:  # only if the reference is not the best of every query
         return solution(0.0, 0.0, 1.0, at_low)
-    for _ in range(_BISECTIONS):
-        # Halves of the logarithm once both ends are positive: the multiplier may be tiny.
+    for _ in range(_BISECTIONS):  # of the logarithm: the multiplier may be tiny
         middle = (high * max(low, 1e-9)) ** 0.5
         at_middle = mean_quality(middle)
         if at_middle >= target:

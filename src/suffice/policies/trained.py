@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from math import exp
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from suffice.artifacts.estimators import ConstantEstimator, LinearEstimator
 from suffice.names import match_model
 from suffice.policies import priors
 from suffice.policies.base import PredictivePolicy
+from suffice.policies.heads import HeadOutputs, LinearHeads
 from suffice.policies.prepared_pool import PreparedPool, QueryPredictions, Ranking, best_index
 from suffice.policies.traffic import (
     LagrangianSolution,
@@ -31,7 +31,7 @@ from suffice.policies.traffic import (
 )
 from suffice.policies.utility import impute_worst, randomize
 from suffice.pool import Pool
-from suffice.types import Candidate, Features, Float32Array, FloatArray, Model, Objective
+from suffice.types import Candidate, Features, FloatArray, Model, Objective
 
 _PRIOR_ROWS = 256  # of the training sample that stay when the route has its own traffic
 
@@ -70,63 +70,6 @@ class TrainedPool(NamedTuple):
     constant_choice: tuple[int, int] | None
 
 
-class HeadOutputs(NamedTuple):
-    """What the artifact predicts for one query.
-
-    Attributes:
-        quality: (k,).
-        log_length: standardised log length of the message; 0 if the artifact does not use it.
-        cost_usd: (k,) at the training table's prices; None = not learned.
-        output_tokens: (k,); None = not learned. They go before the cost, since prices change.
-    """
-
-    quality: list[float]
-    log_length: float
-    cost_usd: list[float] | None
-    output_tokens: list[float] | None
-
-
-class _LinearHeads:
-    """The heads of a linear estimator, ready for single queries."""
-
-    def __init__(self, estimator: LinearEstimator, folded: Float32Array | None) -> None:
-        k = len(estimator.models)
-        self._k = k
-        self._has_tokens = estimator.has_tokens
-        self._has_cost = estimator.has_cost
-        self._cost = None if np.isnan(estimator.cost).any() else estimator.cost.tolist()
-        # Qualities, then what the cost is made from: tokens if learned, else dollars.
-        heads = np.r_[:k, -k:0] if estimator.has_tokens or estimator.has_cost else np.r_[:k]
-        self._dense = estimator.vectors[:, heads].astype(np.float32)
-        self._signals = estimator.signals[:, heads].astype(np.float32)
-        self._intercept = estimator.intercept[heads]
-        self._mean = estimator.mean
-        self._inverse_std = (1.0 / estimator.std).astype(np.float32)
-        self._clip = np.float32(estimator.clip)
-        self.folded = features.compile_heads(self._dense) if folded is None else folded
-
-    def __call__(self, x: Features) -> HeadOutputs:
-        # The standard deviation is not folded into the weights: the standardised signal is clipped.
-        z = (x.signals - self._mean) * self._inverse_std
-        np.minimum(z, self._clip, out=z)
-        np.maximum(z, -self._clip, out=z)
-        y = z @ self._signals
-        if x.embedding is not None or x.token_ids is None:
-            y += features.embed(x) @ self._dense
-        elif len(x.token_ids):
-            total = np.add.reduce(self.folded.take(x.token_ids, axis=0), axis=0)
-            if total[-1] > 0.0:
-                y += total[:-1] / total[-1]
-        outputs: list[float] = (y + self._intercept).tolist()
-        k = self._k
-        cost, tokens = self._cost, None
-        if self._has_tokens:
-            cost, tokens = None, [exp(v) for v in outputs[k:]]
-        elif self._has_cost:
-            cost = [exp(v) for v in outputs[k:]]
-        return HeadOutputs(outputs[:k], z.item(0), cost, tokens)
-
-
 class TrainedPolicy(PredictivePolicy[TrainedPool]):
     """Serves one artifact.
 
@@ -144,13 +87,13 @@ class TrainedPolicy(PredictivePolicy[TrainedPool]):
         artifact: Artifact,
         *,
         traffic: PredictionSample | None = None,
-        heads: _LinearHeads | None = None,
+        heads: LinearHeads | None = None,
     ) -> None:
         self.artifact = artifact
         self.traffic = traffic
         self._estimator = artifact.estimator
         if heads is None and isinstance(self._estimator, LinearEstimator):
-            heads = _LinearHeads(self._estimator, None)
+            heads = LinearHeads(self._estimator)
         self._heads = heads
         self._reference_column = artifact.card.models.index(artifact.card.reference)
         hash_input = f"{artifact.version}/1/"
@@ -332,7 +275,7 @@ class TrainedPolicy(PredictivePolicy[TrainedPool]):
                 quality.append(base[:, columns[i]])
             else:
                 quality.append(reference + prior.gap + prior.slope * length)
-            cost.append(self._sample_usd(model, columns[i], scale[i], rows))
+            cost.append(_sample_usd(artifact, model, columns[i], scale[i], rows))
         trained = PredictionSample(pool.names, np.stack(quality, axis=1), np.stack(cost, axis=1))
         if recent is None or not set(pool.names) <= set(recent.names) or not len(recent.quality):
             return trained
@@ -342,23 +285,6 @@ class TrainedPolicy(PredictivePolicy[TrainedPool]):
             np.concatenate([trained.quality, recent.quality[:, index]]),
             np.concatenate([trained.cost, recent.cost[:, index]]),
         )
-
-    def _sample_usd(self, model: Model, column: int, scale: float, rows: slice) -> FloatArray:
-        """The predicted cost of a model on the training sample, (m,) USD; NaN = unknown."""
-        artifact = self.artifact
-        n = len(artifact.sample_input[rows])
-        tokens = artifact.sample_tokens[rows]
-        if not np.isnan(tokens).all():
-            output = tokens[:, column] if column >= 0 else np.nanmean(tokens, axis=1)
-        elif column >= 0 and not np.isnan(artifact.sample_cost[rows, column]).any():
-            return np.asarray(artifact.sample_cost[rows, column] * scale)
-        else:
-            output = np.full(n, 400.0)
-        p = model.price
-        if p.input_usd_per_mtok is None or p.output_usd_per_mtok is None:
-            return np.full(n, np.nan)
-        usd = artifact.sample_input[rows] * p.input_usd_per_mtok + output * p.output_usd_per_mtok
-        return np.asarray(usd / 1e6)
 
     # ── objectives over traffic ──────────────────────────────────────────────────────────────────
 
@@ -400,3 +326,22 @@ def _with_cache(usd: float, model: Model, cached_tokens: int) -> float:
         return usd
     saved = cached_tokens * (p.input_usd_per_mtok - p.cached_input_usd_per_mtok) / 1e6
     return max(0.0, usd - saved)
+
+
+def _sample_usd(
+    artifact: Artifact, model: Model, column: int, scale: float, rows: slice
+) -> FloatArray:
+    """The predicted cost of a model on the training sample, (m,) USD; NaN = unknown."""
+    n = len(artifact.sample_input[rows])
+    tokens = artifact.sample_tokens[rows]
+    if not np.isnan(tokens).all():
+        output = tokens[:, column] if column >= 0 else np.nanmean(tokens, axis=1)
+    elif column >= 0 and not np.isnan(artifact.sample_cost[rows, column]).any():
+        return np.asarray(artifact.sample_cost[rows, column] * scale)
+    else:
+        output = np.full(n, 400.0)
+    p = model.price
+    if p.input_usd_per_mtok is None or p.output_usd_per_mtok is None:
+        return np.full(n, np.nan)
+    usd = artifact.sample_input[rows] * p.input_usd_per_mtok + output * p.output_usd_per_mtok
+    return np.asarray(usd / 1e6)
