@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from suffice import Client, Router
+from suffice.config import load_settings
 from suffice.providers.fake import FakeUpstream
 
 pytestmark = pytest.mark.slow
@@ -120,7 +121,7 @@ def test_feedback_raises_the_share_of_the_right_model_and_replay_agrees(tmp_path
     upstream = {m.removeprefix("p/"): {"reply": "A reply."} for m in (CODER, WRITER, STRONG)}
     with FakeUpstream({"models": upstream}) as fake:
         config = write_config(tmp_path, fake.base_url)
-        router = Router.from_config(config, env={})
+        router = Router(load_settings(config, {}), env={}, seed=1)
         served = serve(router, stream)
 
     before, after = (
