@@ -144,11 +144,12 @@ class Response:
             self._connection.abort()
 
     def expire(self) -> None:
-        """Fail the exchange because its time is over."""
-        self.fail(
-            UpstreamError(f"{self._connection.host}: no answer in time.", kind="timeout_total")
-        )
-        self._connection.abort()
+        """Fail the exchange because its time is over, unless it is complete."""
+        if not self.is_complete and self._error is None:
+            self.fail(
+                UpstreamError(f"{self._connection.host}: no answer in time.", kind="timeout_total")
+            )
+            self._connection.abort()
 
     def fail(self, error: UpstreamError) -> None:
         """End the exchange with `error`; its reader gets it after the bytes that arrived before."""
