@@ -233,7 +233,12 @@ def test_a_plugin_predictor_trains_saves_and_serves(monkeypatch: pytest.MonkeyPa
         def load() -> type[Own]:
             return Own
 
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry()])
+    real = metadata.entry_points
+
+    def entry_points(group: str) -> object:
+        return [Entry()] if group == artifacts.ENTRY_POINTS else real(group=group)
+
+    monkeypatch.setattr(metadata, "entry_points", entry_points)
     t = table(120)
     made, _ = train(t, policy="own")
     again = artifacts.unpack(artifacts.pack(made))

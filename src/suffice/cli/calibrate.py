@@ -15,51 +15,62 @@ if TYPE_CHECKING:
     from suffice.lab.calibrate.calibrate import Calibration
 
 
+_TABLE = typer.Argument(
+    help="Labelled outcomes that the policy was not trained on, sampled from the traffic that "
+    "the guarantee is for; any format of suffice eval."
+)
+_POLICY = typer.Option(
+    ...,
+    "--policy",
+    help="Calibrate this policy: an artifact of suffice train, default or length.",
+)
+_MAX_LOSS = typer.Option(
+    ...,
+    "--max-loss",
+    help="Mean quality that may be lost against the reference, for example 0.05.",
+)
+_CONFIDENCE = typer.Option(
+    0.9, "--confidence", help="Probability that the guarantee holds, for example 0.9."
+)
+_MODELS = typer.Option(
+    None,
+    "--models",
+    help="Comma-separated models to include: the reference and the cheap ones.",
+)
+_REFERENCE = typer.Option(
+    None,
+    "--reference",
+    help="Compare quality to this model; by default the artifact's reference, or the most "
+    "expensive model.",
+)
+_PRICES = typer.Option(
+    None,
+    "--prices",
+    help="Read prices, USD per million tokens, from this JSON file, for tables without costs.",
+)
+_CONFIG = typer.Option(
+    None,
+    "--config",
+    help="Bind the certificate to the prices of this suffice.toml; by default ./suffice.toml, "
+    "else the catalog.",
+)
+_OUT = typer.Option(
+    None,
+    "--out",
+    help="Write the certificate to this file; by default POLICY.certificate.json.",
+)
+
+
 def command(
-    table: str = typer.Argument(
-        help="Labelled outcomes that the policy was not trained on, sampled from the traffic that "
-        "the guarantee is for; any format of suffice eval."
-    ),
-    policy: str = typer.Option(
-        ...,
-        "--policy",
-        help="Calibrate this policy: an artifact of suffice train, default or length.",
-    ),
-    max_loss: float = typer.Option(
-        ...,
-        "--max-loss",
-        help="Mean quality that may be lost against the reference, for example 0.05.",
-    ),
-    confidence: float = typer.Option(
-        0.9, "--confidence", help="Probability that the guarantee holds, for example 0.9."
-    ),
-    models: str = typer.Option(
-        None,
-        "--models",
-        help="Comma-separated models to include: the reference and the cheap ones.",
-    ),
-    reference: str = typer.Option(
-        None,
-        "--reference",
-        help="Compare quality to this model; by default the artifact's reference, or the most "
-        "expensive model.",
-    ),
-    prices: Path = typer.Option(
-        None,
-        "--prices",
-        help="Read prices, USD per million tokens, from this JSON file, for tables without costs.",
-    ),
-    config: Path = typer.Option(
-        None,
-        "--config",
-        help="Bind the certificate to the prices of this suffice.toml; by default ./suffice.toml, "
-        "else the catalog.",
-    ),
-    out: Path = typer.Option(
-        None,
-        "--out",
-        help="Write the certificate to this file; by default POLICY.certificate.json.",
-    ),
+    table: str = _TABLE,
+    policy: str = _POLICY,
+    max_loss: float = _MAX_LOSS,
+    confidence: float = _CONFIDENCE,
+    models: str = _MODELS,
+    reference: str = _REFERENCE,
+    prices: Path = _PRICES,
+    config: Path = _CONFIG,
+    out: Path = _OUT,
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Certify how many queries a cheap model may answer without losing more quality than allowed.

@@ -61,7 +61,7 @@ def show(calibration: Calibration, path: Path | None = None) -> None:
         f"{c.max_loss:g} on average over all queries, while traffic is like {c.table}.",
         highlight=False,
     )
-    console.print(f"[dim]{path}[/dim]", highlight=False)
+    console.print(f"[dim]{path}[/dim]", highlight=False, soft_wrap=True)
 
 
 def _rows(calibration: Calibration) -> list[tuple[str, str]]:

@@ -9,45 +9,49 @@ import typer
 
 from suffice.errors import UsageError
 
+_POLICY = typer.Option(
+    [],
+    "--policy",
+    help="Evaluate this policy: default, trained, knn, cluster, ridge, constant, an entry point, "
+    "or the path of an artifact. Repeat the option for several.",
+)
+_MODELS = typer.Option(None, "--models", help="Comma-separated models to include, for example a,b.")
+_FIT_ON = typer.Option(
+    None, "--fit-on", help="Fit policies that learn on this table instead of cross-fitting."
+)
+_OUT = typer.Option(
+    None, "--out", help="Write results.json, curves as PNG and report.html into this folder."
+)
+_BY = typer.Option(
+    [], "--by", help="Also evaluate each value of this column: benchmark or category."
+)
+_LEAVE_ONE_SOURCE_OUT = typer.Option(
+    False,
+    "--leave-one-source-out",
+    help="Also evaluate each benchmark by policies fitted on all others.",
+)
+_PRICES = typer.Option(
+    None,
+    "--prices",
+    help='Read prices of models without costs from this JSON file: {"model": '
+    '{"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}}.',
+)
+_DRAWS = typer.Option(1000, "--draws", min=100, max=10000, help="Number of bootstrap resamples.")
+_SEED = typer.Option(0, "--seed", min=0, help="Random seed for folds, random mixing and bootstrap.")
+
 
 def command(
     table: str = typer.Argument(..., help="A folder, a file or the URL of a store."),
-    policy: list[str] = typer.Option(
-        [],
-        "--policy",
-        help="Evaluate this policy: default, trained, knn, cluster, ridge, constant, an entry point, "
-        "or the path of an artifact. Repeat the option for several.",
-    ),
-    models: str = typer.Option(
-        None, "--models", help="Comma-separated models to include, for example a,b."
-    ),
-    fit_on: str = typer.Option(
-        None, "--fit-on", help="Fit policies that learn on this table instead of cross-fitting."
-    ),
+    policy: list[str] = _POLICY,
+    models: str = _MODELS,
+    fit_on: str = _FIT_ON,
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
-    out: Path = typer.Option(
-        None, "--out", help="Write results.json, curves as PNG and report.html into this folder."
-    ),
-    by: list[str] = typer.Option(
-        [], "--by", help="Also evaluate each value of this column: benchmark or category."
-    ),
-    leave_one_source_out: bool = typer.Option(
-        False,
-        "--leave-one-source-out",
-        help="Also evaluate each benchmark by policies fitted on all others.",
-    ),
-    prices: Path = typer.Option(
-        None,
-        "--prices",
-        help='Read prices of models without costs from this JSON file: {"model": '
-        '{"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}}.',
-    ),
-    draws: int = typer.Option(
-        1000, "--draws", min=100, max=10000, help="Number of bootstrap resamples."
-    ),
-    seed: int = typer.Option(
-        0, "--seed", min=0, help="Random seed for folds, random mixing and bootstrap."
-    ),
+    out: Path = _OUT,
+    by: list[str] = _BY,
+    leave_one_source_out: bool = _LEAVE_ONE_SOURCE_OUT,
+    prices: Path = _PRICES,
+    draws: int = _DRAWS,
+    seed: int = _SEED,
 ) -> None:
     """Evaluate routing policies on recorded outcomes: curves, metrics with intervals, baselines.
 

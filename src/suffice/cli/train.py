@@ -12,29 +12,31 @@ if TYPE_CHECKING:
     from suffice.lab.train.train import TrainingResult
 
 
+_TABLE = typer.Argument(
+    help="Labelled outcomes: a folder with queries.parquet and outcomes.parquet, a long JSONL, "
+    "CSV or Parquet file, a public data set, or the URL of a store (see suffice eval --help)."
+)
+_OUT = typer.Option(..., "--out", help="Write the artifact to this file, for example router.npz.")
+_MODELS = typer.Option(None, "--models", help="Comma-separated models to include, for example a,b.")
+_POLICY = typer.Option(
+    None,
+    "--policy",
+    help="Fit this policy (trained, ridge, knn, cluster, constant, or an entry point) instead of "
+    "choosing one by nested cross-validation.",
+)
+_EXTEND = typer.Option(None, "--extend", help="Add the table's new models to this artifact.")
+_LICENCE = typer.Option(
+    "unknown", "--licence", help="Licence of the labels, for the training card."
+)
+
+
 def command(
-    table: str = typer.Argument(
-        help="Labelled outcomes: a folder with queries.parquet and outcomes.parquet, a long JSONL, "
-        "CSV or Parquet file, a public data set, or the URL of a store (see suffice eval --help)."
-    ),
-    out: Path = typer.Option(
-        ..., "--out", help="Write the artifact to this file, for example router.npz."
-    ),
-    models: str = typer.Option(
-        None, "--models", help="Comma-separated models to include, for example a,b."
-    ),
-    policy: str = typer.Option(
-        None,
-        "--policy",
-        help="Fit this policy (trained, ridge, knn, cluster, constant, or an entry point) instead of "
-        "choosing one by nested cross-validation.",
-    ),
-    extend: Path = typer.Option(
-        None, "--extend", help="Add the table's new models to this artifact."
-    ),
-    licence: str = typer.Option(
-        "unknown", "--licence", help="Licence of the labels, for the training card."
-    ),
+    table: str = _TABLE,
+    out: Path = _OUT,
+    models: str = _MODELS,
+    policy: str = _POLICY,
+    extend: Path = _EXTEND,
+    licence: str = _LICENCE,
     seed: int = typer.Option(0, "--seed", help="Random seed for folds and bootstrap."),
     json: bool = typer.Option(False, "--json", help="Print the training card as one JSON object."),
 ) -> None:
@@ -104,10 +106,12 @@ def show(saved: Artifact, result: TrainingResult | None, out: Path) -> None:
         f"{out} ({size_kb:.0f} kB, {saved.version}): {len(card.models)} models, {card.queries} "
         f"queries, {card.labels} labels; reference {card.reference}",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(
         f'Serve it: policy = "{out}" under [routes.auto].',
         style="dim",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )

@@ -113,13 +113,12 @@ def calibrate(
     roles = assign_roles(eval_set, saved, reference, notes)
     scores = _score_queries(eval_set, roles, predictor, max_loss, progress)
     rows = _labelled_rows(table, scores, notes)
-    kind = _kind(scores.table, saved)
     result = fixed_sequence_test(
         np.maximum(0.0, scores.reference_quality - scores.alternative_quality)[rows],
         scores.score[rows],
         max_loss=max_loss,
         confidence=confidence,
-        kind=kind,
+        kind=_kind(scores.table, saved),
         groups=None if table.group is None else scores.table.clusters[rows],
         thresholds=scores.thresholds,
     )
@@ -127,7 +126,33 @@ def calibrate(
     notes += _sample_notes(table, policy, len(rows), result.n if grouped else None)
     if result.threshold is None:
         return Calibration(None, result, roles.reference, roles.cheap, None, None, (*notes,))
+    terms = _Terms(max_loss, confidence, date, table.name, list_prices or {})
+    certificate = _make_certificate(policy, saved, roles, scores, result, grouped, terms)
     costs, net = _effects(scores, roles, rows, result.threshold)
+    return Calibration(certificate, result, roles.reference, roles.cheap, costs, net, (*notes,))
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What a certificate states without computing it."""
+
+    max_loss: float
+    confidence: float
+    date: str
+    table: str
+    list_prices: Mapping[str, tuple[float, float] | None]
+
+
+def _make_certificate(
+    policy: str,
+    saved: SavedPredictor | None,
+    roles: Roles,
+    scores: _Scores,
+    result: RiskControlResult,
+    grouped: bool,
+    terms: _Terms,
+) -> Certificate:
+    assert result.threshold is not None
     certificate = Certificate(
         policy=policy,
         policy_version=saved.version_ if saved else priors.prior_version(policy, features.SCHEMA),
@@ -137,21 +162,20 @@ def calibrate(
         cost_usd=tuple(float(c) if roles.priced else 0.0 for c in roles.cost[1:]),
         exchange_rate=scores.exchange_rate,
         threshold=result.threshold,
-        max_loss=max_loss,
-        confidence=confidence,
+        max_loss=terms.max_loss,
+        confidence=terms.confidence,
         method=result.method,
-        kind=kind,
+        kind=result.kind,
         unit="groups" if grouped else "queries",
         n=result.n,
         losses=result.losses,
         upper_bound=result.upper_bound,
         cheap_share=result.cheap_share,
-        prices={n: (list_prices or {}).get(n) for n in roles.names},
-        made=date,
-        table=table.name,
+        prices={n: terms.list_prices.get(n) for n in roles.names},
+        made=terms.date,
+        table=terms.table,
     )
-    certificate = certificates.with_digest(certificate)
-    return Calibration(certificate, result, roles.reference, roles.cheap, costs, net, (*notes,))
+    return certificates.with_digest(certificate)
 
 
 # ── scores ───────────────────────────────────────────────────────────────────────────────────────
