@@ -64,33 +64,41 @@ class Reply:
     status = 200
 
     def header(self, name: str) -> str:
+        """The type of the content, for every name."""
         return "application/json"
 
     async def read(self, limit: int | None = None) -> bytes:
+        """The whole body."""
         return REPLY
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Do nothing."""
 
 
 class MemoryTransport:
     """Answers every request at once."""
 
-    def prepare(self, urls: Iterable[str]) -> None: ...
+    def prepare(self, urls: Iterable[str]) -> None:
+        """Do nothing."""
 
     async def send(
         self, url: str, headers: Sequence[tuple[str, str]], body: bytes, **_: object
     ) -> Reply:
+        """Answer at once."""
         return Reply()
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Do nothing."""
 
 
 class NullStore:
     """Drops every record."""
 
-    def append(self, record: object) -> None: ...
+    def append(self, record: object) -> None:
+        """Drop the record."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def router() -> Router:
