@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -36,7 +36,7 @@ class FakeUpstream:
     """
 
     def __init__(
-        self, script: Script | dict[str, object], *, port: int = 0, keep: int = 10_000
+        self, script: Script | Mapping[str, object], *, port: int = 0, keep: int = 10_000
     ) -> None:
         self.script = script if isinstance(script, Script) else msgspec.convert(script, Script)
         self.port = port
@@ -126,7 +126,7 @@ class FakeUpstream:
 
         self._run_in_loop(apply)
 
-    def set_model(self, name: str, model: FakeModel | dict[str, object]) -> None:
+    def set_model(self, name: str, model: FakeModel | Mapping[str, object]) -> None:
         """Change or add a model; its list of actions starts again."""
         new = model if isinstance(model, FakeModel) else msgspec.convert(model, FakeModel)
 
