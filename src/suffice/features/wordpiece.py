@@ -125,16 +125,16 @@ class WordPiece:
     def _split(self, word: str) -> list[int]:
         """Greedy pieces of one word; [UNK] alone if some part of it is not a piece."""
         pieces: list[int] = []
-        rest, start = word, 0  # `start`: of the characters of `rest` that are to be split
-        while start < len(rest):
+        remaining, start = word, 0  # `start`: of the characters of `remaining` that are to be split
+        while start < len(remaining):
             # No piece with these first characters is longer: random text ends here after one or two
             # lookups, not eighteen.
-            longest = self._longest.get(rest[: start + 2], start + 1)
-            for stop in range(min(len(rest), longest), start, -1):
-                piece = self._pieces.get(rest[:stop])
+            longest = self._longest.get(remaining[: start + 2], start + 1)
+            for stop in range(min(len(remaining), longest), start, -1):
+                piece = self._pieces.get(remaining[:stop])
                 if piece is not None:
                     pieces.append(piece)
-                    rest, start = "##" + rest[stop:], 2
+                    remaining, start = "##" + remaining[stop:], 2
                     break
             else:
                 return [self._unknown]

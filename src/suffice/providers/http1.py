@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to an upstream, over asyncio and llhttp (httptools).
 
 A connection carries one exchange at a time. The response parser runs inside `data_received`, so a
-reply costs one wake-up of the waiting task and no task, queue or thread of its own.
+reply costs one wake-up of the waiting task and no further task, queue or thread.
 """
 
 from __future__ import annotations
@@ -374,7 +374,7 @@ class Connection(asyncio.Protocol):
 
 
 def _ends_with_connection(response: Response) -> bool:
-    """Whether the body has no length of its own, so that the end of the connection ends it."""
+    """Whether the body states no length, so that the end of the connection ends it."""
     return response.header("content-length") is None and (
         "chunked" not in (response.header("transfer-encoding") or "").lower()
     )
