@@ -14,6 +14,7 @@ from rich.console import Console
 
 from suffice.cli import demo
 from suffice.cli.demo_view import View
+from suffice.cli.demo_workload import load
 
 WIDTH = 120
 KEPT = 34  # queries shown: the picture is for a first look, the demo shows all
@@ -22,7 +23,7 @@ KEPT = 34  # queries shown: the picture is for a first look, the demo shows all
 def main() -> None:
     # No terminal: on one, each redrawing of the progress bar would be recorded as a line.
     console = Console(record=True, width=WIDTH, file=io.StringIO(), color_system="truecolor")
-    workload = demo.load(None)[:KEPT]
+    workload = load(None)[:KEPT]
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         view = View(len(workload), console)
         with view:

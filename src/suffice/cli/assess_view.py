@@ -89,7 +89,12 @@ def _queries(console: Console, assessment: Assessment) -> None:
     shown = list(m.scripts.items())[:6]
     parts.append("script " + ", ".join(f"{escape(s)} {_percent(v)}" for s, v in shown))
     console.print(" · ".join(parts) + "\n")
+    _clusters(console, assessment)
+
+
+def _clusters(console: Console, assessment: Assessment) -> None:
     from rich.cells import set_cell_size
+    from rich.markup import escape
 
     needs = any(c.needs_strong for c in assessment.clusters)
     top = max(c.share for c in assessment.clusters)
@@ -98,7 +103,7 @@ def _queries(console: Console, assessment: Assessment) -> None:
     console.print(f"[bold]share          {'cluster':<{room}} tokens   hard{last}[/]")
     for c in assessment.clusters:
         bar = "█" * max(1, round(8 * c.share / top))
-        name = set_cell_size(_cut(c.name, room), room)  # Chinese takes two columns a character
+        name = set_cell_size(_cut(c.name, room), room)  # Chinese takes two columns per character
         need = _needs(c) if needs else ""
         console.print(
             f"{_percent(c.share):>5} {bar:<8} [bold]{escape(name)}[/] {c.median_tokens:>6,.0f} "
@@ -111,6 +116,12 @@ def _queries(console: Console, assessment: Assessment) -> None:
         if c.examples or leads:
             example = _cut(c.examples[0], max(20, left)) if c.examples else ""
             console.print(f"{'':15}[dim]{escape(example)}[/]{leads}")
+    _legend(console, assessment, needs)
+
+
+def _legend(console: Console, assessment: Assessment, needs: bool) -> None:
+    from rich.markup import escape
+
     if needs and assessment.pool is not None:
         cheap = assessment.pool.cheap
         against = cheap[0] if len(cheap) == 1 else f"most of the {len(cheap)} weaker models"

@@ -7,18 +7,17 @@ of realistic queries, one provider that fails half-way, feedback, and the total 
 from __future__ import annotations
 
 import asyncio
-import re
 import statistics
 import tempfile
 import time
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import typer
 
-from suffice.errors import JobError, TableError, UpstreamError
+from suffice.cli.demo_workload import Query, last_user_text, load
+from suffice.errors import JobError, UpstreamError
 
 if TYPE_CHECKING:
     from suffice.providers.fake import FakeUpstream
@@ -35,21 +34,8 @@ _MODELS = (
 )
 _CONCURRENCY = 8  # queries in flight
 _PACE_S = 0.15  # between arrivals
-_TAGGED = re.compile(r"<(\w[\w-]*)>.*?</\1>", re.DOTALL)
 _JSON = (("content-type", "application/json"),)
 to_json = msgspec.json.encode
-
-
-class Query(msgspec.Struct, kw_only=True):
-    """One line of the workload."""
-
-    messages: list[dict[str, Any]]
-    id: str = ""
-    kind: str = "own"
-    difficulty: float | None = None  # in [0, 1], as its author rated it
-    output_tokens: int | None = None
-    tools: list[Any] | None = None
-    response_format: Any = None
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -96,51 +82,6 @@ def command(
     with view:
         summary = run(workload, directory, view)
     view.summary(summary)
-
-
-def load(path: Path | None) -> list[Query]:
-    """Read the workload.
-
-    Args:
-        path: A JSON lines file; None = the demo's own queries.
-
-    Returns:
-        The queries.
-
-    Raises:
-        TableError: If the file cannot be read; it names the file and the line.
-    """
-    try:
-        data = (
-            path.read_bytes()
-            if path
-            else files(__package__).joinpath("demo_queries.jsonl").read_bytes()
-        )
-    except OSError as error:
-        raise TableError(f"cannot be read: {error.strerror}.", path=str(path)) from None
-    queries: list[Query] = []
-    for number, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = msgspec.json.decode(line)
-            if isinstance(row, dict) and "messages" not in row and "prompt" in row:
-                row["messages"] = [{"role": "user", "content": row.pop("prompt")}]
-            if isinstance(row, str):
-                row = {"messages": [{"role": "user", "content": row}]}
-            query = msgspec.convert(row, Query)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise TableError(
-                f"{error}.",
-                path=str(path) if path else "the demo's own queries",
-                row=number,
-                remedy='Each line: {"prompt": "..."} or {"messages": [...]}.',
-            ) from None
-        query.id = query.id or f"q{number}"
-        queries.append(query)
-    if not queries:
-        raise TableError("contains no queries.", path=str(path))
-    return queries
 
 
 def _config(fakes: list[FakeUpstream], directory: Path) -> Path:
@@ -243,17 +184,6 @@ async def _drive(
         failing.set_down(False)
         await transport.aclose()
     return [o for o in outcomes if o is not None]
-
-
-def last_user_text(query: Query) -> str:
-    """The last user message, on one line."""
-    for m in reversed(query.messages):
-        if m.get("role") == "user":
-            content = m.get("content")
-            if isinstance(content, list):
-                content = " ".join(p.get("text", "") for p in content if isinstance(p, dict))
-            return " ".join(_TAGGED.sub(" ", str(content or "")).split())
-    return ""
 
 
 async def _ask(transport: Transport, base_url: str, query: Query) -> Outcome:

@@ -19,6 +19,17 @@ FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 
 
+def _figures(posterior: Posterior, names: tuple[str, ...]) -> dict[str, object]:
+    """The figures of a posterior for the card."""
+    labels = np.round(posterior.labels, 1).tolist()
+    return {
+        "labels": dict(zip(names, labels, strict=True)),
+        "noise": round(posterior.noise, 5),
+        "log10_width_own": round(posterior.model_scale, 3),
+        "log10_width_shared": round(posterior.shared_scale, 3),
+    }
+
+
 def build_artifact(
     posterior: Posterior,
     names: tuple[str, ...],
@@ -58,7 +69,6 @@ def build_artifact(
     signals, vectors = sample
     quality, cost = e.predict(signals, vectors)
     tokens = e.output_tokens(signals, vectors)
-    labels = np.round(posterior.labels, 1).tolist()
     card = Card(
         kind=e.kind,
         models=names,
@@ -71,13 +81,7 @@ def build_artifact(
         made=datetime.fromtimestamp(now_s, UTC).date().isoformat(),
         made_by="the learner",
         scores="graded",
-        figures={
-            "through_seq": through_seq,
-            "labels": dict(zip(names, labels, strict=True)),
-            "noise": round(posterior.noise, 5),
-            "log10_width_own": round(posterior.model_scale, 3),
-            "log10_width_shared": round(posterior.shared_scale, 3),
-        },
+        figures={"through_seq": through_seq, **_figures(posterior, names)},
     )
     return Artifact(
         card=card,

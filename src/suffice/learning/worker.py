@@ -27,7 +27,7 @@ from suffice.learning.label_limits import limits_for_clients
 from suffice.learning.route_learner import DEFAULT_EXPLORE_SHARE, RouteLearner
 from suffice.learning.warm_start import FeatureSpec
 from suffice.policies.trained import TrainedPolicy
-from suffice.store.protocols import Store
+from suffice.store.protocols import PolicyRegistry, Store
 from suffice.store.snapshot import make_snapshot
 from suffice.types import Model
 
@@ -239,7 +239,8 @@ class LearningWorker:
 
     def _load_learner(self, route: LearningRoute, now_s: float) -> RouteLearner:
         learner = RouteLearner(
-            route.name, route.models, self._warm_start_artifact(route), self._spec,
+            route.name, route.models,
+            _warm_start_artifact(route, self._store.registry, self._spec), self._spec,
             self._limits, route.explore_share,
         )  # fmt: skip
         state = self._store.learner_states.load(route.name)
@@ -249,29 +250,6 @@ class LearningWorker:
         self.learners[route.name] = learner
         self._saved[route.name] = _Saved(state.cursor, now_s)
         return learner
-
-    def _warm_start_artifact(self, route: LearningRoute) -> Artifact | None:
-        """The snapshot that an operator promoted and learning continued from, if there is one.
-
-        Returns:
-            Else the artifact that the configuration names.
-        """
-        registry = self._store.registry
-        rows = {s["version"]: s for s in registry.snapshots(route.name)}
-        version = registry.current(route.name)
-        while version is not None and version in rows:
-            row = rows.pop(version)
-            if row["created_by"] != CREATOR:
-                try:
-                    artifact = artifacts.unpack(registry.get(version).content, version)
-                    spec = self._spec
-                    artifacts.check_versions(artifact.card, spec.schema, spec.table, version)
-                except ArtifactError as error:
-                    _log.error("route %s: no warm start from %s: %s", route.name, version, error)
-                    break
-                return artifact
-            version = row["parent"]
-        return route.base
 
     def _save_due(self, learner: RouteLearner, now_s: float) -> bool:
         saved = self._saved[learner.route]
@@ -348,3 +326,27 @@ class LearningWorker:
         else:
             self._sync_snapshots({version: policy})
         return version
+
+
+def _warm_start_artifact(
+    route: LearningRoute, registry: PolicyRegistry, spec: FeatureSpec
+) -> Artifact | None:
+    """The snapshot that an operator promoted and learning continued from, if there is one.
+
+    Returns:
+        Else the artifact that the configuration names.
+    """
+    rows = {s["version"]: s for s in registry.snapshots(route.name)}
+    version = registry.current(route.name)
+    while version is not None and version in rows:
+        row = rows.pop(version)
+        if row["created_by"] != CREATOR:
+            try:
+                artifact = artifacts.unpack(registry.get(version).content, version)
+                artifacts.check_versions(artifact.card, spec.schema, spec.table, version)
+            except ArtifactError as error:
+                _log.error("route %s: no warm start from %s: %s", route.name, version, error)
+                break
+            return artifact
+        version = row["parent"]
+    return route.base

@@ -140,7 +140,7 @@ def to_rows(
         TypeError: The record's metadata cannot be JSON.
         ValueError: Likewise.
     """
-    decision, usage, x = record.decision, record.usage, record.features
+    decision, x, attempts = record.decision, record.features, record.attempts
     detail = _Detail(
         decision.plan,
         decision.predictions,
@@ -153,9 +153,27 @@ def to_rows(
         decision.explored,
         None if shadow is None else _shadow_of(record, shadow),
     )
-    attempts = record.attempts
-    only = _only_attempt(record, attempts[0]) if len(attempts) == 1 else None
     row = (
+        *_decision_columns(record),
+        *_reply_columns(record),
+        None if x is None else x.signals.tobytes(),
+        None if x is None else x.schema,
+        _encode(detail).decode(),
+        _prompt(record) if keep_prompts else None,
+        record.error,
+        None if x is None or embed is None else _embedding(decision.id, x, embed),
+        decision.snapshot,
+        only := _only_attempt(record, attempts[0]) if len(attempts) == 1 else None,
+    )
+    if only is not None:
+        return RecordRows(row, [])
+    return RecordRows(row, [attempt_row(decision.id, a) for a in attempts])
+
+
+def _decision_columns(record: RequestRecord) -> tuple[object, ...]:
+    """The columns from `id` to `difficulty`."""
+    decision = record.decision
+    return (
         decision.id,
         record.created_s,
         record.request_id,
@@ -167,8 +185,15 @@ def to_rows(
         decision.basis,
         float(decision.propensity),  # a NumPy scalar would be bound as a blob
         None if decision.difficulty is None else float(decision.difficulty),
+    )
+
+
+def _reply_columns(record: RequestRecord) -> tuple[object, ...]:
+    """The columns from `status` to `overhead_ms`."""
+    usage = record.usage
+    return (
         record.status,
-        len(attempts),
+        len(record.attempts),
         record.stream,
         None if record.session is None else record.session[:256],
         record.key_id,
@@ -179,18 +204,7 @@ def to_rows(
         record.latency_s,
         record.first_chunk_s,
         record.overhead_ms,
-        None if x is None else x.signals.tobytes(),
-        None if x is None else x.schema,
-        _encode(detail).decode(),
-        _prompt(record) if keep_prompts else None,
-        record.error,
-        None if x is None or embed is None else _embedding(decision.id, x, embed),
-        decision.snapshot,
-        only,
     )
-    if only is not None:
-        return RecordRows(row, [])
-    return RecordRows(row, [attempt_row(decision.id, a) for a in attempts])
 
 
 def _only_attempt(record: RequestRecord, attempt: Attempt) -> str | None:

@@ -100,7 +100,7 @@ def _append_spaced_words(text: str, words: list[str], stop: frozenset[str]) -> N
         if gap.strip() and words and words[-1]:
             words.append("")  # punctuation and numbers separate words
         word = match.group()
-        usable = 1 < len(word) <= _MAX_WORD_CHARS and word not in stop
+        usable = 1 < len(word) <= _MAX_WORD_CHARS and word not in stop and word[0].isalpha()
         words.append(word if usable else "")
         end = match.end()
     if text[end:].strip() and words and words[-1]:
