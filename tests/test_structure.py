@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "suffice"
 # How many may be over their limit. Only ever lower these; the target is 0, and under 200 for `Any`.
 LONG_FILES = 2
 LONG_CLASSES = 1
-LONG_FUNCTIONS = 9  # commands with their options, a migration, and a few others
+LONG_FUNCTIONS = 4  # a migration and a few others
 ANY_USES = 150
 LAZY_CIRCLES = 0
 
