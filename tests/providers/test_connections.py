@@ -129,12 +129,27 @@ def test_connection_close_is_obeyed(run: Callable[[Main], None]) -> None:
     run(main)
 
 
-def test_bytes_after_a_reply_are_not_taken_for_the_next_one(run: Callable[[Main], None]) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        OK + OK,
+        OK + b"HTTP/1.1 200 OK\r\n",
+        OK + b"H",
+        OK + b"more than content-length says",
+        OK.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n") + b"and more",
+    ],
+    ids=lambda reply: repr(reply[-16:]),
+)
+def test_bytes_after_a_reply_are_not_taken_for_the_next_one(
+    run: Callable[[Main], None], reply: bytes, stream: bool
+) -> None:
     async def main() -> None:
         transport = HTTPTransport({})
-        async with serve(answer_each(OK + OK)) as server:
+        async with serve(answer_each(reply)) as server, asyncio.timeout(20):
             for count in (1, 2, 3):
-                assert await (await post(transport, server.url)).read() == b"ok"
+                response = await post(transport, server.url, stream=stream)
+                assert await response.read() == b"ok"
                 assert server.connections == count
         await transport.aclose()
 

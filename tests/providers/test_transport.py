@@ -65,6 +65,18 @@ REPLIES = {
         b"ok",
     ),
     "redirect": (b"HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", 302, b""),
+    "line feeds alone": (b"HTTP/1.1 200 OK\ncontent-length: 2\n\nok", 200, b"ok"),
+    "padded chunk sizes": (CHUNKED + b"2  \r\nok\r\n0\r\n\r\n", 200, b"ok"),
+    "length of a chunked body": (
+        CHUNKED[:-2] + b"content-length: 9\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        200,
+        b"ok",
+    ),
+    "a charset as encoding": (
+        b"HTTP/1.1 200 OK\r\ncontent-encoding: utf-8\r\ncontent-length: 2\r\n\r\nok",
+        200,
+        b"ok",
+    ),
     "empty header": (b"HTTP/1.1 200 OK\r\nx-empty:\r\ncontent-length: 2\r\n\r\nok", 200, b"ok"),
 }
 

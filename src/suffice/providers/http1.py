@@ -18,6 +18,7 @@ from suffice.errors import UpstreamError
 MAX_HEADER_BYTES = 64 * 1024
 MAX_BODY_BYTES = 64 * 1024 * 1024  # of a reply that is read whole, after decompression
 DRAIN_S = 1.0
+_UNREADABLE_ENCODINGS = frozenset({b"br", b"zstd", b"compress", b"x-compress"})
 PAUSE_READING_BYTES = 256 * 1024  # of a stream that arrived and was not read yet
 
 
@@ -169,7 +170,7 @@ class Response:
             encoding = value.strip().lower()
             if encoding in (b"gzip", b"x-gzip", b"deflate"):
                 self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
-            elif encoding not in (b"", b"identity"):
+            elif encoding in _UNREADABLE_ENCODINGS:
                 raise _ProtocolError(f"content-encoding {encoding!r} was not asked for")
 
     def drop_headers(self) -> None:
@@ -243,6 +244,12 @@ class Connection(asyncio.Protocol):
         self._discard = discard
         self._loop = asyncio.get_running_loop()
         self._parser = HttpResponseParser(self)
+        # RFC 9112 asks this of a recipient (sections 2.2 and 6.3); padding is common in old servers.
+        self._parser.set_dangerous_leniencies(
+            lenient_optional_cr_before_lf=True,
+            lenient_chunked_length=True,
+            lenient_spaces_after_chunk_size=True,
+        )
         self._response: Response | None = None
         self._transport: asyncio.Transport | None = None
         self._status = 0
@@ -301,9 +308,11 @@ class Connection(asyncio.Protocol):
             if not response.status and self._header_bytes > MAX_HEADER_BYTES:
                 raise _ProtocolError("the headers are too large")
         except (HttpParserError, HttpParserUpgrade, _ProtocolError) as error:
-            response.fail(self.broken(str(error.__context__ or error)))
-            self.abort()
-            return
+            if not response.is_complete:
+                response.fail(self.broken(str(error.__context__ or error)))
+                self.abort()
+                return
+            self._excess = True  # the response is whole; what follows it is not read
         if response.is_complete:
             self._finish()
         response.notify()
@@ -336,13 +345,17 @@ class Connection(asyncio.Protocol):
 
     # llhttp
 
+    def on_message_begin(self) -> None:
+        """The first byte of a message: of the response, or of one that was not asked for."""
+        response = self._response
+        assert response is not None
+        self._excess = response.is_complete
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line."""
         response = self._response
         assert response is not None
-        if response.is_complete:
-            self._excess = True
-        else:
+        if not response.is_complete:
             response.add_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -351,8 +364,8 @@ class Connection(asyncio.Protocol):
         assert response is not None
         self._status = status = self._parser.get_status_code()
         if response.is_complete:
-            self._excess = True
-        elif status >= 200:
+            return
+        if status >= 200:
             response.status = status
         else:
             response.drop_headers()
