@@ -21,6 +21,7 @@ from tests.support.raw_http import (
 )
 
 from suffice.errors import UpstreamError
+from suffice.providers.http1 import Connection
 from suffice.providers.transport import HTTPTransport
 from suffice.types import Timeouts
 
@@ -263,6 +264,23 @@ def test_a_tls_handshake_that_does_not_end_is_a_connect_timeout(
                 )
             assert caught.value.kind == "timeout_connect"
             await wait_until(lambda: not server.open)
+
+    run(main)
+
+
+def test_handshakes_that_fail_leave_nothing_in_memory(run: Callable[[Main], None]) -> None:
+    def open_connections() -> int:
+        gc.collect()
+        return sum(type(o) is Connection for o in gc.get_objects())
+
+    async def main() -> None:
+        transport = HTTPTransport({})
+        before = open_connections()
+        async with serve(answer_each(b"not TLS")) as server:
+            for _ in range(10):
+                with pytest.raises(UpstreamError):
+                    await post(transport, f"https://127.0.0.1:{server.port}/")
+        await wait_until(lambda: open_connections() <= before + 1)
 
     run(main)
 

@@ -57,11 +57,12 @@ class _Pool:
     def new_connection(self, origin: Origin) -> Connection:
         """A protocol that returns to this pool after each exchange."""
         idle = self._idle.setdefault(origin, [])
-        connection = Connection(
-            origin.netloc, partial(self._release, idle), self._connections.discard
-        )
-        self._connections.add(connection)
-        return connection
+        return Connection(origin.netloc, partial(self._release, idle), self._connections.discard)
+
+    def add(self, connection: Connection) -> None:
+        """Take a connection that is open: one whose handshake fails is never reported lost."""
+        if not connection.is_lost:
+            self._connections.add(connection)
 
     @staticmethod
     def _release(idle: list[Connection], connection: Connection) -> None:
@@ -138,6 +139,7 @@ class HTTPTransport:
                 connection = await self._connector.connect(
                     endpoint.origin, partial(pool.new_connection, endpoint.origin), limit_s
                 )
+                pool.add(connection)
             response = connection.send(request, stream=end_s is None)
             timer = None if end_s is None else loop.call_at(end_s, response.expire)
             try:
