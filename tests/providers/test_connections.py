@@ -273,10 +273,13 @@ def test_handshakes_that_fail_leave_nothing_in_memory(run: Callable[[Main], None
         gc.collect()
         return sum(type(o) is Connection for o in gc.get_objects())
 
+    async def refuse(server: RawServer, reader: asyncio.StreamReader, writer: Any) -> None:
+        writer.write(b"not TLS")
+
     async def main() -> None:
         transport = HTTPTransport({})
         before = open_connections()
-        async with serve(answer_each(b"not TLS")) as server:
+        async with serve(refuse) as server:
             for _ in range(10):
                 with pytest.raises(UpstreamError):
                     await post(transport, f"https://127.0.0.1:{server.port}/")
