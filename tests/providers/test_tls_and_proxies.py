@@ -142,6 +142,20 @@ def test_a_proxy_that_refuses_is_no_connection(run: Callable[[Main], None]) -> N
 
 
 @pytest.mark.parametrize(
+    "proxy", ["https://127.0.0.1:1", "socks5://127.0.0.1:1", "http://[::1", "127.0.0.1:99999"]
+)
+def test_a_proxy_that_cannot_be_used_is_no_connection(
+    run: Callable[[Main], None], proxy: str
+) -> None:
+    async def main() -> None:
+        with pytest.raises(UpstreamError, match="proxy that the environment names") as caught:
+            await post(HTTPTransport({"https": proxy}), "https://upstream.test/v1")
+        assert caught.value.kind == "connect"
+
+    run(main)
+
+
+@pytest.mark.parametrize(
     ("no_proxy", "url"),
     [
         ("*", "http://127.0.0.1:{}/"),

@@ -52,7 +52,15 @@ class Connector:
         return self._tls
 
     def origin(self, url: SplitResult) -> Origin:
-        """The origin of a URL. Raises ValueError for a port or a proxy that is not valid."""
+        """Take an http(s) URL apart.
+
+        Returns:
+            The origin, with the proxy of the environment.
+
+        Raises:
+            ValueError: The port is not valid.
+            UpstreamError: The proxy cannot be used.
+        """
         host = url.hostname or ""
         secure = url.scheme == "https"
         port = url.port or (443 if secure else 80)
@@ -60,15 +68,19 @@ class Connector:
         proxy_url = self._proxies.get(url.scheme) or self._proxies.get("all")
         if not proxy_url or _bypasses_proxy(self._proxies.get("no", ""), host, netloc):
             return Origin(host, port, secure, netloc)
-        proxy = urlsplit(proxy_url if "://" in proxy_url else f"http://{proxy_url}")
-        if proxy.scheme != "http" or not proxy.hostname:
-            raise ValueError(f"unsupported proxy {proxy.scheme}://{proxy.hostname}")
+        try:
+            proxy = urlsplit(proxy_url if "://" in proxy_url else f"http://{proxy_url}")
+            address = (proxy.hostname or "", proxy.port or 80)
+            if proxy.scheme != "http" or not proxy.hostname:
+                raise ValueError("only http:// proxies are supported")
+        except ValueError as error:
+            message = f"{netloc}: the proxy that the environment names cannot be used: {error}."
+            raise UpstreamError(message, kind="connect") from None
         header = ""
         if proxy.username is not None:
             login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
             token = base64.b64encode(login.encode()).decode()
             header = f"proxy-authorization: Basic {token}\r\n"
-        address = (proxy.hostname, proxy.port or 80)
         prefix = "" if secure else f"http://{netloc}"
         return Origin(host, port, secure, netloc, address, header, prefix)
 
