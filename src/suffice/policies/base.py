@@ -285,7 +285,9 @@ class PredictivePolicy(ABC, Generic[T]):
             reference_cost = predictions.cost_usd[reference]
             if cost and reference_cost and reference_cost > cost:
                 return f"{text}; {reference_cost / cost:.1f}x cheaper than {names[reference]}."
-        elif pool.objective.kind == "keep_quality":
+        elif pool.objective.kind == "keep_quality" and any(
+            cost and other is not None and other < cost for other in predictions.cost_usd
+        ):
             return f"{text}; a cheaper model would keep too little of the quality."
         return f"{text}."
 
