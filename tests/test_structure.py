@@ -10,10 +10,10 @@ from scripts.measure_structure import Structure, measure
 SOURCE = Path(__file__).parents[1] / "src" / "suffice"
 
 # How many may be over their limit. Only ever lower these; the target is 0, and under 200 for `Any`.
-LONG_FILES = 2
-LONG_CLASSES = 1
-LONG_FUNCTIONS = 4  # a migration and a few others
-ANY_USES = 150
+LONG_FILES = 0
+LONG_CLASSES = 0
+LONG_FUNCTIONS = 1  # the first migration
+ANY_USES = 140
 LAZY_CIRCLES = 0
 
 

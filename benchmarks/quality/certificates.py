@@ -38,7 +38,7 @@ from runner import arguments, publish
 
 from suffice.lab import stats
 from suffice.lab.calibrate import risk_control
-from suffice.lab.calibrate.calibrate import choose_exchange_rate, quality_gaps
+from suffice.lab.calibrate.exchange_rate import choose_exchange_rate, quality_gaps
 from suffice.lab.calibrate.risk_control import Kind, fixed_sequence_test, quantile_thresholds
 from suffice.lab.data.load import load_table
 from suffice.lab.predictors.base import Batch, extract_table

@@ -17,9 +17,8 @@ from suffice.errors import TableError, UsageError
 from suffice.lab.calibrate.calibrate import (
     Calibration,
     calibrate,
-    choose_exchange_rate,
-    quality_gaps,
 )
+from suffice.lab.calibrate.exchange_rate import choose_exchange_rate, quality_gaps
 from suffice.lab.data.table import Table
 from suffice.lab.predictors.base import extract_table
 from suffice.lab.train.train import train

@@ -17,6 +17,7 @@ from suffice import features
 from suffice.artifacts import certificate as certificates
 from suffice.artifacts.certificate import Certificate
 from suffice.errors import TableError, UsageError
+from suffice.lab.calibrate.exchange_rate import choose_exchange_rate, quality_gaps
 from suffice.lab.calibrate.risk_control import (
     Kind,
     RiskControlResult,
@@ -35,7 +36,6 @@ from suffice.lab.stats import weighted_mean
 from suffice.names import match_model
 from suffice.policies import priors
 
-EXCHANGE_RATES = 40  # exchange rates that are tried
 # Notes of an evaluation set that do not concern a certificate.
 _OTHER_NOTES = (
     "of the pair,", "but ", "left out of every figure", "are few:", "missing costs", "sampling_weight",
@@ -235,58 +235,6 @@ def _score_queries(
 def _fit_without_labels(predictor: Predictor, x: Batch, roles: Roles) -> None:
     no_labels = np.zeros((0, len(roles.names)))
     predictor.fit(x.take(np.zeros(0, np.intp)), no_labels, None, roles.cost, roles.names)
-
-
-def quality_gaps(
-    quality: FloatArray, cost: FloatArray, rate: float
-) -> tuple[NDArray[np.intp], FloatArray]:
-    """Choose the alternative of each query as `Certificate.choose_alternative` does.
-
-    Args:
-        quality: (n, 1 + cheap) predicted, the reference first.
-        cost: (1 + cheap,).
-        rate: Quality worth one USD.
-
-    Returns:
-        (n,) place of the alternative among the cheap models, and (n,) predicted gap to it.
-    """
-    penalty = 0.0 if rate == 0.0 else rate * cost[1:]
-    alternative = np.argmax(quality[:, 1:] - penalty, axis=1)
-    return alternative, quality[:, 0] - quality[np.arange(len(quality)), alternative + 1]
-
-
-def choose_exchange_rate(quality: FloatArray, cost: FloatArray, max_loss: float) -> float:
-    """Find the quality worth one USD at which the alternatives are predicted to save most.
-
-    A query is predicted to lose p (1 - q), as if the reference being right (p) and the alternative
-    being right (q) were independent.
-
-    Args:
-        quality: (m, 1 + cheap) predicted, of training queries, the reference first.
-        cost: (1 + cheap,).
-        max_loss: Of the mean predicted loss.
-
-    Returns:
-        The rate; 0 if there is one alternative.
-    """
-    if quality.shape[1] <= 2:
-        return 0.0
-    differences = np.abs(np.subtract.outer(cost[1:], cost[1:]))
-    differences = differences[differences > 0]
-    if not len(differences):
-        return 0.0
-    lowest, highest = 1e-3 / differences.max(), 1e2 / differences.min()
-    p = np.clip(quality, 0.0, 1.0)
-    best_rate, most_saved = 0.0, -np.inf
-    for rate in (0.0, *np.geomspace(lowest, highest, EXCHANGE_RATES)):
-        alternative, score = quality_gaps(quality, cost, rate)
-        lost = p[:, 0] * (1.0 - p[np.arange(len(p)), alternative + 1])
-        order = np.argsort(score, kind="stable")
-        within = np.cumsum(lost[order]) / len(p) <= max_loss
-        saved = float((cost[0] - cost[alternative[order] + 1])[within].sum())
-        if saved > most_saved * (1 + 1e-9) + 1e-12:
-            best_rate, most_saved = float(rate), saved
-    return best_rate
 
 
 def _effects(
