@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -183,6 +184,22 @@ def worker_app() -> App:
     return app
 
 
+def _free_port() -> int:
+    """A port that is free now, outside the range from which systems assign ports.
+
+    Another process that asks for any free port between this check and the start of the child cannot
+    get this one.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+
+
 class BackgroundServer:
     """The real gateway in a child process, for demos, notebooks and tests.
 
@@ -244,9 +261,7 @@ class BackgroundServer:
             JobError: it did not start within `timeout_s`; has the child's own message.
         """
         if self.port == 0:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.port = probe.getsockname()[1]
+            self.port = _free_port()
         command = [sys.executable, "-m", "suffice", "serve", "--config", str(self.config)]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", str(self.workers)]
