@@ -185,7 +185,7 @@ def worker_app() -> App:
 
 
 def _free_port() -> int:
-    """A port that is free now, outside the range from which systems assign ports.
+    """Returns a free port outside the range from which systems assign ports.
 
     Another process that asks for any free port between this check and the start of the child cannot
     get this one.
