@@ -135,7 +135,7 @@ def test_workers_swap_without_a_restart_and_back_after_a_rollback(tmp_path: Path
 
 
 def test_decisions_go_on_during_a_refit(made: Router, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refit that takes for ever in its thread: decisions go on."""
+    """A refit never ends in its thread: decisions go on."""
     learning = made.start_learning(thread=False)
     learning.step(1000.0)
     teach(made, 100)

@@ -61,7 +61,7 @@ def test_trusted_feedback_counts_as_loss_and_other_feedback_does_not(
         t.step(time.time())
         watch = t.tests["safe"]
         assert (watch.labels, watch.loss) == (2, pytest.approx(0.375))
-        # A second word on the same decision is no new evidence, whoever says it.
+        # A second score of the same decision, from any source, is not new evidence.
         r.feedback(weak[0], 1.0, source="test")
         r.feedback(weak[0], 0.0, source="test", key="other")
         t.step(time.time())

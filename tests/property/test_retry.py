@@ -118,7 +118,7 @@ def drive(plan: list[str], errors: dict[str, UpstreamError], **more: object) -> 
     calls = []
     while isinstance(action := flow.next(), Call | Wait):
         if isinstance(action, Wait):
-            flow.record_wait(0.0)  # a clock that stands still must not keep it waiting for ever
+            flow.record_wait(0.0)  # a stopped clock must not make it wait without end
             continue
         calls.append(action.step.model)
         if action.step.model not in errors:

@@ -329,7 +329,7 @@ def test_a_drained_response_keeps_its_connection_if_it_ends_soon(
     run(main)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of connections that nobody closed
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of connections that are not closed
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_transport_outlives_a_loop_that_was_closed_without_it() -> None:
     transport = HTTPTransport({})
